@@ -1,0 +1,51 @@
+"""The error tree: what happened, to what, and what to do next, with the exit code a command ends in."""
+
+from __future__ import annotations
+
+
+class P2PSyncError(Exception):
+    """Base of every error this project raises on purpose. Its text is meant for the person at the keyboard."""
+
+    exit_code = 1
+
+
+class UsageError(P2PSyncError):
+    """The command or API call was given something it cannot mean."""
+
+    exit_code = 2
+
+
+class InputError(P2PSyncError):
+    """A value is malformed or names nothing that exists (an ID, a path, a code)."""
+
+
+class ConfigError(P2PSyncError):
+    """The configuration file holds something it must not; the text names the line and what is allowed."""
+
+
+class StateError(P2PSyncError):
+    """The node or folder is not in the state this needs (already running, not initialised, paused…)."""
+
+
+class ProtocolError(P2PSyncError):
+    """The other side broke the protocol; the connection ends."""
+
+
+class AuthenticationError(ProtocolError):
+    """Proof of identity or integrity failed. Deliberately says no more than that to the other side."""
+
+
+class PermissionDenied(P2PSyncError):
+    """A role does not allow this."""
+
+
+class EscapeError(P2PSyncError):
+    """A path would leave its folder, or passes through a symlink."""
+
+
+class IntegrityError(P2PSyncError):
+    """Stored bytes are not what they must be; `p2psync check` says more."""
+
+
+class StoreFullError(P2PSyncError):
+    """The index cannot grow: its disk is full or its map limit is reached."""

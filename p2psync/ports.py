@@ -1,0 +1,373 @@
+"""The seams between decisions and the world: every effect a node has goes through one of these interfaces.
+
+Production adapters live in the edge rooms (`workspace`, `index`, `net`, `node`); simulated ones in `p2psync.testing`.
+Nothing here imports an adapter. Blocking ports (`Root`, `KvStore`) are plain functions: the synchronizer calls them
+inside `Offload.run`, in batches, so that the trio loop never waits for a disk.
+"""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator, Callable, Iterator
+from contextlib import AbstractContextManager
+from dataclasses import dataclass
+from enum import Enum, IntEnum
+from typing import Protocol, TypeVar
+
+T = TypeVar("T")
+
+
+# ── time, randomness, threads ───────────────────────────────────────────────────────────────────────────────────────
+class Clock(Protocol):
+    """Wall and monotonic time. Sleeping and deadlines use trio, whose clock is virtual in simulation."""
+
+    def wall_ns(self) -> int:
+        """Nanoseconds since the Unix epoch, as this device believes; never used to decide what is newer."""
+        ...
+
+    def monotonic(self) -> float:
+        """Seconds on a clock that never goes back; the zero point is arbitrary."""
+        ...
+
+
+class Rng(Protocol):
+    """Randomness: cryptographic in production, seeded in simulation."""
+
+    def token(self, size: int) -> bytes:
+        """`size` unpredictable bytes."""
+        ...
+
+    def uniform(self, low: float, high: float) -> float:
+        """A float in [low, high]; for jitter."""
+        ...
+
+
+class Offload(Protocol):
+    """Where blocking work runs: worker threads in production, inline in simulation."""
+
+    async def run(self, work: Callable[[], T], /) -> T:
+        """Run `work` off the loop and return its result. Not cancelled half-way: cancellation waits for it to end."""
+        ...
+
+
+# ── file system ─────────────────────────────────────────────────────────────────────────────────────────────────────
+class Kind(IntEnum):
+    """What a directory entry is. The first three are synchronised; OTHER (sockets, devices, pipes) never is."""
+
+    FILE = 0
+    DIRECTORY = 1
+    SYMLINK = 2
+    OTHER = 3
+
+
+@dataclass(frozen=True, slots=True)
+class Stat:
+    """`lstat` of one entry. Times in nanoseconds, size in bytes, mode the permission bits only (0o7777)."""
+
+    kind: Kind
+    size: int
+    mode: int
+    mtime_ns: int
+    ctime_ns: int
+    dev: int
+    ino: int
+
+
+class Rename(Enum):
+    """How `Root.rename` treats an existing target."""
+
+    NOREPLACE = "noreplace"
+    """Fail with FileExistsError when the target exists."""
+    REPLACE = "replace"
+    """Atomically replace the target file."""
+    EXCHANGE = "exchange"
+    """Atomically swap both entries; both must exist."""
+
+
+@dataclass(frozen=True, slots=True)
+class FsCapabilities:
+    """What the file system under a folder can do, probed when the folder opens (never guessed from the platform)."""
+
+    case_insensitive: bool = False
+    normalising: bool = False
+    symlinks: bool = True
+    hard_links: bool = True
+    exchange: bool = True
+    noreplace: bool = True
+    utf8_only: bool = False
+    name_max: int = 255
+    granularity_ns: int = 10_000_000
+    """Two changes closer than this may carry the same timestamp."""
+
+
+class ReadFile(Protocol):
+    """An open regular file, for reading."""
+
+    def pread_into(self, buffer: memoryview, offset: int) -> int:
+        """Fill `buffer` from `offset`; returns bytes read, less than asked only at the end of the file."""
+        ...
+
+    def stat(self) -> Stat:
+        """`fstat` of this very file."""
+        ...
+
+    def next_data(self, offset: int) -> int | None:
+        """Offset of the next byte at or after `offset` that is not a hole, or None when only a hole is left."""
+        ...
+
+    def close(self) -> None: ...
+
+
+class WriteFile(ReadFile, Protocol):
+    """An open regular file, for reading and writing."""
+
+    def pwrite(self, data: bytes | memoryview, offset: int) -> None:
+        """Write all of `data` at `offset`."""
+        ...
+
+    def truncate(self, size: int) -> None:
+        """Set the length; growing makes a hole."""
+        ...
+
+    def sync(self) -> None:
+        """Make content durable (fsync). After an error the file must be thrown away, never synced again."""
+        ...
+
+
+class Root(Protocol):
+    """One directory tree, opened once; every path is relative bytes and can never leave the tree.
+
+    No intermediate component is ever followed through a symlink: such a path raises `EscapeError`.
+    All calls block. `OSError` subclasses come through unchanged.
+    """
+
+    @property
+    def capabilities(self) -> FsCapabilities: ...
+
+    def identity(self) -> Stat:
+        """Stat of the root directory itself as it is reached by its path *now* (FileNotFoundError when it is gone)."""
+        ...
+
+    def stat(self, path: bytes) -> Stat | None:
+        """`lstat`; None when the entry does not exist."""
+        ...
+
+    def scan(self, path: bytes) -> list[tuple[bytes, Stat]]:
+        """Every entry of a directory (b"" is the root), sorted by name. Vanished entries are left out."""
+        ...
+
+    def open(self, path: bytes) -> ReadFile:
+        """Open a regular file, never following a symlink and never blocking on a pipe."""
+        ...
+
+    def create(self, path: bytes, mode: int = 0o600) -> WriteFile:
+        """Create a new regular file; FileExistsError when anything is there."""
+        ...
+
+    def reopen(self, path: bytes) -> WriteFile:
+        """Open an existing regular file for writing."""
+        ...
+
+    def rename(self, source: bytes, target: bytes, how: Rename) -> None:
+        """Rename in one step; see `Rename`. OSError(EINVAL) when the file system cannot do it that way."""
+        ...
+
+    def link(self, source: bytes, target: bytes) -> None:
+        """Hard link; FileExistsError when the target exists."""
+        ...
+
+    def symlink(self, content: bytes, path: bytes) -> None: ...
+
+    def readlink(self, path: bytes) -> bytes: ...
+
+    def mkdir(self, path: bytes, mode: int = 0o777) -> None: ...
+
+    def rmdir(self, path: bytes) -> None: ...
+
+    def unlink(self, path: bytes) -> None: ...
+
+    def chmod(self, path: bytes, mode: int) -> None:
+        """Change permission bits of a file or directory (never through a symlink)."""
+        ...
+
+    def utime(self, path: bytes, mtime_ns: int) -> None:
+        """Set the modification time of an entry itself (never through a symlink)."""
+        ...
+
+    def sync_directory(self, path: bytes) -> None:
+        """Make the entries of a directory durable."""
+        ...
+
+    def sync_all(self) -> None:
+        """Make everything written so far on this file system durable (syncfs); cheaper than many fsyncs."""
+        ...
+
+    def free_space(self) -> tuple[int, int]:
+        """(free for us, total) bytes of the file system."""
+        ...
+
+    def close(self) -> None: ...
+
+
+class Storage(Protocol):
+    """Opens trees by absolute path."""
+
+    def open_root(self, path: bytes) -> Root:
+        """Open a directory as a root. FileNotFoundError, NotADirectoryError or PermissionError when it cannot be."""
+        ...
+
+
+class Watch(Protocol):
+    """A running watch of one tree; closing it stops the events."""
+
+    @property
+    def live(self) -> bool:
+        """False once the watch is known to miss events (limit reached, root gone): rely on scans."""
+        ...
+
+    def close(self) -> None: ...
+
+
+@dataclass(frozen=True, slots=True)
+class Hint:
+    """Something may have changed at `path` (relative bytes); `settled` when the writer has closed or moved it.
+
+    `path` None means that events were lost: scan everything.
+    """
+
+    path: bytes | None
+    settled: bool = False
+
+
+class Watcher(Protocol):
+    """Reports changes under a tree as hints. Losing hints is allowed: scans are the truth."""
+
+    def watch(self, path: bytes, hint: Callable[[Hint], None]) -> Watch:
+        """Start watching the absolute `path`. `hint` may be called from any thread and must return at once."""
+        ...
+
+
+# ── database ────────────────────────────────────────────────────────────────────────────────────────────────────────
+class ReadTxn(Protocol):
+    """A consistent view of an ordered key-value store with named tables."""
+
+    def get(self, table: str, key: bytes) -> bytes | None: ...
+
+    def range(self, table: str, start: bytes = b"", stop: bytes | None = None) -> Iterator[tuple[bytes, bytes]]:
+        """Pairs with start ≤ key < stop in key order; must not be held open over writes to the same table."""
+        ...
+
+    def count(self, table: str) -> int: ...
+
+
+class WriteTxn(ReadTxn, Protocol):
+    """A transaction: all or nothing, durable once `KvStore.write` has returned."""
+
+    def put(self, table: str, key: bytes, value: bytes) -> None: ...
+
+    def delete(self, table: str, key: bytes) -> bool:
+        """True when the key was there."""
+        ...
+
+
+class KvStore(Protocol):
+    """An embedded transactional store. Keys are at most 511 bytes."""
+
+    def read(self) -> AbstractContextManager[ReadTxn]: ...
+
+    def write(self, work: Callable[[WriteTxn], T]) -> T:
+        """Run `work` in one write transaction on the writer thread and wait until it is durable.
+
+        `work` may run twice (the store grows and starts again), so it must have no effect outside the transaction.
+        """
+        ...
+
+    def close(self) -> None: ...
+
+
+class Database(Protocol):
+    """Opens stores by absolute path (a directory)."""
+
+    def open(self, path: bytes, tables: tuple[str, ...]) -> KvStore: ...
+
+
+# ── network ─────────────────────────────────────────────────────────────────────────────────────────────────────────
+class ByteStream(Protocol):
+    """A reliable, ordered, bidirectional byte stream. One sender and one receiver task at a time."""
+
+    @property
+    def remote(self) -> str:
+        """The other side's address as HOST:PORT ([HOST]:PORT for IPv6)."""
+        ...
+
+    async def send_all(self, data: bytes | memoryview) -> None:
+        """Raises trio.BrokenResourceError or trio.ClosedResourceError when the stream is gone."""
+        ...
+
+    async def receive_into(self, buffer: memoryview) -> int:
+        """Receive at least one byte into `buffer`; 0 at the end of the stream."""
+        ...
+
+    async def aclose(self) -> None: ...
+
+
+class StreamListener(Protocol):
+    """Accepts incoming streams."""
+
+    @property
+    def addresses(self) -> list[str]:
+        """The addresses it really listens on, with the port the system chose."""
+        ...
+
+    async def accept(self) -> ByteStream: ...
+
+    async def aclose(self) -> None: ...
+
+
+class Network(Protocol):
+    """Opens and accepts streams."""
+
+    async def listen(self, address: str) -> list[StreamListener]:
+        """Listen on HOST:PORT (port 0: any). OSError when the address is in use or not ours."""
+        ...
+
+    async def dial(self, address: str) -> ByteStream:
+        """Connect to HOST:PORT. OSError when it cannot; the caller sets the timeout."""
+        ...
+
+
+@dataclass(frozen=True, slots=True)
+class Sighting:
+    """A hint that a device may be reachable; nothing in it is proven."""
+
+    addresses: tuple[str, ...]
+    """HOST:PORT strings to try."""
+    tag: str
+    """Opaque text the announcer chose; see `Discovery.announce`."""
+    pairing: str | None = None
+    """The nameplate of an open pairing, when one is announced."""
+
+
+class Discovery(Protocol):
+    """Announces this device and reports others nearby."""
+
+    def sightings(self) -> AsyncIterator[Sighting]:
+        """Endless stream of hints, bounded: the oldest unread are dropped."""
+        ...
+
+    async def announce(self, port: int, tag: str, pairing: str | None) -> None:
+        """Announce (or update) this device at `port` with an opaque tag. Failures are logged, never raised."""
+        ...
+
+
+@dataclass(frozen=True, slots=True)
+class World:
+    """All the ports of one node."""
+
+    clock: Clock
+    rng: Rng
+    offload: Offload
+    storage: Storage
+    watcher: Watcher | None
+    database: Database
+    network: Network
+    discovery: Discovery | None
