@@ -1,0 +1,171 @@
+"""The synced tree: per path, what this device last knew its disk and the records to agree on.
+
+An entry is an observation plus the versions behind it, never a piece of pending work. The scanner compares the disk with
+its fingerprint, the planner compares its version with the announced siblings.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import cached_property
+
+import msgspec
+
+from p2psync.errors import IntegrityError
+from p2psync.model.paths import PathKey, RelPath, parent, path_key
+from p2psync.model.records import FileRecord
+from p2psync.model.versions import Dot, Replica, VersionVector
+from p2psync.ports import Kind, Stat
+
+
+@dataclass(frozen=True, slots=True)
+class Fingerprint:
+    """What identified an entry on disk when its content was last known, and when (`observed_ns`, wall clock)."""
+
+    dev: int
+    ino: int
+    size: int
+    mtime_ns: int
+    ctime_ns: int
+    observed_ns: int
+
+    @staticmethod
+    def of(stat: Stat, observed_ns: int) -> Fingerprint:
+        """Fingerprint of a stat taken at `observed_ns`."""
+        return Fingerprint(stat.dev, stat.ino, stat.size, stat.mtime_ns, stat.ctime_ns, observed_ns)
+
+    def racy(self, granularity_ns: int) -> bool:
+        """Whether a change right after the observation could have left every field the same ("racy git").
+
+        Timestamps in the future (a clock that went back) count as racy too: nothing can be concluded from them.
+        """
+        return max(self.mtime_ns, self.ctime_ns) >= self.observed_ns - granularity_ns
+
+    def matches(self, stat: Stat) -> bool:
+        """Whether `stat` shows the same file, untouched. For a directory only its identity counts."""
+        if stat.kind is Kind.DIRECTORY:
+            return stat.ino == self.ino
+        return (self.ino, self.size, self.mtime_ns, self.ctime_ns) == (
+            stat.ino,
+            stat.size,
+            stat.mtime_ns,
+            stat.ctime_ns,
+        )
+
+
+@dataclass(frozen=True)
+class Synced:
+    """One entry of the synced tree.
+
+    `version` is what a local edit made now would causally follow; `sources` the dots of the records whose content is on
+    this disk. `diverged`: a local change that was not published because this device may only read. `implied`: a
+    directory whose own record is deleted and which stands only because something below it lives. `manifest` is the
+    encoded manifest of a file's content, whatever its length.
+    """
+
+    path: RelPath
+    kind: Kind
+    size: int
+    mtime_ns: int
+    mode: int
+    content: bytes
+    manifest: bytes
+    target: bytes
+    fingerprint: Fingerprint
+    version: VersionVector
+    sources: tuple[Dot, ...]
+    diverged: bool = False
+    implied: bool = False
+
+    @cached_property
+    def key(self) -> PathKey:
+        """The path's key."""
+        return path_key(self.path)
+
+    @cached_property
+    def directory_key(self) -> PathKey:
+        """Key of the directory that holds this entry; the index groups siblings of one directory by it."""
+        return path_key(parent(self.path))
+
+    @property
+    def identity(self) -> tuple[bool, Kind, bytes]:
+        """Comparable with `FileRecord.identity`."""
+        return (False, self.kind, self.content)
+
+    @property
+    def executable(self) -> bool:
+        """Whether the owner may execute it."""
+        return bool(self.mode & 0o100)
+
+    def shows(self, record: FileRecord) -> bool:
+        """Whether the disk already shows this record's content under this record's version."""
+        return (
+            self.identity == record.identity
+            and not self.diverged
+            and self.version.includes(record.dot)
+            and (self.kind is not Kind.FILE or self.executable == record.executable)
+        )
+
+    def encode(self) -> bytes:
+        """Bytes for the index."""
+        f = self.fingerprint
+        return _encoder.encode(
+            _Stored(
+                self.path,
+                int(self.kind),
+                self.size,
+                self.mtime_ns,
+                self.mode,
+                self.content,
+                self.manifest,
+                self.target,
+                (f.dev, f.ino, f.size, f.mtime_ns, f.ctime_ns, f.observed_ns),
+                list(self.version.entries),
+                [(d.counter, d.replica) for d in self.sources],
+                self.diverged,
+                self.implied,
+            )
+        )
+
+
+class _Stored(msgspec.Struct, frozen=True, array_like=True):
+    path: bytes
+    kind: int
+    size: int
+    mtime_ns: int
+    mode: int
+    content: bytes
+    manifest: bytes
+    target: bytes
+    fingerprint: tuple[int, int, int, int, int, int]
+    version: list[tuple[bytes, int]]
+    sources: list[tuple[int, bytes]]
+    diverged: bool
+    implied: bool
+
+
+_encoder = msgspec.msgpack.Encoder()
+_decoder = msgspec.msgpack.Decoder(_Stored)
+
+
+def decode_synced(data: bytes) -> Synced:
+    """Decode an entry of our own index; IntegrityError when it is damaged."""
+    try:
+        s = _decoder.decode(data)
+        return Synced(
+            RelPath(s.path),
+            Kind(s.kind),
+            s.size,
+            s.mtime_ns,
+            s.mode,
+            s.content,
+            s.manifest,
+            s.target,
+            Fingerprint(*s.fingerprint),
+            VersionVector(tuple((Replica(r), c) for r, c in s.version)),
+            tuple(Dot(c, Replica(r)) for c, r in s.sources),
+            s.diverged,
+            s.implied,
+        )
+    except (msgspec.MsgspecError, ValueError, TypeError) as error:
+        raise IntegrityError(f"damaged entry in the index: {error}; run `p2psync check --repair`") from None
