@@ -6,6 +6,7 @@ its fingerprint, the planner compares its version with the announced siblings.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 
@@ -13,7 +14,7 @@ import msgspec
 
 from p2psync.errors import IntegrityError
 from p2psync.model.paths import PathKey, RelPath, parent, path_key
-from p2psync.model.records import FileRecord
+from p2psync.model.records import FileRecord, winner
 from p2psync.model.versions import Dot, Replica, VersionVector
 from p2psync.ports import Kind, Stat
 
@@ -59,8 +60,9 @@ class Synced:
 
     `version` is what a local edit made now would causally follow; `sources` the dots of the records whose content is on
     this disk. `diverged`: a local change that was not published because this device may only read. `implied`: a
-    directory whose own record is deleted and which stands only because something below it lives. `manifest` is the
-    encoded manifest of a file's content, whatever its length.
+    directory whose own record is deleted and which stands only because something below it lives. `absent`: a read-only
+    device deleted its copy (always with `diverged`). `manifest` is the encoded manifest when it is short enough to be
+    inline in a record, else empty: the index holds it by its root.
     """
 
     path: RelPath
@@ -76,6 +78,7 @@ class Synced:
     sources: tuple[Dot, ...]
     diverged: bool = False
     implied: bool = False
+    absent: bool = False
 
     @cached_property
     def key(self) -> PathKey:
@@ -90,7 +93,7 @@ class Synced:
     @property
     def identity(self) -> tuple[bool, Kind, bytes]:
         """Comparable with `FileRecord.identity`."""
-        return (False, self.kind, self.content)
+        return (self.absent, self.kind, b"" if self.absent else self.content)
 
     @property
     def executable(self) -> bool:
@@ -124,8 +127,25 @@ class Synced:
                 [(d.counter, d.replica) for d in self.sources],
                 self.diverged,
                 self.implied,
+                self.absent,
             )
         )
+
+
+def settled(synced: Synced | None, siblings: Sequence[FileRecord], live_descendants: int) -> bool:
+    """Whether nothing is left to do for a path: the disk shows what the records ask for.
+
+    `live_descendants` is how many live records stand below the path: they keep a deleted directory alive, and they
+    keep the name when a file record would take it.
+    """
+    if not siblings:
+        return True
+    wanted = winner(siblings)
+    if wanted.deleted or (wanted.kind is not Kind.DIRECTORY and live_descendants):
+        if live_descendants:
+            return synced is None or synced.diverged or synced.kind is Kind.DIRECTORY
+        return synced is None or synced.diverged
+    return synced is not None and (synced.shows(wanted) or synced.diverged and synced.version.includes(wanted.dot))
 
 
 class _Stored(msgspec.Struct, frozen=True, array_like=True):
@@ -142,6 +162,7 @@ class _Stored(msgspec.Struct, frozen=True, array_like=True):
     sources: list[tuple[int, bytes]]
     diverged: bool
     implied: bool
+    absent: bool
 
 
 _encoder = msgspec.msgpack.Encoder()
@@ -166,6 +187,7 @@ def decode_synced(data: bytes) -> Synced:
             tuple(Dot(c, Replica(r)) for c, r in s.sources),
             s.diverged,
             s.implied,
+            s.absent,
         )
     except (msgspec.MsgspecError, ValueError, TypeError) as error:
         raise IntegrityError(f"damaged entry in the index: {error}; run `p2psync check --repair`") from None

@@ -185,9 +185,14 @@ def inline_manifest(manifest: Manifest) -> bytes:
     return manifest.encode() if manifest.count <= INLINE_CHUNKS else b""
 
 
-def precedence(record: FileRecord) -> tuple[bool, int, bytes]:
-    """Sort key among concurrent siblings: an edit beats a delete, then the higher Lamport counter, then the replica."""
-    return (not record.deleted, record.dot.counter, record.dot.replica)
+def precedence(record: FileRecord) -> tuple[bool, bool, int, bytes]:
+    """Sort key among concurrent siblings.
+
+    An edit beats a delete; a directory beats a file or symlink, because a file can move aside under another name and a
+    directory's children cannot; then the higher Lamport counter, then the replica.
+    """
+    directory = record.kind is Kind.DIRECTORY
+    return (not record.deleted, directory and not record.deleted, record.dot.counter, record.dot.replica)
 
 
 def winner(siblings: Iterable[FileRecord]) -> FileRecord:
