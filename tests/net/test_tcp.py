@@ -1,0 +1,230 @@
+"""TCP streams on loopback: addresses, bulk data, and the errors that the port promises."""
+
+import errno
+import os
+import socket as stdlib_socket
+from pathlib import Path
+from typing import Any
+
+import pytest
+import trio
+from trio import socket
+
+from p2psync.errors import InputError
+from p2psync.net import tcp
+from p2psync.net.tcp import TcpListener, TcpNetwork, TcpStream
+
+
+def has_ipv6() -> bool:
+    try:
+        with stdlib_socket.socket(stdlib_socket.AF_INET6) as probe:
+            probe.bind(("::1", 0))
+    except OSError:
+        return False
+    return True
+
+
+needs_ipv6 = pytest.mark.skipif(not has_ipv6(), reason="this machine has no IPv6 loopback")
+
+
+async def connected(
+    listen: str = "127.0.0.1:0", dial_host: str = "127.0.0.1"
+) -> tuple[TcpListener, TcpStream, TcpStream]:
+    network = TcpNetwork()
+    [listener] = await network.listen(listen)
+    port = listener.addresses[0].rpartition(":")[2]
+    near: list[TcpStream] = []
+
+    async def dial() -> None:
+        near.append(await network.dial(f"{dial_host}:{port}"))
+
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(dial)
+        far = await listener.accept()
+    return listener, near[0], far
+
+
+async def close(*things: TcpListener | TcpStream) -> None:
+    for thing in things:
+        await thing.aclose()
+
+
+async def receive_all(stream: TcpStream) -> bytes:
+    received = bytearray()
+    buffer = memoryview(bytearray(1 << 20))
+    while count := await stream.receive_into(buffer):
+        received += buffer[:count]
+    return bytes(received)
+
+
+async def test_bulk_data_arrives_whole_in_both_directions() -> None:
+    listener, near, far = await connected()
+    data = os.urandom(8 << 20)
+    results: dict[str, bytes] = {}
+
+    async def send(stream: TcpStream) -> None:
+        await stream.send_all(memoryview(data))
+        await stream.send_all(b"")
+        stream._socket.shutdown(socket.SHUT_WR)
+
+    async def receive(name: str, stream: TcpStream) -> None:
+        results[name] = await receive_all(stream)
+
+    with trio.fail_after(20):
+        async with trio.open_nursery() as nursery:
+            for name, stream in (("near", near), ("far", far)):
+                nursery.start_soon(send, stream)
+                nursery.start_soon(receive, name, stream)
+    assert results == {"near": data, "far": data}
+    await close(listener, near, far)
+
+
+async def test_socket_options() -> None:
+    listener, near, far = await connected()
+    for stream in (near, far):
+        assert stream._socket.getsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY)
+        assert stream._socket.getsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE)
+        if hasattr(socket, "TCP_NOTSENT_LOWAT"):
+            assert stream._socket.getsockopt(socket.IPPROTO_TCP, socket.TCP_NOTSENT_LOWAT) == 256 * 1024
+    await close(listener, near, far)
+
+
+@pytest.mark.parametrize("listen", [":0", "[::]:0"])
+@pytest.mark.parametrize("host", ["127.0.0.1", pytest.param("[::1]", marks=needs_ipv6)])
+async def test_every_interface_is_dual_stack(listen: str, host: str) -> None:
+    listener, near, far = await connected(listen, host)
+    assert near.remote == f"{host}:{listener.addresses[0].rpartition(':')[2]}"
+    assert far.remote.startswith(f"{host}:")
+    if has_ipv6():
+        assert [address.rpartition(":")[0] for address in listener.addresses] == ["0.0.0.0", "[::]"]
+    await close(listener, near, far)
+
+
+async def test_without_ipv6_every_interface_means_ipv4(monkeypatch: pytest.MonkeyPatch) -> None:
+    real = tcp._bound_socket
+
+    def no_ipv6(family: int, *args: Any, **kwargs: Any) -> socket.SocketType:
+        if family == socket.AF_INET6:
+            raise OSError(errno.EAFNOSUPPORT, "no IPv6")
+        return real(family, *args, **kwargs)
+
+    monkeypatch.setattr(tcp, "_bound_socket", no_ipv6)
+    [listener] = await TcpNetwork().listen(":0")
+    assert listener.addresses[0].startswith("0.0.0.0:")
+    await listener.aclose()
+
+
+async def test_a_name_gives_a_listener_for_each_of_its_addresses() -> None:
+    listeners = await TcpNetwork().listen("localhost:0")
+    hosts = {address.rpartition(":")[0] for listener in listeners for address in listener.addresses}
+    assert hosts
+    assert hosts <= {"127.0.0.1", "[::1]"}
+    await close(*listeners)
+
+
+@pytest.mark.parametrize("listen", ["127.0.0.1", ""])
+async def test_port_in_use_names_the_address(listen: str) -> None:
+    network = TcpNetwork()
+    [listener] = await network.listen(f"{listen}:0")
+    address = f"{listen}:{listener.addresses[0].rpartition(':')[2]}"
+    with pytest.raises(OSError, match=f"in use.*{address}") as caught:
+        await network.listen(address)
+    assert caught.value.errno == errno.EADDRINUSE
+    await listener.aclose()
+    [again] = await network.listen(address)
+    await again.aclose()
+
+
+async def test_dial_errors_keep_their_class_and_name_the_address() -> None:
+    network = TcpNetwork()
+    [listener] = await network.listen("127.0.0.1:0")
+    [address] = listener.addresses
+    await listener.aclose()
+    with pytest.raises(ConnectionRefusedError, match=address):
+        await network.dial(address)
+    with pytest.raises(OSError, match=r"no-such-host\.invalid:1"):
+        await network.dial("no-such-host.invalid:1")
+    with pytest.raises(OSError, match=r"cannot resolve no-such-host\.invalid:1|no-such-host"):
+        await network.listen("no-such-host.invalid:1")
+    for bad in ("nonsense", ":1", "host:0"):
+        with pytest.raises(InputError):
+            await network.dial(bad)
+
+
+async def test_closing_wakes_waiters_with_closed() -> None:
+    listener, near, far = await connected()
+
+    async def expect_closed(wait: object) -> None:
+        with pytest.raises(trio.ClosedResourceError):
+            await wait  # type: ignore[misc]
+
+    with trio.fail_after(5):
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(expect_closed, listener.accept())
+            nursery.start_soon(expect_closed, near.receive_into(memoryview(bytearray(9))))
+            await trio.testing.wait_all_tasks_blocked()
+            await close(listener, near)
+    for late in (listener.accept(), near.receive_into(memoryview(bytearray(9))), near.send_all(b"x")):
+        await expect_closed(late)
+    await close(far, near)
+
+
+async def test_a_reset_is_broken() -> None:
+    listener, near, far = await connected()
+    # A zero linger turns close into a reset.
+    far._socket.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, b"\x01\0\0\0\0\0\0\0")
+    await far.aclose()
+    with trio.fail_after(5):
+        with pytest.raises(trio.BrokenResourceError, match="connection lost"):
+            await near.receive_into(memoryview(bytearray(9)))
+        with pytest.raises(trio.BrokenResourceError):
+            await near.send_all(b"x" * (64 << 20))
+    await close(listener, near)
+
+
+async def test_an_empty_buffer_is_refused() -> None:
+    listener, near, far = await connected()
+    with pytest.raises(ValueError, match="empty buffer"):
+        await near.receive_into(memoryview(b""))
+    await close(listener, near, far)
+
+
+async def test_accept_survives_aborted_connections_and_lack_of_descriptors(
+    monkeypatch: pytest.MonkeyPatch, autojump_clock: trio.testing.MockClock
+) -> None:
+    [listener] = await TcpNetwork().listen("127.0.0.1:0")
+    failures = [errno.ECONNABORTED, errno.EMFILE, errno.EMFILE, errno.EBADF]
+
+    async def accept() -> object:
+        await trio.lowlevel.checkpoint()
+        raise OSError(failures.pop(0), "injected")
+
+    class Failing:
+        pass
+
+    failing = Failing()
+    failing.accept = accept  # type: ignore[attr-defined]
+    real, listener._socket = listener._socket, failing  # type: ignore[assignment]
+    start = trio.current_time()
+    with pytest.raises(trio.ClosedResourceError):
+        await listener.accept()
+    assert failures == []
+    assert trio.current_time() - start == pytest.approx(0.2)
+    listener._socket = real
+    await listener.aclose()
+
+
+@needs_ipv6
+async def test_link_local_remote_keeps_its_interface() -> None:
+    interface = next(
+        (line.split() for line in Path("/proc/net/if_inet6").read_text().splitlines() if line.split()[3] == "20"), None
+    )
+    if interface is None:
+        pytest.skip("no interface here has a link-local IPv6 address")
+    raw, name = interface[0], interface[5]
+    host = stdlib_socket.inet_ntop(stdlib_socket.AF_INET6, bytes.fromhex(raw)) + f"%{name}"
+    listener, near, far = await connected(f"[{host}]:0", f"[{host}]")
+    assert listener.addresses[0].startswith(f"[{host}]:")
+    assert near.remote == listener.addresses[0]
+    assert far.remote.startswith(f"[{host}]:")
+    await close(listener, near, far)
