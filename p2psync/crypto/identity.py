@@ -1,0 +1,106 @@
+"""A device's keys, and the public card that proves which agreement key belongs to which device."""
+
+from __future__ import annotations
+
+import hashlib
+from dataclasses import dataclass
+from functools import cached_property
+
+from cryptography.exceptions import InvalidSignature
+from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey, Ed25519PublicKey
+from cryptography.hazmat.primitives.asymmetric.x25519 import X25519PrivateKey
+
+from p2psync.errors import AuthenticationError, InputError
+from p2psync.model.ids import DeviceId, short_id
+
+SEED_SIZE = 64
+KEY_SIZE = 32
+SIGNATURE_SIZE = 64
+CARD_SUITE = 1
+"""Ed25519 signatures, X25519 agreement. Any other suite is refused: there is no negotiation downwards."""
+CARD_SIZE = 1 + 2 * KEY_SIZE + SIGNATURE_SIZE
+CARD_LABEL = b"p2psync device card"
+
+
+def verify_signature(public_key: bytes, label: bytes, message: bytes, signature: bytes) -> None:
+    """Check an Ed25519 signature (RFC 8032) over `label`, NUL, `message`; AuthenticationError when it is not valid."""
+    try:
+        Ed25519PublicKey.from_public_bytes(public_key).verify(signature, _signed_bytes(label, message))
+    except (InvalidSignature, ValueError):
+        raise AuthenticationError("a signature is not valid") from None
+
+
+@dataclass(frozen=True, slots=True)
+class DeviceCard:
+    """The public side of a device: both public keys, and the signing key's signature that binds them."""
+
+    signing_key: bytes
+    """Ed25519 public key, 32 bytes; its SHA-256 is the device ID."""
+    agreement_key: bytes
+    """X25519 public key, 32 bytes; the Noise static key."""
+    binding: bytes
+    """Signature over suite byte and agreement key, 64 bytes."""
+
+    @property
+    def device_id(self) -> DeviceId:
+        """The identity this card claims; proven only together with `verify`."""
+        return DeviceId(hashlib.sha256(self.signing_key).digest())
+
+    def encode(self) -> bytes:
+        """Suite byte, signing key, agreement key, binding: 129 bytes."""
+        return bytes((CARD_SUITE,)) + self.signing_key + self.agreement_key + self.binding
+
+    @staticmethod
+    def decode(data: bytes) -> DeviceCard:
+        """Inverse of `encode`; AuthenticationError on any other length or suite. Does not check the signature."""
+        if len(data) != CARD_SIZE or data[0] != CARD_SUITE:
+            raise AuthenticationError("a device card has an unknown format")
+        agreement, binding = 1 + KEY_SIZE, 1 + 2 * KEY_SIZE
+        return DeviceCard(data[1:agreement], data[agreement:binding], data[binding:])
+
+    def verify(self) -> None:
+        """AuthenticationError unless the signing key has signed the agreement key."""
+        verify_signature(self.signing_key, CARD_LABEL, _card_message(self.agreement_key), self.binding)
+
+
+class DeviceKeys:
+    """The private keys of one device, made from 64 random bytes: 32 for Ed25519, 32 for X25519. Never changes."""
+
+    def __init__(self, seed: bytes) -> None:
+        if len(seed) != SEED_SIZE:
+            raise InputError(f"device keys are made from {SEED_SIZE} bytes, not {len(seed)}")
+        self.seed = seed
+        self._signing = Ed25519PrivateKey.from_private_bytes(seed[:KEY_SIZE])
+        self.agreement = X25519PrivateKey.from_private_bytes(seed[KEY_SIZE:])
+
+    def __repr__(self) -> str:
+        return f"DeviceKeys({short_id(self.device_id)})"
+
+    def sign(self, label: bytes, message: bytes) -> bytes:
+        """64-byte Ed25519 signature over `label`, NUL, `message`. The label says what kind of statement this is."""
+        return self._signing.sign(_signed_bytes(label, message))
+
+    @cached_property
+    def card(self) -> DeviceCard:
+        """The public card of these keys."""
+        agreement_key = self.agreement.public_key().public_bytes_raw()
+        return DeviceCard(
+            self._signing.public_key().public_bytes_raw(),
+            agreement_key,
+            self.sign(CARD_LABEL, _card_message(agreement_key)),
+        )
+
+    @cached_property
+    def device_id(self) -> DeviceId:
+        """SHA-256 of the public signing key."""
+        return self.card.device_id
+
+
+def _card_message(agreement_key: bytes) -> bytes:
+    return bytes((CARD_SUITE,)) + agreement_key
+
+
+def _signed_bytes(label: bytes, message: bytes) -> bytes:
+    assert label
+    assert b"\0" not in label
+    return label + b"\0" + message

@@ -1,0 +1,68 @@
+"""Identities: signatures say what they are for, and cards bind both keys."""
+
+import hashlib
+
+import pytest
+
+from p2psync.crypto.identity import CARD_SIZE, DeviceCard, DeviceKeys, verify_signature
+from p2psync.errors import AuthenticationError, InputError
+
+KEYS = DeviceKeys(bytes(range(64)))
+
+
+def test_keys_are_a_function_of_the_seed() -> None:
+    assert DeviceKeys(bytes(range(64))).card == KEYS.card
+    assert DeviceKeys(bytes(64)).device_id != KEYS.device_id
+    assert KEYS.device_id == hashlib.sha256(KEYS.card.signing_key).digest()
+    with pytest.raises(InputError):
+        DeviceKeys(bytes(63))
+
+
+def test_secrets_are_not_shown() -> None:
+    assert KEYS.seed.hex() not in repr(KEYS)
+    assert str(KEYS.seed) not in repr(KEYS)
+
+
+def test_a_signature_holds_for_its_label_message_and_key_only() -> None:
+    signature = KEYS.sign(b"label", b"message")
+    verify_signature(KEYS.card.signing_key, b"label", b"message", signature)
+    other = DeviceKeys(bytes(64)).card.signing_key
+    for key, label, message, claimed in (
+        (other, b"label", b"message", signature),
+        (KEYS.card.signing_key, b"labe", b"lmessage", signature),
+        (KEYS.card.signing_key, b"label", b"massage", signature),
+        (KEYS.card.signing_key, b"label", b"message", bytes(64)),
+        (KEYS.card.signing_key, b"label", b"message", signature[:-1]),
+        (KEYS.card.signing_key, b"label", b"message", b""),
+        (b"short", b"label", b"message", signature),
+    ):
+        with pytest.raises(AuthenticationError):
+            verify_signature(key, label, message, claimed)
+
+
+def test_card_round_trip() -> None:
+    encoded = KEYS.card.encode()
+    assert len(encoded) == CARD_SIZE
+    card = DeviceCard.decode(encoded)
+    assert card == KEYS.card
+    card.verify()
+    assert card.device_id == KEYS.device_id
+
+
+def test_every_damaged_card_is_refused() -> None:
+    encoded = KEYS.card.encode()
+    for i in range(len(encoded)):
+        damaged = bytearray(encoded)
+        damaged[i] ^= 1
+        with pytest.raises(AuthenticationError):
+            DeviceCard.decode(bytes(damaged)).verify()
+        with pytest.raises(AuthenticationError):
+            DeviceCard.decode(encoded[:i])
+    with pytest.raises(AuthenticationError):
+        DeviceCard.decode(encoded + b"\0")
+
+
+def test_a_foreign_agreement_key_cannot_be_claimed() -> None:
+    thief = DeviceKeys(bytes(64))
+    with pytest.raises(AuthenticationError):
+        DeviceCard(KEYS.card.signing_key, thief.card.agreement_key, thief.card.binding).verify()
