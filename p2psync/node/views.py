@@ -1,0 +1,296 @@
+"""What a node tells people and programs: the results of its operations, as they stand in JSON.
+
+Sizes are bytes, rates bytes per second, durations seconds, moments seconds since the Unix epoch (UTC). A path is
+shown as text; where its bytes are not UTF-8 the text is escaped with backslashes and `path_b64` carries the exact bytes.
+"""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from msgspec import UNSET, Struct, UnsetType
+
+FolderState = Literal["idle", "scanning", "syncing", "paused", "error"]
+Role = Literal["owner", "editor", "viewer", "vault"]
+WatchState = Literal["live", "degraded", "off"]
+RawPath = bytes
+"""The exact bytes of a path; base64 in JSON."""
+
+
+def path_fields(path: bytes) -> tuple[str, RawPath | UnsetType]:
+    """The pair (`path`, `path_b64`) of a view: text for people, exact bytes only where the text is not exact."""
+    try:
+        return path.decode(), UNSET
+    except UnicodeDecodeError:
+        return path.decode(errors="backslashreplace"), path
+
+
+# ── this device and others ──────────────────────────────────────────────────────────────────────────────────────────
+class Identity(Struct, frozen=True):
+    """A device: `id` in its full text form, `short` its first group."""
+
+    id: str
+    name: str
+    short: str
+
+
+class Rates(Struct, frozen=True):
+    """Transfer rates of the last seconds."""
+
+    incoming: float = 0.0
+    outgoing: float = 0.0
+
+
+class DeviceView(Struct, frozen=True):
+    """Another device this one knows. `via` says how it is reached, `skew_s` how far its clock is ahead of ours."""
+
+    id: str
+    name: str
+    connected: bool = False
+    address: str | None = None
+    via: Literal["lan", "direct", "relay"] | None = None
+    paired: bool = True
+    addresses: list[str] = []
+    last_seen: float | None = None
+    rates: Rates = Rates()
+    skew_s: float | None = None
+
+
+class PairingOffer(Struct, frozen=True):
+    """An open pairing: the code the other side types, and how long it is good for."""
+
+    code: str
+    expires_s: float
+
+
+class Peer(Struct, frozen=True):
+    """The device at the other end of a finished pairing."""
+
+    id: str
+    name: str
+
+
+# ── folders ─────────────────────────────────────────────────────────────────────────────────────────────────────────
+class Problem(Struct, frozen=True):
+    """Something that keeps a folder or one entry from being synchronised; stays until it is gone.
+
+    `code` is stable for programs, `text` says what is wrong, `remedy` what the person can do. `path` is None when it
+    concerns the whole folder.
+    """
+
+    code: str
+    text: str
+    remedy: str
+    path: str | None = None
+    path_b64: RawPath | UnsetType = UNSET
+
+
+class Progress(Struct, frozen=True):
+    """How far the current work is; `eta_s` is None while it cannot be told."""
+
+    done_bytes: int
+    total_bytes: int
+    rate: float
+    eta_s: float | None = None
+
+
+class FolderView(Struct, frozen=True):
+    """One folder as it is now.
+
+    `need_*` counts what is known to exist elsewhere and not yet here. `root` is the short Merkle root of its records
+    and `equal_with` the IDs of the devices that have proved to hold the same.
+    """
+
+    id: str
+    label: str
+    path: str
+    state: FolderState
+    files: int
+    bytes: int
+    need_files: int
+    need_bytes: int
+    conflicts: int
+    need_deletes: int = 0
+    role: Role = "owner"
+    problems: list[Problem] = []
+    progress: Progress | None = None
+    root: str | None = None
+    equal_with: list[str] = []
+    watch: WatchState = "off"
+    path_b64: RawPath | UnsetType = UNSET
+
+
+class FolderRef(Struct, frozen=True):
+    """A folder of this device, named: the answer to adding or accepting one."""
+
+    id: str
+    label: str
+    path: str
+    path_b64: RawPath | UnsetType = UNSET
+
+
+class FolderSummary(Struct, frozen=True):
+    """One line of the list of folders."""
+
+    id: str
+    label: str
+    path: str
+    role: Role
+    state: FolderState
+    path_b64: RawPath | UnsetType = UNSET
+
+
+class Member(Struct, frozen=True):
+    """A device that takes part in a folder; `here` marks this one."""
+
+    id: str
+    name: str
+    role: Role
+    here: bool = False
+    pending: bool = False
+    """Shared with it, not accepted there yet."""
+
+
+class FolderOffer(Struct, frozen=True):
+    """A folder another device has shared with this one and that is not accepted yet."""
+
+    id: str
+    label: str
+    device_id: str
+    device_name: str
+    role: Role
+
+
+class NodeView(Struct, frozen=True):
+    """The running node itself. `discovery` is a word and, where it does not work, the reason."""
+
+    version: str
+    pid: int
+    uptime_s: float
+    listen: list[str]
+    discovery: str
+    rates: Rates
+
+
+class Status(Struct, frozen=True):
+    """Everything at a glance; `node` is None while no node runs."""
+
+    device: Identity
+    folders: list[FolderView]
+    devices: list[DeviceView]
+    node: NodeView | None = None
+
+
+class FolderEquality(Struct, frozen=True):
+    """Whether one folder is identical on every connected member, proved by equal Merkle roots."""
+
+    id: str
+    label: str
+    identical: bool
+    root: str | None
+    equal_with: list[str]
+
+
+class WaitResult(Struct, frozen=True):
+    """The answer to `wait`; `missing` says in words what is not identical yet, empty when all is."""
+
+    identical: bool
+    missing: list[str]
+    folders: list[FolderEquality]
+
+
+# ── versions of a file ──────────────────────────────────────────────────────────────────────────────────────────────
+class Version(Struct, frozen=True):
+    """One known version of a file, newest first in lists. `version` is what `restore` takes.
+
+    `kind` says where it lives: as the file now, in history, or as a conflict copy. `replaced_at` is when it was
+    replaced or deleted here.
+    """
+
+    version: str
+    kind: Literal["current", "history", "conflict"]
+    size: int
+    modified: float
+    author_id: str
+    author: str
+    replaced_at: float | None = None
+    deleted: bool = False
+
+
+class Restored(Struct, frozen=True):
+    """Where a version was put back."""
+
+    path: str
+    version: str
+    size: int
+    path_b64: RawPath | UnsetType = UNSET
+
+
+class Conflict(Struct, frozen=True):
+    """A conflict copy: `path` is the copy, `original` the file that won; both absolute. The author made the copy."""
+
+    folder_id: str
+    folder: str
+    path: str
+    original: str
+    author_id: str
+    author: str
+    modified: float
+    size: int
+    path_b64: RawPath | UnsetType = UNSET
+    original_b64: RawPath | UnsetType = UNSET
+
+
+# ── settings, checks, events ────────────────────────────────────────────────────────────────────────────────────────
+class Setting(Struct, frozen=True):
+    """One setting of the configuration file."""
+
+    key: str
+    value: str | int | float | bool | list[str]
+    default: str | int | float | bool | list[str]
+    about: str
+    unit: str | None = None
+    needs_restart: bool = False
+
+
+class Finding(Struct, frozen=True):
+    """Something `check` found wrong with stored data."""
+
+    folder: str
+    text: str
+    remedy: str
+    path: str | None = None
+    repaired: bool = False
+    path_b64: RawPath | UnsetType = UNSET
+
+
+class CheckReport(Struct, frozen=True):
+    """The result of `check`; `ok` when nothing is wrong, or all that was is repaired."""
+
+    ok: bool
+    findings: list[Finding]
+
+
+class Diagnosis(Struct, frozen=True):
+    """One line of `doctor`."""
+
+    check: str
+    ok: bool
+    text: str
+    remedy: str | None = None
+
+
+class Event(Struct, frozen=True):
+    """One thing that happened. `cursor` counts up by one; `kind` is a dotted word such as `folder.state`.
+
+    Kind `gap` stands for events that are no longer kept: read the status afresh.
+    """
+
+    cursor: int
+    at: float
+    kind: str
+    text: str = ""
+    folder: str | None = None
+    device: str | None = None
+    path: str | None = None
+    data: dict[str, str | int | float | bool | None] = {}
