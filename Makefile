@@ -1,0 +1,79 @@
+# Everything a developer runs. Each target sets up what it needs, on a bare Debian 12 with Python 3.11 too.
+PYTHON ?= python3
+VENV   := .venv
+BIN    := $(VENV)/bin
+SEEDS  ?= 200
+PYTEST := $(BIN)/python -m pytest
+
+# $(call debian,COMMAND OR TEST,PACKAGES): install Debian packages when the test fails, if we may.
+define debian
+	@if ! { $(1); } >/dev/null 2>&1; then \
+	  if [ "$$(id -u)" = 0 ] && command -v apt-get >/dev/null; then \
+	    export DEBIAN_FRONTEND=noninteractive; \
+	    apt-get update -qq && apt-get install -y -qq --no-install-recommends $(2); \
+	  else echo "missing: $(2). Run as root: apt-get install $(2)" >&2; exit 1; fi; \
+	fi
+endef
+
+.DEFAULT_GOAL := help
+.PHONY: help setup test test-large lint format demo bench bench-quick sim lock docs clean
+
+help: ## show the targets
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-12s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+
+setup: $(VENV)/.dev ## make .venv with everything locked
+
+$(VENV)/bin/pip:
+	$(call debian,$(PYTHON) -c "import ensurepip; import venv",python3 python3-venv)
+	$(PYTHON) -m venv $(VENV)
+
+$(VENV)/.runtime: requirements.lock pyproject.toml | $(VENV)/bin/pip
+	$(BIN)/pip install -q --disable-pip-version-check --only-binary :all: --require-hashes -r requirements.lock
+	$(BIN)/pip install -q --disable-pip-version-check --no-deps --no-build-isolation -e .
+	@touch $@
+
+$(VENV)/.dev: requirements-dev.lock $(VENV)/.runtime
+	$(BIN)/pip install -q --disable-pip-version-check --only-binary :all: --require-hashes -r requirements-dev.lock
+	@touch $@
+
+test: $(VENV)/.dev ## unit, property, simulation and end-to-end tests
+	$(PYTEST) -m "not large"
+
+test-large: $(VENV)/.dev ## what takes minutes
+	$(PYTEST) -m large --timeout 3600
+
+lint: $(VENV)/.dev ## style, types, and which room may import which
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+	$(BIN)/lint-imports
+
+format: $(VENV)/.dev ## repair the style
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+demo: $(VENV)/.runtime ## two nodes on this machine, paired by code, synchronising
+	$(BIN)/p2psync demo
+
+bench: $(VENV)/.dev ## measure beside rsync and Syncthing
+	$(call debian,command -v rsync && command -v syncthing,rsync syncthing)
+	$(BIN)/python -m benchmarks
+
+bench-quick: $(VENV)/.dev ## the same, small
+	$(call debian,command -v rsync && command -v syncthing,rsync syncthing)
+	$(BIN)/python -m benchmarks --quick
+
+sim: $(VENV)/.dev ## simulate SEEDS=200 histories of nodes, crashes and lost links
+	$(BIN)/python -m tests.simulation --seeds $(SEEDS)
+
+lock: $(VENV)/.dev ## resolve the dependencies anew
+	$(BIN)/uv pip compile $(LOCK) pyproject.toml tools/build.in -o requirements.lock
+	$(BIN)/uv pip compile $(LOCK) --all-extras -c requirements.lock pyproject.toml tools/build.in -o requirements-dev.lock
+
+LOCK := -q --universal --python-version 3.11 --generate-hashes --no-header --no-emit-index-url --no-emit-find-links
+
+docs: $(VENV)/.runtime ## make the pages that derive from the code
+	$(BIN)/python -m p2psync.node.config > docs/configuration.md
+
+clean: ## remove what the other targets made
+	rm -rf $(VENV) .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache build dist
