@@ -7,7 +7,7 @@ inside `Offload.run`, in batches, so that the trio loop never waits for a disk.
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Callable, Iterator
+from collections.abc import AsyncIterator, Callable, Iterator, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from enum import Enum, IntEnum
@@ -114,7 +114,9 @@ class ReadFile(Protocol):
         """Offset of the next byte at or after `offset` that is not a hole, or None when only a hole is left."""
         ...
 
-    def close(self) -> None: ...
+    def close(self) -> None:
+        """Release it; nothing may be called afterwards."""
+        ...
 
 
 class WriteFile(ReadFile, Protocol):
@@ -141,7 +143,9 @@ class Root(Protocol):
     """
 
     @property
-    def capabilities(self) -> FsCapabilities: ...
+    def capabilities(self) -> FsCapabilities:
+        """What this file system can do."""
+        ...
 
     def identity(self) -> Stat:
         """Stat of the root directory itself as it is reached by its path *now* (FileNotFoundError when it is gone)."""
@@ -175,15 +179,25 @@ class Root(Protocol):
         """Hard link; FileExistsError when the target exists."""
         ...
 
-    def symlink(self, content: bytes, path: bytes) -> None: ...
+    def symlink(self, content: bytes, path: bytes) -> None:
+        """Create a symlink at `path` with the given target; FileExistsError when anything is there."""
+        ...
 
-    def readlink(self, path: bytes) -> bytes: ...
+    def readlink(self, path: bytes) -> bytes:
+        """The target of a symlink."""
+        ...
 
-    def mkdir(self, path: bytes, mode: int = 0o777) -> None: ...
+    def mkdir(self, path: bytes, mode: int = 0o777) -> None:
+        """Create a directory; FileExistsError when anything is there."""
+        ...
 
-    def rmdir(self, path: bytes) -> None: ...
+    def rmdir(self, path: bytes) -> None:
+        """Remove an empty directory."""
+        ...
 
-    def unlink(self, path: bytes) -> None: ...
+    def unlink(self, path: bytes) -> None:
+        """Remove a file or symlink."""
+        ...
 
     def chmod(self, path: bytes, mode: int) -> None:
         """Change permission bits of a file or directory (never through a symlink)."""
@@ -205,7 +219,9 @@ class Root(Protocol):
         """(free for us, total) bytes of the file system."""
         ...
 
-    def close(self) -> None: ...
+    def close(self) -> None:
+        """Release it; nothing may be called afterwards."""
+        ...
 
 
 class Storage(Protocol):
@@ -224,7 +240,9 @@ class Watch(Protocol):
         """False once the watch is known to miss events (limit reached, root gone): rely on scans."""
         ...
 
-    def close(self) -> None: ...
+    def close(self) -> None:
+        """Release it; nothing may be called afterwards."""
+        ...
 
 
 @dataclass(frozen=True, slots=True)
@@ -250,19 +268,25 @@ class Watcher(Protocol):
 class ReadTxn(Protocol):
     """A consistent view of an ordered key-value store with named tables."""
 
-    def get(self, table: str, key: bytes) -> bytes | None: ...
+    def get(self, table: str, key: bytes) -> bytes | None:
+        """The value of `key`, or None."""
+        ...
 
     def range(self, table: str, start: bytes = b"", stop: bytes | None = None) -> Iterator[tuple[bytes, bytes]]:
         """Pairs with start ≤ key < stop in key order; must not be held open over writes to the same table."""
         ...
 
-    def count(self, table: str) -> int: ...
+    def count(self, table: str) -> int:
+        """How many keys a table has."""
+        ...
 
 
 class WriteTxn(ReadTxn, Protocol):
     """A transaction: all or nothing, durable once `KvStore.write` has returned."""
 
-    def put(self, table: str, key: bytes, value: bytes) -> None: ...
+    def put(self, table: str, key: bytes, value: bytes) -> None:
+        """Set the value of `key`."""
+        ...
 
     def delete(self, table: str, key: bytes) -> bool:
         """True when the key was there."""
@@ -272,7 +296,9 @@ class WriteTxn(ReadTxn, Protocol):
 class KvStore(Protocol):
     """An embedded transactional store. Keys are at most 511 bytes."""
 
-    def read(self) -> AbstractContextManager[ReadTxn]: ...
+    def read(self) -> AbstractContextManager[ReadTxn]:
+        """A snapshot; never await inside it, a long one keeps old pages from being reused."""
+        ...
 
     def write(self, work: Callable[[WriteTxn], T]) -> T:
         """Run `work` in one write transaction on the writer thread and wait until it is durable.
@@ -281,13 +307,17 @@ class KvStore(Protocol):
         """
         ...
 
-    def close(self) -> None: ...
+    def close(self) -> None:
+        """Release it; nothing may be called afterwards."""
+        ...
 
 
 class Database(Protocol):
     """Opens stores by absolute path (a directory)."""
 
-    def open(self, path: bytes, tables: tuple[str, ...]) -> KvStore: ...
+    def open(self, path: bytes, tables: tuple[str, ...]) -> KvStore:
+        """Open or create the store with these tables."""
+        ...
 
 
 # ── network ─────────────────────────────────────────────────────────────────────────────────────────────────────────
@@ -307,7 +337,9 @@ class ByteStream(Protocol):
         """Receive at least one byte into `buffer`; 0 at the end of the stream."""
         ...
 
-    async def aclose(self) -> None: ...
+    async def aclose(self) -> None:
+        """Close it; harmless when it is closed already."""
+        ...
 
 
 class StreamListener(Protocol):
@@ -318,9 +350,13 @@ class StreamListener(Protocol):
         """The addresses it really listens on, with the port the system chose."""
         ...
 
-    async def accept(self) -> ByteStream: ...
+    async def accept(self) -> ByteStream:
+        """Wait for the next incoming stream."""
+        ...
 
-    async def aclose(self) -> None: ...
+    async def aclose(self) -> None:
+        """Close it; harmless when it is closed already."""
+        ...
 
 
 class Network(Protocol):
@@ -332,6 +368,30 @@ class Network(Protocol):
 
     async def dial(self, address: str) -> ByteStream:
         """Connect to HOST:PORT. OSError when it cannot; the caller sets the timeout."""
+        ...
+
+
+class FrameChannel(Protocol):
+    """An authenticated, encrypted, ordered channel of frames to one device."""
+
+    sent: int
+    received: int
+    """Bytes on the wire in each direction so far."""
+
+    @property
+    def remote(self) -> str:
+        """The other side's address."""
+        ...
+
+    async def send(self, parts: Sequence[bytes | bytearray | memoryview], *, bulk: bool = False) -> None:
+        """Queue one frame; waits while the queue is full. Control frames overtake bulk ones. Raises ConnectionLost.
+
+        The parts must not change until they are sent.
+        """
+        ...
+
+    async def receive(self) -> memoryview:
+        """The next frame, valid until the next call. Raises ConnectionLost or ProtocolError."""
         ...
 
 

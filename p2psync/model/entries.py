@@ -1,7 +1,7 @@
 """The synced tree: per path, what this device last knew its disk and the records to agree on.
 
-An entry is an observation plus the versions behind it, never a piece of pending work. The scanner compares the disk with
-its fingerprint, the planner compares its version with the announced siblings.
+An entry is an observation plus the versions behind it, never a piece of pending work. The scanner compares the disk
+with its fingerprint, the planner compares its version with the announced siblings.
 """
 
 from __future__ import annotations
@@ -135,17 +135,17 @@ class Synced:
 def settled(synced: Synced | None, siblings: Sequence[FileRecord], live_descendants: int) -> bool:
     """Whether nothing is left to do for a path: the disk shows what the records ask for.
 
-    `live_descendants` is how many live records stand below the path: they keep a deleted directory alive, and they
-    keep the name when a file record would take it.
+    `live_descendants` is how many live records, or local entries of a read-only device, stand below the path: they keep
+    a deleted directory alive, and they keep the name when a file record would take it.
     """
     if not siblings:
         return True
     wanted = winner(siblings)
     if wanted.deleted or (wanted.kind is not Kind.DIRECTORY and live_descendants):
         if live_descendants:
-            return synced is None or synced.diverged or synced.kind is Kind.DIRECTORY
+            return synced is None or synced.absent or synced.kind is Kind.DIRECTORY
         return synced is None or synced.diverged
-    return synced is not None and (synced.shows(wanted) or synced.diverged and synced.version.includes(wanted.dot))
+    return synced is not None and (synced.shows(wanted) or (synced.diverged and synced.version.includes(wanted.dot)))
 
 
 class _Stored(msgspec.Struct, frozen=True, array_like=True):

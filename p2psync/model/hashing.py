@@ -21,9 +21,13 @@ class Algorithm(IntEnum):
 class Hasher(Protocol):
     """An incremental hash."""
 
-    def update(self, data: bytes | bytearray | memoryview, /) -> object: ...
+    def update(self, data: bytes | bytearray | memoryview, /) -> object:
+        """Add `data`."""
+        ...
 
-    def digest(self) -> bytes: ...
+    def digest(self) -> bytes:
+        """The hash of everything added so far."""
+        ...
 
 
 def hasher(algorithm: Algorithm) -> Hasher:

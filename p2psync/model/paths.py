@@ -111,6 +111,6 @@ def unrepresentable(name: bytes, *, utf8_only: bool, name_max: int, windows: boo
 
 
 def display(path: bytes) -> str:
-    """Path as text for people: undecodable bytes and control characters become \\xNN."""
+    r"""Path as text for people: undecodable bytes and control characters become \xNN."""
     text = path.decode("utf-8", "backslashreplace")
     return "".join(c if c.isprintable() else f"\\x{ord(c):02x}" for c in text)

@@ -1,9 +1,9 @@
 """File records: what one device says about one path, immutable once signed.
 
-The state of a path is the antichain of its records, its *siblings*: merging two sets is union, then dropping what another
-dominates. That is commutative, associative and idempotent, so delivery order, loss and duplication do not matter
-(a multi-value register: Shapiro et al., "A comprehensive study of Convergent and Commutative Replicated Data Types",
-2011). Which sibling a disk shows is a function of the set alone (`winner`).
+The state of a path is the antichain of its records, its *siblings*: merging two sets is union, then dropping what
+another dominates. That is commutative, associative and idempotent, so delivery order, loss and duplication do not
+matter (a multi-value register: Shapiro et al., "A comprehensive study of Convergent and Commutative Replicated Data
+Types", 2011). Which sibling a disk shows is a function of the set alone (`winner`).
 """
 
 from __future__ import annotations
@@ -40,7 +40,8 @@ class FileRecord:
     `mode` is permission bits, `mtime_ns` nanoseconds since the epoch, `size` bytes (files only). `content` names the
     content: for a live file its root (32 bytes), for a live symlink the hash of its target, empty for directories.
     A tombstone keeps kind, size and content of what was deleted. `manifest` holds the encoded manifest of a live file
-    with few chunks, else it is empty and the manifest is fetched by its root. `dot` is the event that made this version.
+    with few chunks, else it is empty and the manifest is fetched by its root. `dot` is the event that made this
+    version.
     """
 
     path: RelPath
@@ -227,8 +228,8 @@ def merge(current: Sequence[FileRecord], incoming: Iterable[FileRecord]) -> list
 class SignedBatch(msgspec.Struct, frozen=True, array_like=True):
     """One author's signature over up to `MAX_BATCH` record ids.
 
-    `author` is the full device ID; `epoch` the folder epoch it was written in; `ids` the concatenated 32-byte record ids
-    in signing order; `signature` Ed25519 over `signed_bytes`.
+    `author` is the full device ID; `epoch` the folder epoch it was written in; `ids` the concatenated 32-byte record
+    ids in signing order; `signature` Ed25519 over `signed_bytes`.
     """
 
     folder: bytes
