@@ -31,7 +31,7 @@ from p2psync.node.views import (
     Peer,
     Restored,
     Role,
-    Setting,
+    SettingView,
     Status,
     Version,
     WaitResult,
@@ -145,11 +145,11 @@ class Operations(Protocol):
         ...
 
     # ── settings and health ─────────────────────────────────────────────────────────────────────────────────────
-    async def config_get(self, key: str | None = None) -> list[Setting]:
+    async def config_get(self, key: str | None = None) -> list[SettingView]:
         """One setting, or all of them in the order of the documentation."""
         ...
 
-    async def config_set(self, key: str, value: str) -> Setting:
+    async def config_set(self, key: str, value: str) -> SettingView:
         """Set from text as typed; ConfigError says what is allowed."""
         ...
 

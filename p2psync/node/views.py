@@ -1,7 +1,7 @@
 """What a node tells people and programs: the results of its operations, as they stand in JSON.
 
 Sizes are bytes, rates bytes per second, durations seconds, moments seconds since the Unix epoch (UTC). A path is
-shown as text; where its bytes are not UTF-8 the text is escaped with backslashes and `path_b64` carries the exact bytes.
+shown as text; where its bytes are not UTF-8 the text is escaped with backslashes and `path_b64` carries the bytes.
 """
 
 from __future__ import annotations
@@ -242,7 +242,7 @@ class Conflict(Struct, frozen=True):
 
 
 # ── settings, checks, events ────────────────────────────────────────────────────────────────────────────────────────
-class Setting(Struct, frozen=True):
+class SettingView(Struct, frozen=True):
     """One setting of the configuration file."""
 
     key: str
