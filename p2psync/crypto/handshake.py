@@ -12,7 +12,7 @@ The format is in docs/protocol.md.
 from __future__ import annotations
 
 import hmac
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from p2psync.crypto.identity import CARD_SIZE, KEY_SIZE, DeviceCard, DeviceKeys
 from p2psync.crypto.kdf import derive
@@ -59,8 +59,8 @@ class Established:
     """The other side's card, verified; whether that device is welcome is for the caller to decide."""
     hello: bytes
     """The other side's application hello, unread."""
-    send_key: bytes
-    receive_key: bytes
+    send_key: bytes = field(repr=False)
+    receive_key: bytes = field(repr=False)
     handshake_hash: bytes
     """32 bytes that name this channel alike on both sides; bind further proofs (pairing) to it."""
     initiator: bool

@@ -70,7 +70,7 @@ def parse_code(text: str) -> PairingCode:
     if len(parts) != 1 + _CODE_WORDS:
         raise InputError("a pairing code is a number and two words, like 7-amber-kayak, as the other device shows it")
     nameplate, *words = parts
-    if not (nameplate.isascii() and nameplate.isdecimal() and len(nameplate) <= 3 and 1 <= int(nameplate)):
+    if not (nameplate.isascii() and nameplate.isdecimal() and len(nameplate) <= 3 and int(nameplate) > 0):
         raise InputError(f"a pairing code starts with a number from 1 to {_NAMEPLATES}, not {nameplate!r}")
     for word in words:
         if word not in _NUMBERS:

@@ -97,7 +97,8 @@ class OpeningCipher(_Schedule):
         """Decrypt one frame to the start of `out`; returns the plaintext's length.
 
         `ciphertext` has exactly `ciphertext_length(header)` bytes, `out` at least 16 fewer; it may start where the
-        ciphertext does. AuthenticationError on any change, loss, repetition or reordering of frames; `out` is void then.
+        ciphertext does. AuthenticationError on any change, loss, repetition or reordering of frames; `out` is then
+        void. ValueError when `out` is too small.
         """
         size = ciphertext_length(header) - TAG_SIZE
         if self._dead or len(ciphertext) != size + TAG_SIZE:

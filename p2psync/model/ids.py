@@ -53,9 +53,9 @@ def parse_device_id(text: str) -> DeviceId:
     The check characters find every wrong character and every swap of two neighbours, except a swap of 'A' with '7'
     (the known gap of the Luhn algorithm). Beyond that a mistake stays unseen with a chance of 1 in 32 per block of 14.
     """
-    characters = text[: 4 * _DEVICE_CHARACTERS].upper().translate(_MISREAD)
+    characters = text[: 4 * _DEVICE_CHARACTERS].translate(_MISREAD)
     for character in characters:
-        if character not in _VALUE:
+        if not character.isascii() or character.upper() not in _VALUE:
             raise InputError(
                 f"a device ID cannot contain {character!r}: it is made of A–Z and 2–7; copy it again from "
                 "the other device (`p2psync device id`)"
@@ -65,7 +65,7 @@ def parse_device_id(text: str) -> DeviceId:
             f"a device ID has {_DEVICE_CHARACTERS} characters in 8 groups, this one has {len(characters)}; copy it "
             "again from the other device (`p2psync device id`)"
         )
-    digits = ""
+    characters, digits = characters.upper(), ""
     for start in range(0, _DEVICE_CHARACTERS, _BLOCK + 1):
         block, check = characters[start : start + _BLOCK], characters[start + _BLOCK]
         if luhn32(block) != check:
@@ -100,7 +100,7 @@ def format_folder_id(folder_id: bytes) -> str:
 def parse_folder_id(text: str) -> FolderId:
     """Read a folder ID in any case. InputError says what is wrong."""
     characters = text.strip().upper()
-    if len(characters) != _FOLDER_CHARACTERS or any(c not in _VALUE for c in characters):
+    if not text.isascii() or len(characters) != _FOLDER_CHARACTERS or any(c not in _VALUE for c in characters):
         raise InputError(f"a folder ID is {_FOLDER_CHARACTERS} characters of a–z and 2–7; see `p2psync folder list`")
     return FolderId(_decode32(characters, "folder ID"))
 

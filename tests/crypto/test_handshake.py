@@ -59,6 +59,7 @@ def test_both_sides_end_with_the_same_channel(pattern: Pattern) -> None:
     assert ours.send_key != ours.receive_key
     assert ours.handshake_hash == theirs.handshake_hash
     assert left.trailing == right.trailing == b""
+    assert repr(ours.send_key) not in repr(ours)
     left.end_of_stream()
 
 

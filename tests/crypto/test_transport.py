@@ -1,6 +1,9 @@
 """Frames: exact round trips in order, nothing else opens, and both sides renew keys at the same frame."""
 
 import pytest
+from cryptography.hazmat.primitives.ciphers.aead import AESGCM
+from cryptography.hazmat.primitives.hashes import SHA256
+from cryptography.hazmat.primitives.kdf.hkdf import HKDF
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -110,6 +113,15 @@ def test_both_sides_rekey_at_the_same_frame(monkeypatch: pytest.MonkeyPatch, fra
         assert sealing._key == opening._key
         assert sealing._frames < min(frames, -(-size // 36))
     assert len(keys) == (5 if frames == 4 else 7)
+
+
+def test_frames_are_plain_aes_gcm_under_the_documented_keys(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(transport, "REKEY_FRAMES", 2)
+    renewed = HKDF(SHA256(), 32, None, b"p2psync/1 rekey").derive(KEY)
+    sealing = SealingCipher(KEY)
+    for key, number in ((KEY, 0), (KEY, 1), (renewed, 0), (renewed, 1)):
+        frame = seal(sealing, b"content")
+        assert frame[4:] == AESGCM(key).encrypt(bytes(11) + bytes((number,)), b"content", b"\0\0\0\x17")
 
 
 def test_limits_stay_within_what_the_protocol_says() -> None:
