@@ -1,0 +1,185 @@
+"""A secure channel over one byte stream: drives the handshake, then moves sealed frames through reused buffers.
+
+Control frames never wait behind bulk ones: each has its own bounded queue, the writer empties control first, and bulk
+frames are short enough that one in flight is over soon. Small frames are sealed into one buffer and sent together.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Sequence
+
+import trio
+
+from p2psync.crypto.handshake import Established, SecureHandshake
+from p2psync.crypto.transport import HEADER_SIZE, OVERHEAD, OpeningCipher, SealingCipher, ciphertext_length
+from p2psync.errors import ConnectionLost, ProtocolError
+from p2psync.ports import ByteStream
+
+CONTROL_QUEUE_BYTES = 8 * 1024 * 1024
+BULK_QUEUE_BYTES = 1024 * 1024
+MAX_CHANNEL_FRAME = 2 * 1024 * 1024 + 1024
+"""Longest plaintext either side may put in a frame; longer ones end the connection before any allocation."""
+
+_SEND_BUFFER = MAX_CHANNEL_FRAME + OVERHEAD
+_RECEIVE_BUFFER = MAX_CHANNEL_FRAME + OVERHEAD
+
+Parts = Sequence[bytes | bytearray | memoryview]
+
+
+async def handshake(stream: ByteStream, machine: SecureHandshake) -> Established:
+    """Run a handshake to its end; the caller sets the time limit.
+
+    Raises:
+        AuthenticationError: the other side is not who it must be, or did not keep to the handshake.
+        ProtocolError: it speaks another version.
+        ConnectionLost: the stream broke.
+    """
+    buffer = bytearray(64 * 1024)
+    try:
+        while True:
+            if output := machine.take_output():
+                await stream.send_all(output)
+            if machine.result is not None:
+                return machine.result
+            received = await stream.receive_into(memoryview(buffer))
+            if not received:
+                machine.end_of_stream()
+            machine.feed(memoryview(buffer)[:received])
+    except (trio.BrokenResourceError, trio.ClosedResourceError) as error:
+        raise ConnectionLost("the connection broke during the handshake") from error
+
+
+class _Queue:
+    """Frames waiting to be sealed, bounded by bytes."""
+
+    def __init__(self, limit: int) -> None:
+        self.frames: deque[tuple[Parts, int]] = deque()
+        self.bytes = 0
+        self.limit = limit
+        self.room = trio.Event()
+
+    def take(self) -> Parts:
+        parts, size = self.frames.popleft()
+        self.bytes -= size
+        self.room.set()
+        return parts
+
+
+class SecureChannel:
+    """Sealed frames both ways. Run `pump` in a nursery; `send` from any task, `receive` from one."""
+
+    def __init__(self, stream: ByteStream, established: Established, trailing: bytes) -> None:
+        self._stream = stream
+        self._seal = SealingCipher(established.send_key)
+        self._open = OpeningCipher(established.receive_key)
+        self._control = _Queue(CONTROL_QUEUE_BYTES)
+        self._bulk = _Queue(BULK_QUEUE_BYTES)
+        self._wake = trio.Event()
+        self._closed = False
+        self._in = bytearray(_RECEIVE_BUFFER)
+        self._start = 0
+        self._end = len(trailing)
+        self._in[: self._end] = trailing
+        self._plain = bytearray(MAX_CHANNEL_FRAME)
+        self.sent = 0
+        self.received = 0
+        """Bytes on the wire in each direction."""
+
+    @property
+    def remote(self) -> str:
+        """The other side's address."""
+        return self._stream.remote
+
+    async def send(self, parts: Parts, *, bulk: bool = False) -> None:
+        """Queue one frame; waits while the queue is full. ConnectionLost once the channel is closed.
+
+        The parts must not change until they are sent.
+        """
+        queue = self._bulk if bulk else self._control
+        size = sum(map(len, parts))
+        while queue.bytes and queue.bytes + size > queue.limit and not self._closed:
+            queue.room = trio.Event()
+            await queue.room.wait()
+        if self._closed:
+            raise ConnectionLost("the connection is closed")
+        queue.frames.append((parts, size))
+        queue.bytes += size
+        self._wake.set()
+
+    async def pump(self) -> None:
+        """Seal and send queued frames until the channel closes. ConnectionLost when the stream breaks."""
+        out = memoryview(bytearray(_SEND_BUFFER))
+        try:
+            while True:
+                filled = 0
+                while (queue := self._next()) is not None:
+                    size = queue.frames[0][1] + OVERHEAD
+                    if filled and filled + size > len(out):
+                        break
+                    filled += self._seal.seal_into(queue.take(), out[filled:])
+                    if queue is self._bulk:
+                        break
+                if filled:
+                    await self._stream.send_all(out[:filled])
+                    self.sent += filled
+                elif self._closed:
+                    return
+                else:
+                    self._wake = trio.Event()
+                    await self._wake.wait()
+        except (trio.BrokenResourceError, trio.ClosedResourceError) as error:
+            raise ConnectionLost("the connection broke") from error
+        finally:
+            self._shut()
+
+    async def receive(self) -> memoryview:
+        """The next frame's plaintext; valid until the next call. ConnectionLost, or ProtocolError on a bad frame."""
+        header = await self._fill(HEADER_SIZE)
+        length = ciphertext_length(header)
+        if length > MAX_CHANNEL_FRAME:
+            raise ProtocolError(f"the other side sent a frame of {length} bytes, more than may be")
+        frame = await self._fill(HEADER_SIZE + length)
+        size = self._open.open_into(frame[:HEADER_SIZE], frame[HEADER_SIZE:], memoryview(self._plain))
+        self._start += HEADER_SIZE + length
+        return memoryview(self._plain)[:size]
+
+    async def drain(self) -> None:
+        """Refuse new frames, but let `pump` send what is queued and then return."""
+        self._closed = True
+        self._wake.set()
+        await trio.lowlevel.checkpoint()
+
+    async def aclose(self) -> None:
+        """Close the stream at once."""
+        self._shut()
+        await self._stream.aclose()
+
+    def _next(self) -> _Queue | None:
+        if self._control.frames:
+            return self._control
+        return self._bulk if self._bulk.frames else None
+
+    def _shut(self) -> None:
+        self._closed = True
+        self._wake.set()
+        for queue in (self._control, self._bulk):
+            queue.room.set()
+
+    async def _fill(self, size: int) -> memoryview:
+        """At least `size` received bytes from the start of the next frame."""
+        view = memoryview(self._in)
+        while self._end - self._start < size:
+            if self._start and (self._start == self._end or self._start + size > len(view)):
+                rest = self._end - self._start
+                view[:rest] = bytes(view[self._start : self._end])
+                self._start, self._end = 0, rest
+            try:
+                received = await self._stream.receive_into(view[self._end :])
+            except (trio.BrokenResourceError, trio.ClosedResourceError) as error:
+                raise ConnectionLost("the connection broke") from error
+            if not received:
+                raise ConnectionLost("the other side closed the connection")
+            self._end += received
+            self.received += received
+        return view[self._start : self._start + size]
