@@ -1,7 +1,7 @@
 """Who belongs to a folder and what they may do: a DAG of signed links, folded alike on every device.
 
 Pure: signed bytes in, decisions out. `links` is the format, `graph` decides which links count, `fold` is the state
-everyone derives from them, `pool` holds links that came too early, `batches` checks record signatures against the state.
+everyone derives from them, `pool` holds links that came too early, `batches` checks record signatures against it.
 """
 
 from p2psync.membership.batches import open_batch, sign_batch

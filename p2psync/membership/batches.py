@@ -27,9 +27,9 @@ def open_batch(
 ) -> list[tuple[FileRecord, bytes]]:
     """Check a batch and those of its records that came with it; (record, its bytes) in index order.
 
-    `encoded` maps a position in the batch to a record's exact bytes. InputError for malformed bytes; AuthenticationError
-    when the signature is wrong or a record is not the one that was signed; PermissionDenied, naming the author, when
-    the author may not have written one of them.
+    `encoded` maps a position in the batch to a record's exact bytes. InputError for malformed bytes;
+    AuthenticationError when the signature is wrong or a record is not the one that was signed; PermissionDenied, naming
+    the author, when the author may not have written one of them.
     """
     check_shape(batch)
     if batch.folder != membership.folder:
