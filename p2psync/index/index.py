@@ -1,0 +1,110 @@
+"""The client metadata database of one folder: opening it, and its two kinds of transaction."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import TypeVar
+
+from p2psync.errors import IntegrityError, StateError
+from p2psync.index import tables
+from p2psync.index.reader import Reader
+from p2psync.index.tables import Identity
+from p2psync.index.writer import Writer
+from p2psync.model.ids import replica
+from p2psync.model.paths import display
+from p2psync.ports import Database, KvStore, WriteTxn
+
+T = TypeVar("T")
+
+_UPGRADES: dict[int, Callable[[WriteTxn], None]] = {}
+"""How an index of schema n becomes one of schema n + 1."""
+
+
+class Index:
+    """Everything one device knows about one folder. All methods block; call them inside `Offload.run`."""
+
+    def __init__(self, store: KvStore, is_conflict: Callable[[bytes], bool]) -> None:
+        self._store = store
+        self._is_conflict = is_conflict
+
+    @classmethod
+    def open(  # noqa: PLR0917 - the four identities of an index and where it lies
+        cls,
+        database: Database,
+        path: bytes,
+        folder: bytes,
+        device: bytes,
+        token: bytes,
+        incarnation_floor: int,
+        *,
+        is_conflict: Callable[[bytes], bool],
+    ) -> Index:
+        """Open the index of `folder` in the directory `path`, or create it.
+
+        A new one takes `token` (16 fresh random bytes) as its index id and `incarnation_floor` as its incarnation: the
+        caller makes sure that it is above every incarnation this device ever had in the folder. `is_conflict` tells
+        from a name whether it is a conflict copy's. StateError when the index is another's or from a newer version of
+        p2psync; IntegrityError or StoreFullError when the store cannot be used.
+        """
+        replica(device, incarnation_floor)
+        store = database.open(path, tables.TABLES)
+        try:
+            fresh = Identity(tables.SCHEMA, token, folder, device, incarnation_floor)
+            identity = store.write(lambda txn: _prepare(txn, fresh, path))
+            if (identity.folder, identity.device) != (folder, device):
+                whose = "folder" if identity.folder != folder else "device"
+                raise StateError(
+                    f"the index in {display(path)} belongs to another {whose}; move it away (it is rebuilt from the "
+                    "files) or give the folder its own home"
+                )
+        except BaseException:
+            store.close()
+            raise
+        return cls(store, is_conflict)
+
+    @contextmanager
+    def read(self) -> Iterator[Reader]:
+        """One consistent view. Keep it short: pages freed meanwhile cannot be reused. No `write` from within."""
+        with self._store.read() as txn:
+            yield Reader(txn, self._is_conflict)
+
+    def write(self, work: Callable[[Writer], T]) -> T:
+        """Run `work` in one transaction; all of it is durable on return, or none when it raises.
+
+        `work` may run twice, so it must have no effect outside the transaction.
+        """
+
+        def run(txn: WriteTxn) -> T:
+            writer = Writer(txn, self._is_conflict)
+            result = work(writer)
+            writer.finish()
+            return result
+
+        return self._store.write(run)
+
+    def close(self) -> None:
+        """Close the store; no view may be open."""
+        self._store.close()
+
+
+def _prepare(txn: WriteTxn, fresh: Identity, path: bytes) -> Identity:
+    """Create what a new index needs, or bring an old one up to date; the identity that holds."""
+    data = txn.get(tables.META, tables.IDENTITY)
+    if data is None:
+        if txn.count(tables.RECORDS) or txn.count(tables.SYNCED):
+            raise IntegrityError(f"the index in {display(path)} does not say whose it is; run `p2psync check --repair`")
+        txn.put(tables.META, tables.IDENTITY, tables.encode(fresh))
+        return fresh
+    identity = tables.decode(tables.identity_rows, data)
+    if identity.schema > tables.SCHEMA:
+        raise StateError(
+            f"the index in {display(path)} was written by a newer p2psync (layout {identity.schema}, this one knows "
+            f"{tables.SCHEMA}); update p2psync on this device"
+        )
+    if identity.schema < tables.SCHEMA:
+        for schema in range(identity.schema, tables.SCHEMA):
+            _UPGRADES[schema](txn)
+        identity = Identity(tables.SCHEMA, identity.index_id, identity.folder, identity.device, identity.incarnation)
+        txn.put(tables.META, tables.IDENTITY, tables.encode(identity))
+    return identity
