@@ -62,10 +62,9 @@ class MdnsDiscovery:
         self._changed = trio.Event()
         self._threads = trio.CapacityLimiter(_THREADS)
 
-    async def sightings(self) -> AsyncIterator[Sighting]:
+    def sightings(self) -> AsyncIterator[Sighting]:
         """Endless stream of hints; a device that stays is reported again every half minute."""
-        while True:
-            yield await self._sightings.get()
+        return self._sightings
 
     async def announce(self, port: int, tag: str, pairing: str | None) -> None:
         """Announce (or update) this device at TCP `port`, as soon as `run` can. Never fails for the network's sake.

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 from collections import deque
+from collections.abc import AsyncIterator
 from typing import Generic, TypeVar
 
 import trio
@@ -11,8 +12,8 @@ import trio
 T = TypeVar("T")
 
 
-class LossyQueue(Generic[T]):
-    """Any number of trio tasks wait in `get`; entries come from the trio thread or any other."""
+class LossyQueue(AsyncIterator[T], Generic[T]):
+    """Any number of trio tasks take entries by `get` or `async for`; they come from the trio thread or any other."""
 
     def __init__(self, size: int) -> None:
         """Keep at most `size` entries."""
@@ -37,3 +38,6 @@ class LossyQueue(Generic[T]):
         while not self._entries:
             await self._waiting.park()
         return self._entries.popleft()
+
+    async def __anext__(self) -> T:
+        return await self.get()
