@@ -1,0 +1,89 @@
+"""The one place that knows how to make a trio program repeat itself exactly, private names of trio included.
+
+trio shuffles the tasks of each scheduler pass with a private random source. Seeding that source, sorting each pass
+first (its deterministic flag) and a virtual clock that jumps over idle time leave nothing to chance. This holds only
+while no task touches a thread, a socket or a wall clock: the simulated ports see to that.
+"""
+
+from __future__ import annotations
+
+import gc
+import random
+from collections.abc import Awaitable, Callable, Iterator
+from contextlib import contextmanager
+from typing import Any, TypeVar
+
+import trio
+import trio.testing
+from blake3 import blake3
+
+T = TypeVar("T")
+
+_FLAG = "_ALLOW_DETERMINISTIC_SCHEDULING"
+_SOURCE = "_r"
+
+
+def run_deterministic(seed: int, main: Callable[..., Awaitable[T]], *args: object) -> T:
+    """Run `main(*args)` under trio so that the same seed always gives the same interleaving, in virtual time.
+
+    The clock starts at 0 and jumps as soon as every task waits. The state of trio's random source, its flag and the
+    garbage collector are put back afterwards.
+
+    Raises:
+        RuntimeError: this version of trio has lost the private names that this rests on.
+    """
+    with _seeded_scheduler(seed):
+        return trio.run(main, *args, clock=trio.testing.MockClock(autojump_threshold=0))
+
+
+@contextmanager
+def _seeded_scheduler(seed: int) -> Iterator[None]:
+    scheduler: Any = trio._core._run
+    source = getattr(scheduler, _SOURCE, None)
+    if not isinstance(source, random.Random) or not isinstance(getattr(scheduler, _FLAG, None), bool):
+        raise RuntimeError(
+            f"trio {trio.__version__} has no {_SOURCE} or {_FLAG} in trio._core._run: "
+            "simulations would not replay. Pin trio or mend p2psync/testing/determinism.py."
+        )
+    state, flag, collecting = source.getstate(), getattr(scheduler, _FLAG), gc.isenabled()
+    source.seed(seed)
+    setattr(scheduler, _FLAG, True)
+    # A collection closes abandoned async generators at a moment that depends on what else the process allocated.
+    gc.disable()
+    try:
+        yield
+    finally:
+        source.setstate(state)
+        setattr(scheduler, _FLAG, flag)
+        if collecting:
+            gc.enable()
+
+
+class Trace:
+    """An append-only list of events in virtual time, with a running digest: equal digests mean equal runs."""
+
+    def __init__(self, *, keep: bool = False, now: Callable[[], float] = trio.current_time) -> None:
+        """`keep`: hold the lines for printing; the digest is kept always. `now`: seconds of virtual time."""
+        self._now = now
+        self._digest = blake3()
+        self._lines: list[str] | None = [] if keep else None
+        self.count = 0
+
+    def add(self, source: str, event: str, **fields: object) -> None:
+        """Append one event. Field values must print alike in every process (no addresses, no sets)."""
+        details = "".join(f" {key}={value}" for key, value in fields.items())
+        line = f"{self._now():14.6f} {source:<8} {event}{details}"
+        self._digest.update(line.encode("utf-8", "backslashreplace"))
+        self._digest.update(b"\n")
+        self.count += 1
+        if self._lines is not None:
+            self._lines.append(line)
+
+    @property
+    def lines(self) -> list[str]:
+        """The events as text, oldest first; empty unless kept."""
+        return list(self._lines or ())
+
+    def digest(self) -> str:
+        """BLAKE3 of all events so far, in hexadecimal."""
+        return self._digest.hexdigest()

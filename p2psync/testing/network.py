@@ -1,0 +1,383 @@
+"""A network in virtual time: latency, bandwidth, bounded buffers, partitions, broken and refused connections.
+
+A stream behaves like TCP: what is sent arrives in order or not at all. While a link is cut, what travels on it waits
+(as retransmission would make it) and arrives after the link heals; a cut longer than `GIVE_UP_S` breaks the stream on
+the side that waits for it. Hosts have names of their own and one IPv4 address each.
+"""
+
+from __future__ import annotations
+
+import errno
+import math
+import random
+from collections import deque
+from dataclasses import dataclass
+
+import trio
+
+from p2psync.net.addresses import parse_address, parse_peer_address
+from p2psync.ports import StreamListener
+from p2psync.testing.faults import oserror
+
+BUFFER = 256 * 1024
+"""Bytes on their way or unread in one direction of a stream before `send_all` waits."""
+SEGMENT = 16 * 1024
+"""Bytes that travel together."""
+GIVE_UP_S = 60.0
+"""How long a side waits on a cut link before it takes the connection for broken."""
+DIAL_TIMEOUT_S = 20.0
+"""How long a connection attempt over a cut link takes to fail."""
+BACKLOG = 64
+_EPHEMERAL = 40_000
+
+
+@dataclass(slots=True)
+class Link:
+    """One direction between two hosts; fields may be changed at any time."""
+
+    latency_s: float = 0.01
+    jitter_s: float = 0.0
+    bytes_per_s: float = math.inf
+    cut_since: float | None = None
+    """Virtual time since when nothing passes; None while it works."""
+    busy_until: float = 0.0
+
+
+class _Pipe:
+    """One direction of a stream."""
+
+    def __init__(self, network: SimNetwork, link: Link) -> None:
+        self.network = network
+        self.link = link
+        self.segments: deque[tuple[float, bytes]] = deque()
+        self.held = 0
+        self.last_arrival = 0.0
+        self.finished_at: float | None = None
+        self.broken = False
+        self.changed = trio.lowlevel.ParkingLot()
+
+    def arrival(self, size: int) -> float:
+        """When `size` bytes sent now arrive; never before what was sent earlier."""
+        now, link = trio.current_time(), self.link
+        link.busy_until = max(now, link.busy_until) + size / link.bytes_per_s
+        jitter = self.network.rng.uniform(0.0, link.jitter_s) if link.jitter_s else 0.0
+        self.last_arrival = max(self.last_arrival, link.busy_until + link.latency_s + jitter)
+        return self.last_arrival
+
+    def wake(self) -> None:
+        """Let both ends look again."""
+        self.changed.unpark_all()
+
+    async def wait(self, until: float) -> None:
+        """Until something changes, at the latest at `until`; or for as long as a cut link is given."""
+        if self.link.cut_since is not None:
+            give_up = self.link.cut_since + GIVE_UP_S
+            if trio.current_time() >= give_up:
+                raise trio.BrokenResourceError("connection lost: no answer for too long")
+            until = min(until, give_up)
+        with trio.move_on_at(until):
+            await self.changed.park()
+
+
+class SimStream:
+    """One end of a connection, as `ports.ByteStream`."""
+
+    def __init__(self, outgoing: _Pipe, incoming: _Pipe, remote: str) -> None:
+        self._out = outgoing
+        self._in = incoming
+        self._remote = remote
+        self._closed = False
+
+    @property
+    def remote(self) -> str:
+        """The other side's address."""
+        return self._remote
+
+    async def send_all(self, data: bytes | memoryview) -> None:
+        """As `ports.ByteStream.send_all`."""
+        await trio.lowlevel.checkpoint()
+        self._check()
+        raw, pipe = bytes(data), self._out
+        for start in range(0, len(raw), SEGMENT):
+            piece = raw[start : start + SEGMENT]
+            while pipe.held + len(piece) > BUFFER:
+                await pipe.wait(math.inf)
+                self._check()
+            if self._in.finished_at is not None and self._in.finished_at <= trio.current_time():
+                raise trio.BrokenResourceError("connection lost: the other side has closed it")
+            pipe.held += len(piece)
+            pipe.segments.append((pipe.arrival(len(piece)), piece))
+            pipe.wake()
+
+    async def receive_into(self, buffer: memoryview) -> int:
+        """As `ports.ByteStream.receive_into`."""
+        if not buffer.nbytes:
+            raise ValueError("an empty buffer cannot tell data from the end of the stream")
+        await trio.lowlevel.checkpoint()
+        pipe = self._in
+        while True:
+            self._check()
+            now, passes = trio.current_time(), pipe.link.cut_since is None
+            if passes and pipe.segments and pipe.segments[0][0] <= now:
+                return self._take(buffer)
+            if passes and not pipe.segments and pipe.finished_at is not None and pipe.finished_at <= now:
+                return 0
+            due = pipe.segments[0][0] if pipe.segments else pipe.finished_at
+            await pipe.wait(math.inf if due is None or not passes else due)
+
+    def _take(self, buffer: memoryview) -> int:
+        pipe = self._in
+        at, piece = pipe.segments.popleft()
+        count = min(len(piece), buffer.nbytes)
+        buffer[:count] = piece[:count]
+        if count < len(piece):
+            pipe.segments.appendleft((at, piece[count:]))
+        pipe.held -= count
+        pipe.wake()
+        return count
+
+    async def aclose(self) -> None:
+        """As `ports.ByteStream.aclose`: what was sent is still delivered."""
+        self.close_now()
+        await trio.lowlevel.checkpoint()
+
+    def close_now(self) -> None:
+        """Close without waiting."""
+        if not self._closed:
+            self._closed = True
+            if self._out.finished_at is None:
+                self._out.finished_at = self._out.arrival(0)
+            self._out.wake()
+            self._in.wake()
+            self._out.network.forget(self)
+
+    def break_now(self) -> None:
+        """The connection is reset: both ends fail at once."""
+        for pipe in (self._out, self._in):
+            pipe.broken = True
+            pipe.wake()
+        self._out.network.forget(self)
+
+    def look_again(self) -> None:
+        """The link was cut or healed: whoever waits decides anew."""
+        self._out.wake()
+        self._in.wake()
+
+    def _check(self) -> None:
+        if self._closed:
+            raise trio.ClosedResourceError("this stream was closed on our side")
+        if self._out.broken or self._in.broken:
+            raise trio.BrokenResourceError("connection lost: connection reset by peer")
+
+
+class SimListener:
+    """A listening address, as `ports.StreamListener`."""
+
+    def __init__(self, network: SimNetwork, host: str, address: str, port: int) -> None:
+        self._network = network
+        self.host = host
+        self.port = port
+        self._address = address
+        self._queue: deque[SimStream] = deque()
+        self._arrived = trio.lowlevel.ParkingLot()
+        self.closed = False
+
+    @property
+    def addresses(self) -> list[str]:
+        """The address with its port."""
+        return [self._address]
+
+    async def accept(self) -> SimStream:
+        """As `ports.StreamListener.accept`."""
+        await trio.lowlevel.checkpoint()
+        while not self._queue:
+            if self.closed:
+                raise trio.ClosedResourceError("the listener is closed")
+            await self._arrived.park()
+        return self._queue.popleft()
+
+    def offer(self, stream: SimStream) -> bool:
+        """Queue an incoming stream; False when it is refused."""
+        if self.closed or len(self._queue) >= BACKLOG:
+            return False
+        self._queue.append(stream)
+        self._arrived.unpark_all()
+        return True
+
+    async def aclose(self) -> None:
+        """As `ports.StreamListener.aclose`; streams nobody accepted are reset."""
+        self.close_now()
+        await trio.lowlevel.checkpoint()
+
+    def close_now(self) -> None:
+        """Close without waiting."""
+        if not self.closed:
+            self.closed = True
+            self._network.unlisten(self)
+            for stream in self._queue:
+                stream.break_now()
+            self._queue.clear()
+            self._arrived.unpark_all()
+
+
+class HostNetwork:
+    """The network as one host sees it: a `ports.Network`."""
+
+    def __init__(self, network: SimNetwork, name: str, address: str) -> None:
+        self._network = network
+        self.name = name
+        self.address = address
+
+    async def listen(self, address: str) -> list[StreamListener]:
+        """As `ports.Network.listen`; the host part may be empty, 0.0.0.0, this host's name or its address."""
+        await trio.lowlevel.checkpoint()
+        wanted = parse_address(address)
+        if wanted.host not in ("", "::", "0.0.0.0", "127.0.0.1", self.name, self.address):  # noqa: S104
+            raise oserror(errno.EADDRNOTAVAIL, address.encode())
+        return [self._network.listen_on(self, wanted.port)]
+
+    async def dial(self, address: str) -> SimStream:
+        """As `ports.Network.dial`; takes one round trip, or `DIAL_TIMEOUT_S` when the link is cut."""
+        wanted = parse_peer_address(address)
+        return await self._network.connect(self, wanted.host, wanted.port)
+
+
+class SimNetwork:
+    """All hosts and the links between them; every pair is connected unless cut."""
+
+    def __init__(self, rng: random.Random) -> None:
+        """`rng` decides jitter."""
+        self.rng = rng
+        self._hosts: dict[str, HostNetwork] = {}
+        self._links: dict[tuple[str, str], Link] = {}
+        self._listeners: dict[tuple[str, int], SimListener] = {}
+        self._streams: dict[SimStream, tuple[str, str]] = {}
+        self._refusing: dict[str, bool] = {}
+        self._next_port = _EPHEMERAL
+        self.changed = trio.lowlevel.ParkingLot()
+        """Unparked whenever a link is cut or healed."""
+
+    def host(self, name: str) -> HostNetwork:
+        """The network of host `name`, made on first use."""
+        if name not in self._hosts:
+            number = len(self._hosts) + 1
+            self._hosts[name] = HostNetwork(self, name, f"10.0.{number // 250}.{number % 250 + 1}")
+        return self._hosts[name]
+
+    # ── weather ─────────────────────────────────────────────────────────────────────────────────────────────────────
+    def link(self, source: str, target: str) -> Link:
+        """The link from one host to another; its fields may be set."""
+        return self._links.setdefault((source, target), Link())
+
+    def cut(self, source: str, target: str, *, one_way: bool = False) -> None:
+        """Let nothing pass from `source` to `target`, nor back unless `one_way`."""
+        for pair in ((source, target),) if one_way else ((source, target), (target, source)):
+            link = self.link(*pair)
+            if link.cut_since is None:
+                link.cut_since = trio.current_time()
+        self._wake()
+
+    def heal(self, source: str, target: str) -> None:
+        """Let everything pass between two hosts again; what waited arrives after one latency."""
+        for pair in ((source, target), (target, source)):
+            self._mend(self.link(*pair))
+        self._wake()
+
+    def isolate(self, name: str) -> None:
+        """Cut a host off from all others."""
+        for other in self._hosts:
+            if other != name:
+                self.cut(name, other)
+
+    def heal_all(self) -> None:
+        """Heal every link and stop refusing."""
+        self._refusing.clear()
+        for link in self._links.values():
+            self._mend(link)
+        self._wake()
+
+    def reachable(self, source: str, target: str) -> bool:
+        """Whether something sent now from `source` gets to `target`."""
+        return self.link(source, target).cut_since is None
+
+    def refuse(self, name: str, refuse: bool = True) -> None:
+        """Let every new connection to a host be refused, or no longer."""
+        self._refusing[name] = refuse
+
+    def reset(self, one: str | None = None, other: str | None = None) -> int:
+        """Break every open connection, or those of one host, or between two; returns how many."""
+        wanted = {name for name in (one, other) if name is not None}
+        hit = [stream for stream, ends in self._streams.items() if wanted <= set(ends)]
+        for stream in hit:
+            stream.break_now()
+        return len(hit)
+
+    def kill(self, name: str) -> None:
+        """A host dies: its listeners close and its connections break."""
+        self.reset(name)
+        for listener in [one for one in self._listeners.values() if one.host == name]:
+            listener.close_now()
+
+    def _mend(self, link: Link) -> None:
+        if link.cut_since is not None:
+            link.cut_since = None
+            link.busy_until = max(link.busy_until, trio.current_time() + link.latency_s)
+
+    def _wake(self) -> None:
+        for stream in self._streams:
+            stream.look_again()
+        self.changed.unpark_all()
+
+    # ── connections ─────────────────────────────────────────────────────────────────────────────────────────────────
+    def listen_on(self, host: HostNetwork, port: int) -> SimListener:
+        """Open a listener; OSError(EADDRINUSE)."""
+        if port == 0:
+            port = self._port()
+        if (host.name, port) in self._listeners:
+            raise oserror(errno.EADDRINUSE, f"{host.address}:{port}".encode())
+        listener = SimListener(self, host.name, f"{host.address}:{port}", port)
+        self._listeners[host.name, port] = listener
+        return listener
+
+    def unlisten(self, listener: SimListener) -> None:
+        """A listener closed."""
+        self._listeners.pop((listener.host, listener.port), None)
+
+    def forget(self, stream: SimStream) -> None:
+        """A stream closed or broke."""
+        self._streams.pop(stream, None)
+
+    async def connect(self, source: HostNetwork, host: str, port: int) -> SimStream:
+        """Connect from `source`; see `HostNetwork.dial`."""
+        await trio.lowlevel.checkpoint()
+        target = self._find(source, host)
+        there, back = self.link(source.name, target.name), self.link(target.name, source.name)
+        with trio.move_on_after(DIAL_TIMEOUT_S):
+            while there.cut_since is not None or back.cut_since is not None:
+                await self.changed.park()
+            await trio.sleep(there.latency_s + back.latency_s)
+        if there.cut_since is not None or back.cut_since is not None:
+            raise oserror(errno.ETIMEDOUT, f"{host}:{port}".encode())
+        listener = self._listeners.get((target.name, port))
+        outgoing, incoming = _Pipe(self, there), _Pipe(self, back)
+        near = SimStream(outgoing, incoming, f"{target.address}:{port}")
+        far = SimStream(incoming, outgoing, f"{source.address}:{self._port()}")
+        if listener is None or self._refusing.get(target.name) or not listener.offer(far):
+            raise oserror(errno.ECONNREFUSED, f"{host}:{port}".encode())
+        for stream in (near, far):
+            self._streams[stream] = (source.name, target.name)
+        return near
+
+    def _find(self, source: HostNetwork, host: str) -> HostNetwork:
+        if host in ("127.0.0.1", "localhost", "::1"):
+            return source
+        for candidate in self._hosts.values():
+            if host in (candidate.name, candidate.address):
+                return candidate
+        raise oserror(errno.EHOSTUNREACH, host.encode())
+
+    def _port(self) -> int:
+        self._next_port += 1
+        if self._next_port > 65_535:
+            self._next_port = _EPHEMERAL
+        return self._next_port
