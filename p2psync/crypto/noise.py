@@ -130,7 +130,7 @@ class HandshakeState:
     @property
     def my_turn(self) -> bool:
         """Whether `write_message` is what comes next."""
-        return not self.finished and not self._failed and (self._next % 2 == 0) == self._initiator
+        return self._open and (self._next % 2 == 0) == self._initiator
 
     @property
     def remote_static(self) -> bytes | None:
@@ -164,7 +164,7 @@ class HandshakeState:
 
     def read_message(self, message: bytes) -> bytes:
         """The payload of the other side's next message."""
-        self._require(not self.finished and not self.my_turn and len(message) <= MAX_NOISE_MESSAGE)
+        self._require(self._open and not self.my_turn and len(message) <= MAX_NOISE_MESSAGE)
         self._failed, offset = True, 0
         for token in self._messages[self._next]:
             if token not in {"e", "s"}:
@@ -189,6 +189,11 @@ class HandshakeState:
         self._require(self.finished)
         first, second = self._symmetric.split()
         return (first, second) if self._initiator else (second, first)
+
+    @property
+    def _open(self) -> bool:
+        """Whether there are messages to come."""
+        return not self._failed and self._next < len(self._messages)
 
     def _mix_dh(self, token: str) -> None:
         """`es` is the initiator's ephemeral with the responder's static key, and so on."""

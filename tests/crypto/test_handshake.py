@@ -152,6 +152,13 @@ def test_a_failure_is_final() -> None:
         _ = right.trailing
 
 
+def test_a_failed_machine_says_nothing_more() -> None:
+    left, right = pair(Pattern.XX)
+    with pytest.raises(AuthenticationError):
+        right.feed(left.take_output() + b"\x00\x01?")
+    assert right.take_output() == b""
+
+
 def test_a_stranger_is_refused_at_its_first_wrong_byte() -> None:
     with pytest.raises(AuthenticationError):
         pair(Pattern.XX)[1].feed(b"px")

@@ -180,6 +180,15 @@ def deliver(receiver: PairingMachine, sender: PairingMachine, damaged: bytes) ->
         receiver, sender = sender, receiver
 
 
+def test_a_failed_try_cannot_be_mended() -> None:
+    inviting, genuine = host(), run(host(), guest())
+    inviting.receive(genuine[0])
+    for proof in (bytes(32), genuine[2]):
+        with pytest.raises(AuthenticationError):
+            inviting.receive(proof)
+    assert inviting.outcome is None
+
+
 def test_a_reflected_message_is_refused() -> None:
     typing = guest()
     element = typing.start()
@@ -262,6 +271,21 @@ def test_failures_close_the_desk_for_a_while_and_successes_do_not() -> None:
     with pytest.raises(StateError, match="Try again in 597 s"):
         desk.open(CODE, 104.0)
     desk.open(CODE, 100.0 + CODE_LIFETIME)
+
+
+def test_codes_opened_in_advance_do_not_beat_the_limit() -> None:
+    desk = PairingDesk()
+    for code in codes(3):
+        desk.open(code, 0.0)
+    with pytest.raises(StateError, match="still open"):
+        desk.open(PairingCode(4, CODE.words), 0.0)
+    desk.begin(1, 1.0)
+    desk.open(PairingCode(4, CODE.words), 1.0)
+    desk.begin(2, 2.0)
+    desk.begin(3, 3.0)
+    assert desk.live(4.0) == (4,)
+    with pytest.raises(AuthenticationError):
+        desk.begin(4, 4.0)
 
 
 @given(
