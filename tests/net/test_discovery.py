@@ -4,9 +4,11 @@ import contextlib
 import json
 import os
 import random
+import re
 import subprocess
 import sys
 import threading
+import time
 from collections.abc import AsyncIterator, Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -276,6 +278,7 @@ async def test_announcements_others_would_refuse_are_refused_here() -> None:
 SCRIPT = """
 import json, random, sys, trio
 from p2psync.net.discovery import MdnsDiscovery
+from p2psync.node.logs import configure_logging
 
 class Rng:
     token = staticmethod(random.SystemRandom().randbytes)
@@ -293,12 +296,13 @@ async def main(port, tag, wanted):
         await trio.to_thread.run_sync(sys.stdin.read, abandon_on_cancel=True)
         nursery.cancel_scope.cancel()
 
+configure_logging()
 trio.run(main, int(sys.argv[1]), sys.argv[2], sys.argv[3])
 """
 
 
-def ip(*arguments: str) -> None:
-    subprocess.run(["ip", *arguments], check=True, capture_output=True)
+def ip(*arguments: str) -> bytes:
+    return subprocess.run(["ip", *arguments], check=True, capture_output=True).stdout
 
 
 @contextlib.contextmanager
@@ -319,6 +323,9 @@ def two_namespaces(addresses: tuple[str, str] | None) -> Iterator[tuple[str, str
             if addresses:
                 ip("-n", name, "addr", "add", f"{addresses[index]}/24", "dev", "wire0")
                 ip("-n", name, "route", "add", "224.0.0.0/4", "dev", "wire0")
+        for name in names:
+            while b"fe80" not in ip("-n", name, "-6", "addr", "show", "dev", "wire0", "scope", "link", "-tentative"):
+                time.sleep(0.01)
         yield names
     finally:
         for name in names:
@@ -341,12 +348,12 @@ def test_two_machines_find_each_other(addresses: tuple[str, str] | None) -> None
             )
             for name, tag, wanted in zip(names, ("a", "b"), ("b", "a"), strict=True)
         ]
-        watchdog = threading.Timer(30, lambda: [process.kill() for process in processes])
+        watchdog = threading.Timer(20, lambda: [process.kill() for process in processes])
         watchdog.start()
         try:
             found = [json.loads(process.stdout.readline() or "null") for process in processes if process.stdout]
             for process in processes:
-                process.communicate()
+                process.communicate()  # the end of its standard input ends it
         finally:
             watchdog.cancel()
         assert [process.returncode for process in processes] == [0, 0]
@@ -354,4 +361,5 @@ def test_two_machines_find_each_other(addresses: tuple[str, str] | None) -> None
         assert f"{addresses[1]}:9" in found[0]
         assert f"{addresses[0]}:9" in found[1]
     else:
-        assert all(seen and all(a.startswith("[fe80::") and a.endswith("%wire0]:9") for a in seen) for seen in found)
+        assert all(re.fullmatch(r"\[fe80::[0-9a-f:]+%(2|wire0)\]:9", address) for seen in found for address in seen)
+        assert all(found)

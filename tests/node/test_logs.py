@@ -117,14 +117,14 @@ def test_exceptions_and_library_warnings_are_ours(capsys: pytest.CaptureFixture[
         raise ValueError("broken")
     except ValueError:
         get_logger("x").exception("failed")
-    logging.getLogger("zeroconf").warning("lost %s", "packets")
-    logging.getLogger("zeroconf").info("noise")
-    logging.getLogger("zeroconf").warning("bad %d", "format")
+    logging.getLogger("library").warning("lost %s", "packets")
+    logging.getLogger("library").info("noise")
+    logging.getLogger("library").warning("bad %d", "format")
     lines = [json.loads(line) for line in capsys.readouterr().err.splitlines()]
     assert "ValueError: broken" in lines[0]["exception"]
     assert [(line["logger"], line["event"]) for line in lines[1:]] == [
-        ("zeroconf", "lost packets"),
-        ("zeroconf", "bad %d"),
+        ("library", "lost packets"),
+        ("library", "bad %d"),
     ]
 
 
