@@ -1,0 +1,119 @@
+"""Which of several connections between two devices is kept: a rule for one side, a promise for the other.
+
+Theory. When both devices dial at the same moment, each sees two connections, and in any order. If each chose alone they
+could choose differently and close both, again and again. So one side chooses, the device with the smaller id (the
+arbiter), and the other obeys: it uses the connection on which Welcome came last.
+
+A further connection from the same process of the peer means either that both dialled, or that the peer lost the first
+one and the arbiter has not noticed. A ping on the first decides. A connection from another process of the peer means
+that it restarted, so the first is dead.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Hashable
+from dataclasses import dataclass
+from enum import Enum
+from typing import Generic, TypeVar
+
+from p2psync.model.ids import DeviceId
+
+C = TypeVar("C", bound=Hashable)
+
+PATIENCE = 3.0
+"""Seconds the first connection has to answer a ping before a newer one takes its place."""
+
+
+def is_arbiter(local: DeviceId, remote: DeviceId) -> bool:
+    """Whether this side chooses among connections with `remote`."""
+    return local < remote
+
+
+class Verdict(Enum):
+    """What to do with a connection."""
+
+    WELCOME = "send Welcome: it is the one"
+    PING = "send Ping, and report the answer"
+    DUPLICATE = "send Goodbye(duplicate) and close"
+
+
+@dataclass(frozen=True, slots=True)
+class Decision(Generic[C]):
+    """Apply `verdict` to `connection`."""
+
+    connection: C
+    verdict: Verdict
+
+
+class Arbiter(Generic[C]):
+    """The connections with one peer, on either side. Connections are named by any hashable of the caller's.
+
+    Decisions are to be carried out in order. Times are seconds of a monotonic clock.
+    """
+
+    def __init__(self, local: DeviceId, remote: DeviceId, patience: float = PATIENCE) -> None:
+        self.arbitrates = is_arbiter(local, remote)
+        self.active: C | None = None
+        """The connection in use; None while there is none."""
+        self._patience = patience
+        self._instance = b""
+        self._candidate: C | None = None
+        self._deadline: float | None = None
+
+    def greeted(self, connection: C, instance: bytes, now: float) -> list[Decision[C]]:
+        """A connection has exchanged Hellos with the process `instance` of the peer. The other side just waits."""
+        if not self.arbitrates:
+            return []
+        if self.active is None:
+            return [self._choose(connection, instance)]
+        if instance != self._instance:
+            return [*self._drop(), self._choose(connection, instance)]
+        decisions = []
+        if self._candidate is not None:
+            decisions.append(Decision(self._candidate, Verdict.DUPLICATE))
+        else:
+            self._deadline = now + self._patience
+            decisions.append(Decision(self.active, Verdict.PING))
+        self._candidate = connection
+        return decisions
+
+    def answered(self, connection: C) -> list[Decision[C]]:
+        """The ping that a decision asked for was answered."""
+        if connection != self.active or self._candidate is None:
+            return []
+        refused, self._candidate, self._deadline = self._candidate, None, None
+        return [Decision(refused, Verdict.DUPLICATE)]
+
+    def welcomed(self, connection: C) -> list[Decision[C]]:
+        """Welcome came on a connection (not on the arbiter's side): it replaces what was in use."""
+        previous, self.active = self.active, connection
+        return [] if previous is None or previous == connection else [Decision(previous, Verdict.DUPLICATE)]
+
+    def closed(self, connection: C) -> list[Decision[C]]:
+        """A connection has ended, for whatever reason."""
+        if connection == self._candidate:
+            self._candidate, self._deadline = None, None
+        if connection != self.active:
+            return []
+        self.active = None
+        return [] if self._candidate is None else [self._choose(self._candidate, self._instance)]
+
+    def next_deadline(self) -> float | None:
+        """When `handle_timer` is due."""
+        return self._deadline
+
+    def handle_timer(self, now: float) -> list[Decision[C]]:
+        """The first connection did not answer in time: the newer one takes its place."""
+        if self._deadline is None or now < self._deadline or self._candidate is None or self.active is None:
+            return []
+        return [Decision(self.active, Verdict.DUPLICATE), self._choose(self._candidate, self._instance)]
+
+    def _choose(self, connection: C, instance: bytes) -> Decision[C]:
+        self.active, self._instance = connection, instance
+        self._candidate, self._deadline = None, None
+        return Decision(connection, Verdict.WELCOME)
+
+    def _drop(self) -> list[Decision[C]]:
+        """End everything that is open to a process that is gone."""
+        gone = [c for c in (self.active, self._candidate) if c is not None]
+        return [Decision(connection, Verdict.DUPLICATE) for connection in gone]
