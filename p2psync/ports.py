@@ -410,6 +410,10 @@ class Sighting:
 class Discovery(Protocol):
     """Announces this device and reports others nearby."""
 
+    async def run(self) -> None:
+        """Work until cancelled; the node starts it in its nursery. Failures are logged and retried, never raised."""
+        ...
+
     def sightings(self) -> AsyncIterator[Sighting]:
         """Endless stream of hints, bounded: the oldest unread are dropped."""
         ...

@@ -10,7 +10,8 @@ REPOSITORY = Path(__file__).parents[1]
 PURE_ROOMS = ("crypto", "membership", "model", "protocol", "reconcile", "transfer")
 EFFECTS = {
     "asyncio", "concurrent", "lmdb", "multiprocessing", "os", "random", "secrets", "select", "shutil", "signal",
-    "socket", "ssl", "subprocess", "tempfile", "threading", "time", "trio", "urllib.request", "uuid", "watchdog", "zeroconf",
+    "socket", "ssl", "subprocess", "tempfile", "threading", "time", "trio", "urllib.request", "uuid", "watchdog",
+    "zeroconf",
 }  # fmt: skip
 """Modules through which time, chance, threads or the outside world would enter a pure room."""
 IMPURE_CALLS = {"generate", "generate_key", "now", "today", "urandom", "utcnow"}

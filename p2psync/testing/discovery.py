@@ -53,6 +53,10 @@ class SimDiscovery:
         self._hub = hub
         self._name = name
 
+    async def run(self) -> None:
+        """As `ports.Discovery.run`: the hub does the work."""
+        await trio.sleep_forever()
+
     async def sightings(self) -> AsyncIterator[Sighting]:
         """As `ports.Discovery.sightings`; at most one per host is ever waiting."""
         seen: dict[str, int] = {}
