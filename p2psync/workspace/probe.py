@@ -1,0 +1,82 @@
+"""Finds out what a file system can do by trying it in our private directory, because no platform's name tells."""
+
+from __future__ import annotations
+
+import os
+from contextlib import suppress
+
+from p2psync.ports import FsCapabilities, Rename, Root
+from p2psync.workspace.layout import TMP
+
+_SAMPLES = 3
+
+
+def probe(root: Root) -> FsCapabilities:
+    """Try every capability in a fresh directory below `.p2psync/tmp`; the defaults when nothing can be written."""
+    base = TMP + b"/probe-" + os.urandom(6).hex().encode()
+    try:
+        root.mkdir(base, 0o700)
+    except OSError:
+        return FsCapabilities()
+    try:
+        return _probe(root, base)
+    finally:
+        _remove(root, base)
+
+
+def _probe(root: Root, base: bytes) -> FsCapabilities:
+    one, two = base + b"/one", base + b"/two"
+    _touch(root, one)
+    _touch(root, two)
+    _touch(root, base + b"/lower")
+    composed = _try_touch(root, base + b"/" + "é".encode())
+    return FsCapabilities(
+        case_insensitive=root.stat(base + b"/LOWER") is not None,
+        normalising=composed and root.stat(base + b"/" + "e\u0301".encode()) is not None,
+        symlinks=_works(lambda: root.symlink(b"nowhere", base + b"/symlink")),
+        hard_links=_works(lambda: root.link(one, base + b"/hard")),
+        exchange=_works(lambda: root.rename(one, two, Rename.EXCHANGE)),
+        noreplace=_works(lambda: root.rename(one, base + b"/free", Rename.NOREPLACE))
+        and not _works(lambda: root.rename(two, base + b"/free", Rename.NOREPLACE)),
+        utf8_only=not _try_touch(root, base + b"/\xff"),
+        name_max=255 if _try_touch(root, base + b"/" + b"n" * 255) else 143,
+        granularity_ns=_granularity(root, base),
+    )
+
+
+def _touch(root: Root, path: bytes) -> None:
+    root.create(path).close()
+
+
+def _try_touch(root: Root, path: bytes) -> bool:
+    return _works(lambda: _touch(root, path))
+
+
+def _works(action: object) -> bool:
+    try:
+        action()  # type: ignore[operator]
+    except OSError:
+        return False
+    return True
+
+
+def _granularity(root: Root, base: bytes) -> int:
+    """How coarse stored times are: 2 s (FAT), 1 s, or the kernel's tick, which stands for everything finer."""
+    path = base + b"/time"
+    _touch(root, path)
+    worst = 10_000_000
+    for i in range(_SAMPLES):
+        wanted = 1_700_000_001_000_000_000 + i * 1_234_567_890
+        root.utime(path, wanted)
+        seen = root.stat(path)
+        if seen is not None and abs(seen.mtime_ns - wanted) >= 10_000_000:
+            off = abs(seen.mtime_ns - wanted)
+            worst = max(worst, 2_000_000_000 if off >= 1_000_000_000 or seen.mtime_ns // 10**9 % 2 == 0 else 10**9)
+    return worst
+
+
+def _remove(root: Root, base: bytes) -> None:
+    with suppress(OSError):
+        for name, _ in root.scan(base):
+            root.unlink(base + b"/" + name)
+        root.rmdir(base)

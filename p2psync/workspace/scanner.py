@@ -1,0 +1,331 @@
+"""Scanner: compares the disk with the synced tree and reports what differs, without opening a single file.
+
+What could not be read is reported as a problem and never as missing (invariant I19): an entry counts as missing only
+when the directory that should hold it has been listed completely.
+"""
+
+from __future__ import annotations
+
+import errno
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass, field
+from enum import Enum
+from typing import Protocol
+
+from p2psync.errors import EscapeError
+from p2psync.model.entries import Synced
+from p2psync.model.paths import MAX_DEPTH, MAX_PATH, PRIVATE_DIRECTORY, ROOT, RelPath, display, fold, parent
+from p2psync.ports import Kind, Root, Stat
+from p2psync.workspace.layout import MARKER
+
+MAX_FINDINGS = 512
+MAX_EXAMINED = 8192
+"""A batch is handed out when it holds this many findings or stands for this many entries."""
+
+Ignored = Callable[[bytes, bool], bool]
+"""Whether a path (and whether it is a directory) is ignored. Nothing below an ignored directory is looked at."""
+
+
+class SyncedView(Protocol):
+    """The synced tree as the scanner reads it."""
+
+    def children(self, directory: RelPath, /) -> Iterable[Synced]:
+        """Entries directly in `directory`, in any order."""
+        ...
+
+    def entry(self, path: RelPath, /) -> Synced | None:
+        """The entry of one path."""
+        ...
+
+
+class Why(Enum):
+    """What a finding says."""
+
+    NEW = "new"
+    CHANGED = "changed"
+    RACY = "racy"
+    """Looks the same, but could have changed right after it was last looked at: hash it to know."""
+    KIND = "kind"
+    MISSING = "missing"
+
+
+@dataclass(frozen=True, slots=True)
+class Finding:
+    """One path that differs from the synced tree. `stat` None: missing. `synced` None: never seen before."""
+
+    path: RelPath
+    stat: Stat | None
+    synced: Synced | None
+    why: Why
+
+
+class Severity(Enum):
+    """How much a problem matters."""
+
+    NOTE = "note"
+    WARNING = "warning"
+
+
+@dataclass(frozen=True, slots=True)
+class ScanProblem:
+    """Something that could not be scanned: a stable `code`, what it is (`text`) and what to do (`remedy`)."""
+
+    path: RelPath
+    code: str
+    text: str
+    remedy: str
+    severity: Severity = Severity.WARNING
+
+    @staticmethod
+    def of(path: bytes, error: Exception) -> ScanProblem:
+        """The problem behind an error met while reading `path`."""
+        where = display(path) or "the folder"
+        match error:
+            case PermissionError():
+                return ScanProblem(
+                    RelPath(path),
+                    "unreadable",
+                    f"{where} cannot be read: permission denied",
+                    "give the user that runs p2psync read access; nothing below it is treated as deleted",
+                )
+            case EscapeError():
+                return ScanProblem(
+                    RelPath(path), "moving", f"{where} was replaced by a symlink while it was scanned", _AGAIN
+                )
+            case OSError() if error.errno in {errno.ENOENT, errno.ENOTDIR, errno.ESTALE}:
+                return ScanProblem(
+                    RelPath(path), "moving", f"{where} vanished while it was scanned", _AGAIN, Severity.NOTE
+                )
+            case OSError() if error.errno in {errno.EIO, errno.EUCLEAN if hasattr(errno, "EUCLEAN") else errno.EIO}:
+                return ScanProblem(
+                    RelPath(path),
+                    "io-error",
+                    f"{where} cannot be read: the disk reports an error",
+                    "check the disk (`dmesg`, SMART) and keep a copy of what still reads",
+                )
+            case _:
+                text = error.strerror if isinstance(error, OSError) and error.strerror else str(error)
+                return ScanProblem(
+                    RelPath(path), "unreadable", f"{where} cannot be read: {text}", "it is tried again at the next scan"
+                )
+
+
+_AGAIN = "nothing to do: the next scan looks again"
+
+
+@dataclass(slots=True)
+class Batch:
+    """A part of a scan. `ignored`: synced entries that are ignored now, to be forgotten without a tombstone.
+
+    `examined` counts the entries looked at. Within `findings` a directory stands before what is in it, except that
+    missing entries stand innermost first.
+    """
+
+    findings: list[Finding] = field(default_factory=list)
+    problems: list[ScanProblem] = field(default_factory=list)
+    ignored: list[RelPath] = field(default_factory=list)
+    examined: int = 0
+
+    @property
+    def _full(self) -> bool:
+        return (
+            len(self.findings) + len(self.problems) + len(self.ignored) >= MAX_FINDINGS or self.examined >= MAX_EXAMINED
+        )
+
+
+def scan(
+    root: Root, view: SyncedView, ignored: Ignored, under: RelPath = ROOT, *, recursive: bool = True
+) -> Iterator[Batch]:
+    """Walk the directory `under` in sorted order and yield what differs.
+
+    Without `recursive` only the entries of `under` itself are compared; directories that are new are always entered,
+    because nothing is known about them. The caller checks the marker before the scan and again before it believes in
+    removals. Errors of single entries become problems; only a broken `view` raises.
+    """
+    return _Scan(root, view, ignored, recursive=recursive).walk([under])
+
+
+def examine(root: Root, view: SyncedView, ignored: Ignored, paths: Sequence[bytes]) -> Iterator[Batch]:
+    """Compare single paths, as hinted by the watcher; a directory is scanned with everything in it.
+
+    Paths below our private directory or below an ignored directory are passed over.
+    """
+    work = _Scan(root, view, ignored, recursive=True)
+    for path in paths:
+        if not path:
+            yield from work.walk([ROOT])
+        elif not _private(path) and not work.below_ignored(path):
+            work.examine(RelPath(path))
+            yield from work.walk(work.take_entered())
+    if work.batch.examined:
+        yield work.batch
+
+
+class _Scan:
+    def __init__(self, root: Root, view: SyncedView, ignored: Ignored, *, recursive: bool) -> None:
+        self._root = root
+        self._view = view
+        self._ignored = ignored
+        self._recursive = recursive
+        self._granularity = root.capabilities.granularity_ns
+        self._enter: list[RelPath] = []
+        self.batch = Batch()
+
+    def take_entered(self) -> list[RelPath]:
+        entered, self._enter = self._enter, []
+        return entered
+
+    def walk(self, start: list[RelPath]) -> Iterator[Batch]:
+        stack = start
+        while stack:
+            self._directory(stack.pop())
+            stack.extend(reversed(self.take_entered()))
+            if self.batch._full:
+                yield self.batch
+                self.batch = Batch()
+        if self.batch.examined or self.batch.problems:
+            yield self.batch
+            self.batch = Batch()
+
+    # ── one directory ───────────────────────────────────────────────────────────────────────────────────────────────
+    def _directory(self, directory: RelPath) -> None:
+        """Compare the entries of one directory; subdirectories to enter go to `_enter` in order."""
+        try:
+            listing = self._root.scan(directory)
+        except (OSError, EscapeError) as error:
+            self.batch.problems.append(ScanProblem.of(directory, error))
+            return
+        known = {synced.path: synced for synced in self._view.children(directory)}
+        prefix = directory + b"/" if directory else b""
+        granularity, ignored = self._granularity, self._ignored
+        self.batch.examined += len(listing) + 1
+        for name, stat in listing:
+            path = RelPath(prefix + name)
+            synced = known.pop(path, None)
+            if ignored(path, stat.kind is Kind.DIRECTORY):
+                if synced is not None:
+                    self._forget(synced)
+            elif (
+                synced is not None
+                and stat.kind is Kind.FILE is synced.kind
+                and synced.fingerprint.matches(stat)
+                and not synced.fingerprint.racy(granularity)
+                and not synced.absent
+            ):
+                continue
+            else:
+                self._present(path, stat, synced)
+        for path in sorted(known):
+            self._missing(known[path])
+
+    def examine(self, path: RelPath) -> None:
+        """Compare one path."""
+        self.batch.examined += 1
+        try:
+            stat = self._root.stat(path)
+        except (OSError, EscapeError) as error:
+            self.batch.problems.append(ScanProblem.of(path, error))
+            return
+        synced = self._view.entry(path)
+        if stat is None:
+            if synced is not None:
+                self._missing(synced)
+        elif self._ignored(path, stat.kind is Kind.DIRECTORY):
+            if synced is not None:
+                self._forget(synced)
+        else:
+            self._present(path, stat, synced)
+
+    def _present(self, path: RelPath, stat: Stat, synced: Synced | None) -> None:
+        if stat.kind is Kind.OTHER:
+            self._problem(
+                path,
+                "special",
+                f"{display(path)} is a socket, pipe or device and is not synchronised",
+                "nothing to do, or add it to .p2psyncignore",
+                Severity.NOTE,
+            )
+            return
+        if _private(path):
+            return
+        if len(path) > MAX_PATH or path.count(b"/") >= MAX_DEPTH:
+            self._problem(
+                path,
+                "too-deep",
+                f"{display(path[:80])}… is longer than {MAX_PATH} bytes or deeper than {MAX_DEPTH} levels",
+                "shorten it, or add it to .p2psyncignore",
+            )
+            return
+        if stat.kind is Kind.DIRECTORY and self._nested(path):
+            return
+        why = self._compare(stat, synced)
+        if why is Why.KIND and synced is not None and synced.kind is Kind.DIRECTORY:
+            self._missing_below(synced)
+        if why is not None:
+            self.batch.findings.append(Finding(path, stat, synced, why))
+        if stat.kind is Kind.DIRECTORY and (self._recursive or why in {Why.NEW, Why.KIND}):
+            self._enter.append(path)
+
+    def _compare(self, stat: Stat, synced: Synced | None) -> Why | None:
+        if synced is None or synced.absent:
+            return Why.NEW
+        if synced.kind is not stat.kind:
+            return Why.KIND
+        if not synced.fingerprint.matches(stat):
+            return Why.CHANGED
+        if stat.kind is not Kind.DIRECTORY and synced.fingerprint.racy(self._granularity):
+            return Why.RACY
+        return None
+
+    def _nested(self, path: RelPath) -> bool:
+        """Whether a directory is a folder of its own; it is then left alone."""
+        try:
+            if self._root.stat(RelPath(path + b"/" + MARKER)) is None:
+                return False
+        except (OSError, EscapeError):
+            return False
+        self._problem(
+            path,
+            "nested-folder",
+            f"{display(path)} is a p2psync folder of its own and is left out of this one",
+            "share only one of the two, or add it to .p2psyncignore",
+        )
+        return True
+
+    # ── what is not there ───────────────────────────────────────────────────────────────────────────────────────────
+    def _missing(self, synced: Synced) -> None:
+        """Report an entry that is gone, and first everything that was in it."""
+        if self._ignored(synced.path, synced.kind is Kind.DIRECTORY):
+            self._forget(synced)
+            return
+        if synced.kind is Kind.DIRECTORY:
+            self._missing_below(synced)
+        if not synced.absent:
+            self.batch.findings.append(Finding(synced.path, None, synced, Why.MISSING))
+
+    def _missing_below(self, directory: Synced) -> None:
+        for child in sorted(self._view.children(directory.path), key=lambda entry: entry.path):
+            self._missing(child)
+
+    def _forget(self, synced: Synced) -> None:
+        if synced.kind is Kind.DIRECTORY:
+            for child in sorted(self._view.children(synced.path), key=lambda entry: entry.path):
+                self._forget(child)
+        self.batch.ignored.append(synced.path)
+
+    def below_ignored(self, path: bytes) -> bool:
+        """Whether a directory above `path` is ignored or a folder of its own."""
+        above = parent(path)
+        while above:
+            if self._ignored(above, True):
+                return True
+            above = parent(above)
+        return False
+
+    def _problem(self, path: RelPath, code: str, text: str, remedy: str, severity: Severity = Severity.WARNING) -> None:
+        self.batch.problems.append(ScanProblem(path, code, text, remedy, severity))
+
+
+def _private(path: bytes) -> bool:
+    """Whether a path is our private directory or in it, however the disk spells it."""
+    return len(path) >= len(PRIVATE_DIRECTORY) and fold(path.split(b"/", 1)[0]) == PRIVATE_DIRECTORY

@@ -1,0 +1,192 @@
+"""Staging: assembles content under `.p2psync/tmp` until every chunk is verified; nothing partial is ever visible.
+
+A stage is named by its content root, so after a restart it is found again; what it already holds is verified by hash
+and never fetched twice. Chunks of zeros become holes.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Collection, Sequence
+from contextlib import suppress
+from types import TracebackType
+
+from p2psync.errors import IntegrityError
+from p2psync.model.hashing import digest
+from p2psync.model.manifest import MAX_CHUNK, Manifest
+from p2psync.ports import Kind, Root, WriteFile
+from p2psync.workspace.chunker import zero_hash
+from p2psync.workspace.layout import PART, PRIVATE, TMP, batch, make_private
+
+
+def stage_path(name: bytes) -> bytes:
+    """Where the staged content `name` (by convention the hex of its root) lies, relative to the folder."""
+    return TMP + b"/" + name + PART
+
+
+class Stage:
+    """One file's content on its way in. Safe to use from several threads; close it when done with it."""
+
+    def __init__(self, root: Root, manifest: Manifest, path: bytes, file: WriteFile, have: bytearray) -> None:
+        self._root = root
+        self._file = file
+        self._have = have
+        self._left = have.count(0)
+        self._chunks = manifest.chunks()
+        self._lock = threading.Lock()
+        self.manifest = manifest
+        self.path = path
+        """What `Place.staged` takes."""
+
+    @classmethod
+    def open(cls, root: Root, manifest: Manifest, name: bytes | None = None) -> Stage:
+        """Begin or resume; `name` when the same content is staged more than once. OSError as the disk has it."""
+        path = stage_path(manifest.root().hex().encode() if name is None else name)
+        have = bytearray(manifest.count)
+        stat = root.stat(path)
+        if stat is not None and stat.kind is Kind.FILE:
+            root.chmod(path, 0o600)
+            file = root.reopen(path)
+        else:
+            file = create_stage_file(root, path)
+        try:
+            if stat is None or stat.size != manifest.size:
+                file.truncate(manifest.size)
+            _verify(file, manifest, have)
+        except OSError:
+            file.close()
+            raise
+        return cls(root, manifest, path, file, have)
+
+    def missing(self) -> list[int]:
+        """Indices of the chunks still to come, in order."""
+        with self._lock:
+            return [index for index, held in enumerate(self._have) if not held]
+
+    @property
+    def done(self) -> bool:
+        """Whether every chunk is there."""
+        return self._left == 0
+
+    def put(self, index: int, data: bytes | memoryview) -> bool:
+        """Verify and write one chunk; False when it was there already. IntegrityError when it is not the chunk."""
+        expected, offset, length = self._chunks[index]
+        if len(data) != length or digest(self.manifest.algorithm, data) != expected:
+            raise IntegrityError("a chunk's bytes do not match its hash; it is fetched again from elsewhere")
+        if self._have[index]:
+            return False
+        if expected != zero_hash(self.manifest.algorithm, length):
+            self._file.pwrite(data, offset)
+        self._mark(index)
+        return True
+
+    def read(self, index: int) -> bytes | None:
+        """One chunk, verified again, to serve to others; None when it is not there (any more)."""
+        if not self._have[index]:
+            return None
+        expected, offset, length = self._chunks[index]
+        data = bytearray(length)
+        if self._file.pread_into(memoryview(data), offset) != length:
+            return None
+        return bytes(data) if digest(self.manifest.algorithm, data) == expected else None
+
+    def sync(self) -> None:
+        """Make the content durable. After an error the stage is discarded: a second sync could lie (fsyncgate)."""
+        try:
+            self._file.sync()
+        except OSError:
+            self.discard()
+            raise
+
+    def close(self) -> None:
+        """Close the file and keep what it holds for later."""
+        self._file.close()
+
+    def discard(self) -> None:
+        """Close and remove."""
+        self._file.close()
+        with suppress(FileNotFoundError):
+            self._root.unlink(self.path)
+
+    def __enter__(self) -> Stage:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def _mark(self, index: int) -> None:
+        with self._lock:
+            if not self._have[index]:
+                self._have[index] = 1
+                self._left -= 1
+
+
+def stage_small(root: Root, items: Sequence[tuple[bytes, bytes]]) -> list[bytes]:
+    """Write many whole contents, verified already, in one go; their staged paths. Then call `root.sync_all()`.
+
+    When one cannot be written (a full disk), its part is removed and the OSError raised; the earlier ones stay.
+    """
+    paths: list[bytes] = []
+    with batch(root):
+        for name, data in items:
+            path = stage_path(name)
+            file = create_stage_file(root, path)
+            try:
+                file.pwrite(data, 0)
+            except OSError:
+                file.close()
+                root.unlink(path)
+                raise
+            file.close()
+            paths.append(path)
+    return paths
+
+
+def sweep(root: Root, keep: Collection[bytes], older_than_ns: int) -> list[bytes]:
+    """Remove staged contents that are not in `keep` (paths) and were last touched before `older_than_ns`; what went.
+
+    Only what is ours alone is removed: one side of an exchange may be a person's file and is left for `recover`.
+    """
+    removed: list[bytes] = []
+    try:
+        entries = root.scan(TMP)
+    except FileNotFoundError:
+        return removed
+    for name, stat in entries:
+        path = TMP + b"/" + name
+        if name.endswith(PART) and stat.kind is Kind.FILE and path not in keep and stat.ctime_ns < older_than_ns:
+            with suppress(FileNotFoundError):
+                root.unlink(path)
+                removed.append(path)
+    return removed
+
+
+def create_stage_file(root: Root, path: bytes) -> WriteFile:
+    """A fresh file at `path`, in place of whatever of ours stood there."""
+    try:
+        return root.create(path, 0o600)
+    except FileExistsError:
+        root.unlink(path)
+    except FileNotFoundError:
+        if root.stat(PRIVATE) is None:
+            raise
+        make_private(root)
+    return root.create(path, 0o600)
+
+
+def _verify(file: WriteFile, manifest: Manifest, have: bytearray) -> None:
+    """Mark the chunks that `file` already holds; holes cost nothing."""
+    buffer: memoryview | None = None
+    data_from = 0
+    for index, (expected, offset, length) in enumerate(manifest.chunks()):
+        if data_from <= offset:
+            found = file.next_data(offset)
+            data_from = manifest.size if found is None else found
+        if data_from >= offset + length:
+            have[index] = expected == zero_hash(manifest.algorithm, length)
+            continue
+        buffer = memoryview(bytearray(MAX_CHUNK)) if buffer is None else buffer
+        view = buffer[:length]
+        have[index] = file.pread_into(view, offset) == length and digest(manifest.algorithm, view) == expected
