@@ -4,15 +4,16 @@ from __future__ import annotations
 
 import base64
 import re
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
+from p2psync.model.entries import Synced
 from p2psync.model.hashing import labelled
 from p2psync.model.paths import MAX_COMPONENT, MAX_PATH, RelPath, join, name, parent
 from p2psync.model.records import FileRecord
 
-ContentsAt = Callable[[RelPath], Collection[bytes]]
-"""Contents (`FileRecord.content`) that records at a path carry, live or deleted, and what a local entry there holds."""
+LookUp = Callable[[RelPath], tuple[Sequence[FileRecord], Synced | None]]
+"""The siblings and the synced entry of any path."""
 
 _DAY = 86_400
 _SHORT_ID = 7
@@ -69,21 +70,55 @@ def parse_conflict_name(path: bytes) -> ConflictName | None:
     return ConflictName(original, match["device"].decode(), match["date"].decode())
 
 
-def copy_name(record: FileRecord, contents_at: ContentsAt) -> RelPath | None:
-    """Where the content of a losing record goes, or None when a record there carries it already."""
-    return free_name(record.path, short_id(record.dot.replica), record.mtime_ns, record.content, contents_at)
+def copy_name(record: FileRecord, look_up: LookUp) -> RelPath | None:
+    """Where the content of a losing record goes, or None when it is on record there already, or was and is settled."""
+
+    def kept(at: RelPath) -> bool:
+        siblings, synced = look_up(at)
+        return _holds(record.content, siblings, synced) or any(_settles(s, record) for s in siblings)
+
+    device = short_id(record.dot.replica)
+    unique = conflict_name(record.path, device, record.mtime_ns, record.content)
+    return _free_name(conflict_name(record.path, device, record.mtime_ns), unique, look_up, kept)
 
 
-def free_name(path: RelPath, device: str, mtime_ns: int, content: bytes, contents_at: ContentsAt) -> RelPath | None:
-    """The conflict name for `content`, made unique by it when the plain name is taken; None when it is kept already."""
-    plain = conflict_name(path, device, mtime_ns)
-    taken = contents_at(plain)
-    if content in taken:
+def local_copy_name(entry: Synced, device: str, look_up: LookUp) -> RelPath | None:
+    """Where a local change that was never published goes, named after this device; None when it is there already."""
+
+    def kept(at: RelPath) -> bool:
+        return _holds(entry.content, *look_up(at))
+
+    unique = conflict_name(entry.path, device, entry.mtime_ns, entry.content)
+    return _free_name(conflict_name(entry.path, device, entry.mtime_ns), unique, look_up, kept)
+
+
+def _free_name(plain: RelPath, unique: RelPath, look_up: LookUp, kept: Callable[[RelPath], bool]) -> RelPath | None:
+    """The plain conflict name, or the one made unique by the content when that is taken; None when either holds it."""
+    if kept(plain) or kept(unique):
         return None
-    unique = conflict_name(path, device, mtime_ns, content)
-    if content in contents_at(unique):
-        return None
-    return unique if taken or plain == path else plain
+    siblings, synced = look_up(plain)
+    taken = any(not s.deleted for s in siblings) or (synced is not None and not synced.absent)
+    return unique if taken else plain
+
+
+def _holds(content: bytes, siblings: Sequence[FileRecord], synced: Synced | None) -> bool:
+    if any(not s.deleted and s.content == content for s in siblings):
+        return True
+    return synced is not None and synced.diverged and not synced.absent and synced.content == content
+
+
+def _settles(tombstone: FileRecord, loser: FileRecord) -> bool:
+    """Whether a person deleted the conflict copy of `loser`, so that it must not come back.
+
+    The copy of a loser was made by who knew it, so its Lamport counter is higher. A tombstone proves such a copy only
+    by another replica's counter. Otherwise the copy may have been older and may have been moved back in place to become
+    `loser`: then its deletion says nothing about the content.
+    """
+    return (
+        tombstone.deleted
+        and tombstone.content == loser.content
+        and any(c > loser.dot.counter for r, c in tombstone.version.entries if r != tombstone.dot.replica)
+    )
 
 
 def _split(component: bytes) -> tuple[bytes, bytes]:

@@ -16,7 +16,7 @@ from p2psync.model.paths import RelPath
 from p2psync.model.records import FileRecord, winner
 from p2psync.model.versions import Dot, VersionVector
 from p2psync.ports import Kind
-from p2psync.reconcile.conflicts import ContentsAt, copy_name
+from p2psync.reconcile.conflicts import LookUp, copy_name
 
 
 @dataclass(frozen=True, slots=True)
@@ -131,18 +131,18 @@ def observe(
     siblings: Sequence[FileRecord],
     *,
     may_write: bool,
-    contents_at: ContentsAt = lambda _: (),
+    look_up: LookUp,
 ) -> Observation:
     """Decide what `disk` means at `path`, given what was synced there and the path's records.
 
     `disk` None means that the entry does not exist, for certain: an unreadable directory is not an observation.
     """
     if disk is None:
-        return _gone(path, synced, siblings, may_write=may_write, contents_at=contents_at)
+        return _gone(path, synced, siblings, may_write=may_write, look_up=look_up)
     if disk.kind is Kind.OTHER:
         return Unchanged()
     if synced is not None and synced.identity == disk.identity and not (synced.diverged and may_write):
-        return _same_content(path, disk, synced, siblings, may_write=may_write, contents_at=contents_at)
+        return _same_content(path, disk, synced, siblings, may_write=may_write, look_up=look_up)
     wanted = winner(siblings) if siblings else None
     if wanted is not None and (
         wanted.identity == disk.identity or (synced is None and any(s.identity == disk.identity for s in siblings))
@@ -151,7 +151,7 @@ def observe(
     if not may_write:
         version = VersionVector() if synced is None else synced.version
         return KeepLocal(_entry(path, disk, version, (), diverged=True))
-    return _edit(path, disk, _base(synced, siblings, disk.identity, contents_at))
+    return _edit(path, disk, _base(synced, siblings, disk.identity, look_up))
 
 
 def _same_content(
@@ -161,7 +161,7 @@ def _same_content(
     siblings: Sequence[FileRecord],
     *,
     may_write: bool,
-    contents_at: ContentsAt,
+    look_up: LookUp,
 ) -> Observation:
     """The disk has what was synced; perhaps with other metadata, which only files publish."""
     wanted = winner(siblings) if siblings else None
@@ -173,7 +173,7 @@ def _same_content(
     )
     # Metadata follows content: a touched file that is about to be replaced says nothing, or it would become a conflict.
     if touched and may_write and wanted is not None and wanted.identity == disk.identity:
-        return _edit(path, disk, _base(synced, siblings, disk.identity, contents_at))
+        return _edit(path, disk, _base(synced, siblings, disk.identity, look_up))
     entry = _entry(path, disk, synced.version, synced.sources, diverged=synced.diverged, implied=synced.implied)
     return Unchanged() if entry == synced else Refresh(entry)
 
@@ -184,11 +184,11 @@ def _gone(
     siblings: Sequence[FileRecord],
     *,
     may_write: bool,
-    contents_at: ContentsAt,
+    look_up: LookUp,
 ) -> Observation:
     if synced is None:
         return Unchanged()
-    base = _base(synced, siblings, synced.identity, contents_at)
+    base = _base(synced, siblings, synced.identity, look_up)
     # Where everything that was on this disk is superseded already, there is nothing left that we could delete.
     deletes = any(not s.deleted and base.includes(s.dot) for s in siblings)
     if synced.implied or not deletes:
@@ -219,7 +219,7 @@ def _base(
     synced: Synced | None,
     siblings: Sequence[FileRecord],
     identity: tuple[bool, Kind, bytes],
-    contents_at: ContentsAt,
+    look_up: LookUp,
 ) -> VersionVector:
     """What a change to a path causally follows: see the module's docstring."""
     base = VersionVector() if synced is None else synced.version
@@ -228,7 +228,7 @@ def _base(
     for sibling in siblings:
         seen = sibling.deleted or (synced is not None and sibling.identity in shown)
         loser = sibling is not wanted and sibling.kind is not Kind.DIRECTORY
-        if seen or (loser and copy_name(sibling, contents_at) is None):
+        if seen or (loser and copy_name(sibling, look_up) is None):
             base = base.join(sibling.version)
     return base
 

@@ -15,7 +15,7 @@ from p2psync.model.paths import RelPath, display
 from p2psync.model.records import FileRecord, precedence, winner
 from p2psync.model.versions import VersionVector
 from p2psync.ports import Kind
-from p2psync.reconcile.conflicts import ContentsAt, copy_name, free_name, short_id
+from p2psync.reconcile.conflicts import LookUp, copy_name, local_copy_name, short_id
 
 
 @dataclass(frozen=True, slots=True)
@@ -94,12 +94,12 @@ def plan_path(
     siblings: Sequence[FileRecord],
     *,
     live_descendants: int,
-    contents_at: ContentsAt,
+    look_up: LookUp,
     device: str,
 ) -> Action:
     """Decide what to do about `path`.
 
-    `live_descendants` is counted as in `settled`; `contents_at` tells what other paths carry; `device` is this device's
+    `live_descendants` is counted as in `settled`; `look_up` tells what conflict names hold; `device` is this device's
     short id, which names the copies of local changes that were never published.
     """
     if settled(synced, siblings, live_descendants):
@@ -109,19 +109,19 @@ def plan_path(
     if live_descendants and wanted.kind is not Kind.DIRECTORY and not wanted.deleted:
         assert here is not None, "an unsettled path with live descendants has a file"
         reason = f"entries below {display(path)} live, so the directory keeps the name and the file moves aside"
-        return Displace(path, _keep_from_below(here, siblings, contents_at, device), reason)
+        return Displace(path, _keep_from_below(here, siblings, look_up, device), reason)
     if wanted.deleted:
         assert here is not None, "an unsettled deletion has something to delete"
         if live_descendants:
             reason = f"{display(path)} is deleted as a file, but entries below it live and need the directory"
-            return Displace(path, _keep(here, wanted, siblings, contents_at, device), reason)
+            return Displace(path, _keep(here, wanted, siblings, look_up, device), reason)
         return Remove(path, wanted, f"deleted by {_who(wanted)}; its version follows ours")
     if here is None:
         reason = f"{_who(wanted)}'s version {'is new here' if synced is None else 'is newer than the local deletion'}"
         return MakeDirectory(path, wanted, reason) if wanted.kind is Kind.DIRECTORY else Create(path, wanted, reason)
     if here.identity == wanted.identity:
         return SetMetadata(path, wanted, f"same content; {_who(wanted)}'s version and metadata are taken over")
-    keep = _keep(here, wanted, siblings, contents_at, device)
+    keep = _keep(here, wanted, siblings, look_up, device)
     return Replace(path, wanted, keep, _why_replaced(here, wanted, siblings, keep))
 
 
@@ -175,7 +175,7 @@ def implied_directory(path: RelPath, past: VersionVector, fingerprint: Fingerpri
 
 
 def _keep(
-    here: Synced, wanted: FileRecord, siblings: Sequence[FileRecord], contents_at: ContentsAt, device: str
+    here: Synced, wanted: FileRecord, siblings: Sequence[FileRecord], look_up: LookUp, device: str
 ) -> RelPath | None:
     """Where the disk's present content must go so that it is not lost; None when history is enough.
 
@@ -184,22 +184,20 @@ def _keep(
     if here.kind is Kind.DIRECTORY:
         return None
     if here.diverged:
-        return free_name(here.path, device, here.mtime_ns, here.content, contents_at)
+        return local_copy_name(here, device, look_up)
     losers = [s for s in siblings if s.identity == here.identity and s.identity != wanted.identity]
-    return _copy_of(losers, contents_at)
+    return _copy_of(losers, look_up)
 
 
-def _keep_from_below(
-    here: Synced, siblings: Sequence[FileRecord], contents_at: ContentsAt, device: str
-) -> RelPath | None:
+def _keep_from_below(here: Synced, siblings: Sequence[FileRecord], look_up: LookUp, device: str) -> RelPath | None:
     """As `_keep`, for a file that loses its name to live descendants: the winner's content needs a copy too."""
     if here.diverged:
-        return free_name(here.path, device, here.mtime_ns, here.content, contents_at)
-    return _copy_of([s for s in siblings if s.identity == here.identity], contents_at)
+        return local_copy_name(here, device, look_up)
+    return _copy_of([s for s in siblings if s.identity == here.identity], look_up)
 
 
-def _copy_of(losers: list[FileRecord], contents_at: ContentsAt) -> RelPath | None:
-    names = [copy_name(s, contents_at) for s in sorted(losers, key=precedence)]
+def _copy_of(losers: list[FileRecord], look_up: LookUp) -> RelPath | None:
+    names = [copy_name(s, look_up) for s in sorted(losers, key=precedence)]
     return None if None in names or not names else names[-1]
 
 
