@@ -19,6 +19,7 @@ import trio
 from trio import socket
 
 from p2psync.net.addresses import Address, format_address, parse_address, parse_peer_address
+from p2psync.ports import StreamListener
 
 BACKLOG = 128
 """Connections the kernel may hold for us before `accept`."""
@@ -126,7 +127,7 @@ class TcpListener:
 class TcpNetwork:
     """TCP over IPv4 and IPv6 as a `p2psync.ports.Network`."""
 
-    async def listen(self, address: str) -> list[TcpListener]:
+    async def listen(self, address: str) -> list[StreamListener]:
         """Listen on HOST:PORT; `:PORT` and `[::]:PORT` mean every interface, IPv4 and IPv6 on one socket.
 
         A host name that resolves to several addresses gives one listener for each.
@@ -140,7 +141,7 @@ class TcpNetwork:
             await trio.lowlevel.checkpoint()
             return [_listen_everywhere(wanted)]
         infos = await _resolve(wanted)
-        listeners: list[TcpListener] = []
+        listeners: list[StreamListener] = []
         try:
             for family, sockaddr in infos:
                 sock = _bound_socket(family, sockaddr, wanted, v6_only=True)

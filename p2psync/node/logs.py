@@ -90,7 +90,7 @@ def configure_logging(level: str = "info", form: str = "auto", *, verbose: bool 
     )
     # Libraries tell us of trouble only: their debug output is theirs.
     logging.basicConfig(level=max(threshold, logging.WARNING), handlers=[_Forward()], force=True)
-    # It warns of every interface that cannot carry multicast, such as loopback; p2psync.net.discovery says what matters.
+    # It warns of each interface without multicast, such as loopback; p2psync.net.discovery says what matters.
     logging.getLogger("zeroconf").setLevel(logging.WARNING if verbose else logging.ERROR)
 
 

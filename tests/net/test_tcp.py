@@ -13,6 +13,7 @@ from trio import socket
 from p2psync.errors import InputError
 from p2psync.net import tcp
 from p2psync.net.tcp import TcpListener, TcpNetwork, TcpStream
+from p2psync.ports import ByteStream, StreamListener
 
 
 def has_ipv6() -> bool:
@@ -41,10 +42,12 @@ async def connected(
     async with trio.open_nursery() as nursery:
         nursery.start_soon(dial)
         far = await listener.accept()
+    assert isinstance(listener, TcpListener)
+    assert isinstance(far, TcpStream)
     return listener, near[0], far
 
 
-async def close(*things: TcpListener | TcpStream) -> None:
+async def close(*things: StreamListener | ByteStream) -> None:
     for thing in things:
         await thing.aclose()
 
@@ -193,6 +196,7 @@ async def test_accept_survives_aborted_connections_and_lack_of_descriptors(
     monkeypatch: pytest.MonkeyPatch, autojump_clock: trio.testing.MockClock
 ) -> None:
     [listener] = await TcpNetwork().listen("127.0.0.1:0")
+    assert isinstance(listener, TcpListener)
     failures = [errno.ECONNABORTED, errno.EMFILE, errno.EMFILE, errno.EBADF]
 
     async def accept() -> object:
