@@ -6,14 +6,16 @@ up once, the trie is updated once, each path is settled once.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 
-from p2psync.index import tables, trie
+from p2psync.index import tables
 from p2psync.index.reader import Reader, stored_record
-from p2psync.index.tables import Row, from_number, number, place
+from p2psync.index.tables import Row, State, from_number, number, place
+from p2psync.index.trie import WriteTrie
 from p2psync.index.values import FeedEntry, Pending, Totals
 from p2psync.model.entries import Synced, settled
+from p2psync.model.merkle import TrieStore, leaf_hash
 from p2psync.model.paths import PathKey, RelPath, ancestors, name, path_key
 from p2psync.model.records import FileRecord, SignedBatch, record_id, winner
 from p2psync.ports import Kind, WriteTxn
@@ -51,7 +53,7 @@ class Work:
 class Derived(Reader):
     """A view over a write transaction that holds back derived rows until they are asked for or the transaction ends."""
 
-    _txn: WriteTxn
+    txn: WriteTxn
 
     def __init__(self, txn: WriteTxn, is_conflict: Callable[[bytes], bool]) -> None:
         super().__init__(txn, is_conflict)
@@ -63,7 +65,7 @@ class Derived(Reader):
         self._objects: dict[bytes, bytes] = {}
 
     # ── touching ────────────────────────────────────────────────────────────────────────────────────────────────────
-    def _work(self, key: PathKey) -> Work | None:
+    def work(self, key: PathKey) -> Work | None:
         """The working state of a path with records; None when it has none."""
         work = self._works.get(key)
         if work is None:
@@ -78,14 +80,14 @@ class Derived(Reader):
             work = self._works[key] = Work(key, top.path, row, siblings, top)
         return work
 
-    def _begin(self, key: PathKey, path: RelPath) -> Work:
+    def begin(self, key: PathKey, path: RelPath) -> Work:
         """The working state of a path that may not have records yet."""
-        work = self._work(key)
+        work = self.work(key)
         if work is None:
             work = self._works[key] = Work(key, path, None, [], None)
         return work
 
-    def _set_siblings(self, work: Work, siblings: list[Sibling], origin: bytes) -> None:
+    def set_siblings(self, work: Work, siblings: list[Sibling], origin: bytes) -> None:
         """Replace the records of a path, counting what refers to batches and manifests."""
         for sibling in work.siblings:
             if not any(sibling is s for s in siblings):
@@ -98,19 +100,18 @@ class Derived(Reader):
         self._unsettled[work.key] = work.path
 
     def _refer(self, sibling: Sibling, by: int) -> None:
-        record = sibling.record
-        self._count_reference(b"b" + sibling.batch_id, by)
-        if record.kind is Kind.FILE and not record.deleted and not record.manifest:
-            self._count_reference(b"m" + record.content, by)
+        for target in references(sibling.record, sibling.batch_id):
+            self.count_reference(target, by)
 
-    def _count_reference(self, name: bytes, by: int) -> None:
-        self._references[name] = self._references.get(name, 0) + by
+    def count_reference(self, target: bytes, by: int) -> None:
+        """Count references to a shared object up or down; it goes when the transaction ends with none."""
+        self._references[target] = self._references.get(target, 0) + by
 
     # ── reading through what is held back ───────────────────────────────────────────────────────────────────────────
-    def root(self) -> bytes:
+    def trie(self) -> TrieStore:
         """See `Reader`."""
         self.flush()
-        return super().root()
+        return super().trie()
 
     def totals(self) -> Totals:
         """See `Reader`."""
@@ -181,9 +182,9 @@ class Derived(Reader):
             self._count_winner(work)
         leaves: dict[PathKey, bytes | None] = {}
         for work in changed:
-            leaves[work.key] = trie.leaf(work.key, [s.identifier for s in work.siblings]) if work.siblings else None
+            leaves[work.key] = leaf_hash(work.key, (s.identifier for s in work.siblings)) if work.siblings else None
         if leaves:
-            trie.update(self._txn, leaves)
+            WriteTrie(self.txn).change(leaves)
         for key in sorted(self._unsettled):
             self._settle(key, self._unsettled[key])
         self._changed.clear()
@@ -194,18 +195,18 @@ class Derived(Reader):
         self.flush()
         for kept in sorted(self._references.keys() | self._objects.keys()):
             by = self._references.get(kept, 0)
-            count = from_number(self._txn.get(tables.REFERENCES, kept)) + by
+            count = from_number(self.txn.get(tables.REFERENCES, kept)) + by
             table = tables.BATCHES if kept[:1] == b"b" else tables.MANIFESTS
             if count <= 0:
-                self._txn.delete(tables.REFERENCES, kept)
-                self._txn.delete(table, kept[1:])
+                self.txn.delete(tables.REFERENCES, kept)
+                self.txn.delete(table, kept[1:])
                 continue
             if by:
-                self._txn.put(tables.REFERENCES, kept, number(count))
+                self.txn.put(tables.REFERENCES, kept, number(count))
             if kept in self._objects:
-                self._txn.put(table, kept[1:], self._objects[kept])
+                self.txn.put(table, kept[1:], self._objects[kept])
         if self._state_row is not None:
-            self._txn.put(tables.META, tables.STATE, tables.encode(self._state_row))
+            self.txn.put(tables.META, tables.STATE, tables.encode(self._state_row))
 
     def _count_descendants(self, changed: Iterable[Work]) -> None:
         """Carry paths that came alive or died to all their ancestors; those that gained their first or lost their last
@@ -214,7 +215,7 @@ class Derived(Reader):
         deltas: dict[RelPath, int] = {}
         for work in changed:
             after = winner(work.records) if work.siblings else None
-            by = _lives(after) - _lives(work.counted)
+            by = lives(after) - lives(work.counted)
             if by:
                 for directory in ancestors(work.path):
                     deltas[directory] = deltas.get(directory, 0) + by
@@ -222,49 +223,36 @@ class Derived(Reader):
             if not by:
                 continue
             key = path_key(directory)
-            before = from_number(self._txn.get(tables.DESCENDANTS, key))
+            before = from_number(self.txn.get(tables.DESCENDANTS, key))
             if before + by:
-                self._txn.put(tables.DESCENDANTS, key, number(before + by))
+                self.txn.put(tables.DESCENDANTS, key, number(before + by))
             else:
-                self._txn.delete(tables.DESCENDANTS, key)
+                self.txn.delete(tables.DESCENDANTS, key)
             if not before or not before + by:
                 self._unsettled[key] = directory
 
     def _count_winner(self, work: Work) -> None:
         after = winner(work.records) if work.siblings else None
         if work.counted is not None:
-            self._tally(work.counted, -1)
+            tally_winner(self._state, work.counted, -1, self.is_conflict)
         if after is not None:
-            self._tally(after, 1)
+            tally_winner(self._state, after, 1, self.is_conflict)
         work.counted = after
-
-    def _tally(self, record: FileRecord, by: int) -> None:
-        state = self._state
-        if record.deleted:
-            state.tombstones += by
-            return
-        if record.kind is Kind.DIRECTORY:
-            state.directories += by
-        else:
-            state.files += by
-            state.bytes += by * record.size
-        if self._is_conflict(name(record.path)):
-            state.conflicts += by
 
     def _settle(self, key: PathKey, path: RelPath) -> None:
         """Write the row of a touched path, its feed entries and its place among the pending."""
-        work = self._work(key)
+        work = self.work(key)
         if work is None or not (work.siblings or work.row):
             return
         row = work.row or Row([])
         order, need = self._wanted(work)
         if (order, need) != (row.order, row.need):
             if row.order:
-                self._txn.delete(tables.PENDING, row.order)
-                self._need(row.order, row.need, -1)
+                self.txn.delete(tables.PENDING, row.order)
+                tally_pending(self._state, row.order, row.need, -1)
             if order:
-                self._txn.put(tables.PENDING, order, tables.encode(tables.PendingRow(path, need)))
-                self._need(order, need, 1)
+                self.txn.put(tables.PENDING, order, tables.encode(tables.PendingRow(path, need)))
+                tally_pending(self._state, order, need, 1)
         elif not work.changed and not work.possessed:
             return
         if work.changed:
@@ -273,53 +261,34 @@ class Derived(Reader):
         work.row = None
         if work.siblings:
             work.row = Row([(s.encoded, s.batch_id) for s in work.siblings], sequence, possessed, order, need)
-            self._txn.put(tables.RECORDS, key, tables.encode(work.row))
+            self.txn.put(tables.RECORDS, key, tables.encode(work.row))
         else:
-            self._txn.delete(tables.RECORDS, key)
+            self.txn.delete(tables.RECORDS, key)
         work.changed = work.possessed = False
 
     def _wanted(self, work: Work) -> tuple[bytes, int]:
         """Pending key and missing bytes of a path; (b"", 0) when nothing is to be done."""
-        if not work.siblings or self._txn.get(tables.HELD, work.key) is not None:
+        if not work.siblings or self.txn.get(tables.HELD, work.key) is not None:
             return b"", 0
-        synced = self.synced(work.path)
-        live = from_number(self._txn.get(tables.DESCENDANTS, work.key))
-        if settled(synced, work.records, live):
-            return b"", 0
-        wanted = winner(work.records)
-        if live and (wanted.deleted or wanted.kind is not Kind.DIRECTORY):
-            group = tables.MAKE_DIRECTORY
-        elif wanted.deleted:
-            group = tables.REMOVE
-        else:
-            group = tables.MAKE_DIRECTORY if wanted.kind is Kind.DIRECTORY else tables.WRITE
-        here = synced is not None and synced.identity == wanted.identity
-        need = wanted.size if group == tables.WRITE and not here else 0
-        return tables.pending_order(group, work.path, work.key), need
-
-    def _need(self, order: bytes, size: int, by: int) -> None:
-        state = self._state
-        if order[:1] == tables.REMOVE:
-            state.need_deletes += by
-        else:
-            state.need_files += by
-            state.need_bytes += by * size
+        live = from_number(self.txn.get(tables.DESCENDANTS, work.key))
+        group, need = work_on(work.records, self.synced(work.path), live)
+        return (tables.pending_order(group, work.path, work.key), need) if group else (b"", 0)
 
     def _announce_name(self, work: Work) -> None:
         if work.siblings and work.row is None:
-            self._txn.put(tables.ANNOUNCED, place(work.path, work.key), name(work.path))
+            self.txn.put(tables.ANNOUNCED, place(work.path, work.key), name(work.path))
         elif not work.siblings:
-            self._txn.delete(tables.ANNOUNCED, place(work.path, work.key))
+            self.txn.delete(tables.ANNOUNCED, place(work.path, work.key))
 
     def _feed_entries(self, work: Work, row: Row) -> tuple[int, int]:
         """Move the path's feed entries to the end as far as they changed; their sequence numbers."""
         sequence, possessed = row.sequence, row.possessed
         if work.changed or work.possessed:
             if possessed:
-                self._txn.delete(tables.FEED, number(possessed))
+                self.txn.delete(tables.FEED, number(possessed))
             possessed = 0
         if work.changed and sequence:
-            self._txn.delete(tables.FEED, number(sequence))
+            self.txn.delete(tables.FEED, number(sequence))
         if work.changed and work.siblings:
             sequence = self._append(work.path, False, work.origin)
         elif work.possessed and work.siblings:
@@ -329,9 +298,56 @@ class Derived(Reader):
     def _append(self, path: RelPath, possession: bool, origin: bytes) -> int:
         self._state.sequence += 1
         sequence = self._state.sequence
-        self._txn.put(tables.FEED, number(sequence), tables.encode(tables.FeedRow(path, possession, origin)))
+        self.txn.put(tables.FEED, number(sequence), tables.encode(tables.FeedRow(path, possession, origin)))
         return sequence
 
 
-def _lives(record: FileRecord | None) -> int:
+def lives(record: FileRecord | None) -> int:
+    """1 for a live record, 0 for a tombstone or none."""
     return record is not None and not record.deleted
+
+
+def references(record: FileRecord, batch_id: bytes) -> list[bytes]:
+    """Which shared objects a stored record keeps: its signature, and its manifest when that is not inline."""
+    targets = [b"b" + batch_id]
+    if record.kind is Kind.FILE and not record.deleted and not record.manifest:
+        targets.append(b"m" + record.content)
+    return targets
+
+
+def work_on(records: Sequence[FileRecord], synced: Synced | None, live: int) -> tuple[bytes, int]:
+    """Pending group of a path and how many bytes of content it misses; an empty group when it is settled."""
+    if settled(synced, records, live):
+        return b"", 0
+    wanted = winner(records)
+    if live and (wanted.deleted or wanted.kind is not Kind.DIRECTORY):
+        return tables.MAKE_DIRECTORY, 0
+    if wanted.deleted:
+        return tables.REMOVE, 0
+    if wanted.kind is Kind.DIRECTORY:
+        return tables.MAKE_DIRECTORY, 0
+    here = synced is not None and synced.identity == wanted.identity
+    return tables.WRITE, 0 if here else wanted.size
+
+
+def tally_winner(state: State, record: FileRecord, by: int, is_conflict: Callable[[bytes], bool]) -> None:
+    """Count a path's winner in the totals (`by` 1), or out of them (-1)."""
+    if record.deleted:
+        state.tombstones += by
+        return
+    if record.kind is Kind.DIRECTORY:
+        state.directories += by
+    else:
+        state.files += by
+        state.bytes += by * record.size
+    if is_conflict(name(record.path)):
+        state.conflicts += by
+
+
+def tally_pending(state: State, order: bytes, need: int, by: int) -> None:
+    """Count a pending path in the totals (`by` 1), or out of them (-1)."""
+    if order[:1] == tables.REMOVE:
+        state.need_deletes += by
+    else:
+        state.need_files += by
+        state.need_bytes += by * need

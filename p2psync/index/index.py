@@ -9,7 +9,9 @@ from typing import TypeVar
 from p2psync.errors import IntegrityError, StateError
 from p2psync.index import tables
 from p2psync.index.reader import Reader
+from p2psync.index.repair import Repairer
 from p2psync.index.tables import Identity
+from p2psync.index.verify import Finding, verify
 from p2psync.index.writer import Writer
 from p2psync.model.ids import replica
 from p2psync.model.paths import display
@@ -80,6 +82,25 @@ class Index:
             result = work(writer)
             writer.finish()
             return result
+
+        return self._store.write(run)
+
+    def check(self) -> list[Finding]:
+        """Everything that is wrong with this index as far as it can be told from within; reads all of it."""
+        with self.read() as reader:
+            return verify(reader)
+
+    def repair(self) -> list[Finding]:
+        """Derive everything anew in one transaction and drop what is damaged; what was dropped.
+
+        Take a new incarnation afterwards when `Reader.rolled_back` says so.
+        """
+
+        def run(txn: WriteTxn) -> list[Finding]:
+            repairer = Repairer(txn, self._is_conflict)
+            dropped = repairer.rebuild()
+            repairer.finish()
+            return dropped
 
         return self._store.write(run)
 

@@ -335,8 +335,8 @@ def _refuse_network(path: Path) -> None:
     kind = filesystem_type(path)
     if kind is not None and _NETWORK.fullmatch(kind):
         raise StateError(
-            f"{path} is on a network file system ({kind}), where the index would be damaged sooner or later; set --home "
-            "or P2PSYNC_HOME to a directory on a local disk (synchronised folders may stay where they are)"
+            f"{path} is on a network file system ({kind}), where the index would be damaged sooner or later; set "
+            "--home or P2PSYNC_HOME to a directory on a local disk (synchronised folders may stay where they are)"
         )
 
 

@@ -6,8 +6,9 @@ from collections.abc import Callable, Iterator
 from itertools import islice
 
 from p2psync.errors import InputError, IntegrityError
-from p2psync.index import tables, trie
+from p2psync.index import tables
 from p2psync.index.tables import Identity, Row, State, from_number, number, place, stop_of
+from p2psync.index.trie import ReadTrie
 from p2psync.index.values import (
     Cursor,
     FeedEntry,
@@ -19,6 +20,7 @@ from p2psync.index.values import (
     StoredRecord,
     Totals,
 )
+from p2psync.model import merkle
 from p2psync.model.entries import Synced, decode_synced
 from p2psync.model.hashing import DIGEST_SIZE
 from p2psync.model.ids import replica
@@ -35,8 +37,8 @@ class Reader:
     """One consistent view of a folder's index. Valid inside `Index.read` only; belongs to one thread."""
 
     def __init__(self, txn: ReadTxn, is_conflict: Callable[[bytes], bool]) -> None:
-        self._txn = txn
-        self._is_conflict = is_conflict
+        self.txn = txn
+        self.is_conflict = is_conflict
         self._identity_row: Identity | None = None
         self._state_row: State | None = None
 
@@ -81,23 +83,15 @@ class Reader:
 
     def totals(self) -> Totals:
         """Counts over the whole folder, kept up to date by every transaction."""
-        s = self._state
-        return Totals(
-            s.files,
-            s.directories,
-            s.bytes,
-            s.need_files,
-            s.need_bytes,
-            s.need_deletes,
-            s.conflicts,
-            s.tombstones,
-            s.diverged,
-            s.held,
-        )
+        return totals_of(self._state)
 
     def root(self) -> bytes:
         """Merkle root over all records: equal roots mean equal records."""
-        return trie.root(self._txn)
+        return merkle.root(self.trie()).hash
+
+    def trie(self) -> merkle.TrieStore:
+        """The Merkle summary, for `model.merkle`. From a writer too it is for asking only."""
+        return ReadTrie(self.txn)
 
     # ── announced records ───────────────────────────────────────────────────────────────────────────────────────────
     def siblings(self, key: PathKey) -> list[FileRecord]:
@@ -112,38 +106,38 @@ class Reader:
 
     def batch(self, batch_id: bytes) -> SignedBatch | None:
         """The signature a stored record refers to."""
-        data = self._txn.get(tables.BATCHES, batch_id)
+        data = self.txn.get(tables.BATCHES, batch_id)
         return tables.decode(tables.batch_rows, data) if data is not None else None
 
     def keys(self, after: bytes = b"", limit: int = 1000) -> list[PathKey]:
         """Keys of paths that have records, in order, past `after`."""
-        pairs = self._txn.range(tables.RECORDS, after + b"\0" if after else b"")
+        pairs = self.txn.range(tables.RECORDS, after + b"\0" if after else b"")
         return [PathKey(key) for key, _ in islice(pairs, limit)]
 
     def announced_children(self, directory: RelPath) -> Iterator[RelPath]:
         """Paths with records, live or deleted, directly in a directory; in key order."""
         prefix = path_key(directory)
-        for _, name in self._txn.range(tables.ANNOUNCED, prefix, stop_of(prefix)):
+        for _, name in self.txn.range(tables.ANNOUNCED, prefix, stop_of(prefix)):
             yield join(directory, name)
 
     def live_descendants(self, path: RelPath) -> int:
         """How many live records stand anywhere below a path."""
-        return from_number(self._txn.get(tables.DESCENDANTS, path_key(path)))
+        return from_number(self.txn.get(tables.DESCENDANTS, path_key(path)))
 
     def manifest(self, root: bytes) -> bytes | None:
         """An encoded manifest that is too long to be inline, by its content root."""
-        return self._txn.get(tables.MANIFESTS, root)
+        return self.txn.get(tables.MANIFESTS, root)
 
     # ── the synced tree ─────────────────────────────────────────────────────────────────────────────────────────────
     def synced(self, path: RelPath) -> Synced | None:
         """What disk and records last agreed on for a path."""
-        data = self._txn.get(tables.SYNCED, place(path))
+        data = self.txn.get(tables.SYNCED, place(path))
         return decode_synced(data) if data is not None else None
 
     def children(self, directory: RelPath) -> Iterator[Synced]:
         """Synced entries directly in a directory (ROOT: the folder itself), in key order."""
         prefix = path_key(directory)
-        for _, data in self._txn.range(tables.SYNCED, prefix, stop_of(prefix)):
+        for _, data in self.txn.range(tables.SYNCED, prefix, stop_of(prefix)):
             yield decode_synced(data)
 
     def below(self, directory: RelPath) -> Iterator[Synced]:
@@ -164,7 +158,7 @@ class Reader:
     def locate(self, chunk: bytes) -> list[Location]:
         """Up to `MAX_FOUND` places in synced files that hold the chunk with this content hash."""
         prefix, found = chunk[:16], []
-        for key, value in self._txn.range(tables.LOCATIONS, prefix, stop_of(prefix)):
+        for key, value in self.txn.range(tables.LOCATIONS, prefix, stop_of(prefix)):
             if value[:16] == chunk[16:]:
                 offset, length = int.from_bytes(key[48:], "big"), int.from_bytes(value[16:], "big")
                 found.append(Location(self._at(key[16:48]).path, offset, length))
@@ -176,7 +170,7 @@ class Reader:
         """Up to `MAX_FOUND` synced files whose content has this root."""
         prefix, found = content[:16], []
         if len(content) == DIGEST_SIZE:
-            for key, _ in self._txn.range(tables.CONTENTS, prefix, stop_of(prefix)):
+            for key, _ in self.txn.range(tables.CONTENTS, prefix, stop_of(prefix)):
                 entry = self._at(key[16:])
                 if entry.content == content:
                     found.append(entry.path)
@@ -190,7 +184,7 @@ class Reader:
 
         Directories outermost first, then files and symlinks, then removals innermost first.
         """
-        rows = islice(self._txn.range(tables.PENDING, after + b"\0" if after else b""), limit)
+        rows = islice(self.txn.range(tables.PENDING, after + b"\0" if after else b""), limit)
         return [
             Pending(order, RelPath(row.path), row.size)
             for order, row in ((order, tables.decode(tables.pending_rows, data)) for order, data in rows)
@@ -202,7 +196,7 @@ class Reader:
         A path stands there at most twice: its last change, and after it that we have come to hold its content.
         """
         result = []
-        for key, data in islice(self._txn.range(tables.FEED, number(since + 1)), limit):
+        for key, data in islice(self.txn.range(tables.FEED, number(since + 1)), limit):
             row = tables.decode(tables.feed_rows, data)
             path = RelPath(row.path)
             result.append(FeedEntry(from_number(key), path_key(path), path, row.possession, row.origin))
@@ -210,26 +204,26 @@ class Reader:
 
     def cursor(self, device: bytes) -> Cursor | None:
         """How far we have processed another device's feed."""
-        data = self._txn.get(tables.CURSORS, device)
+        data = self.txn.get(tables.CURSORS, device)
         return Cursor(*tables.decode(tables.cursor_rows, data)) if data is not None else None
 
     def links(self) -> list[bytes]:
         """The folder's membership links in the order they were added."""
-        rows = [tables.decode(tables.link_rows, data) for _, data in self._txn.range(tables.LINKS)]
+        rows = [tables.decode(tables.link_rows, data) for _, data in self.txn.range(tables.LINKS)]
         return [encoded for _, encoded in sorted(rows)]
 
     # ── history, journal, problems, settings ────────────────────────────────────────────────────────────────────────
     def history(self, path: RelPath) -> list[HistoryEntry]:
         """Kept versions of one path, oldest first."""
         prefix = path_key(path)
-        rows = self._txn.range(tables.HISTORY, prefix, stop_of(prefix))
+        rows = self.txn.range(tables.HISTORY, prefix, stop_of(prefix))
         return [tables.decode(tables.history_rows, data) for _, data in rows]
 
     def history_all(self, after: bytes = b"", limit: int = 1000) -> list[HistoryEntry]:
         """Kept versions of all paths, oldest first, past the one whose `order` is `after`."""
         result = []
-        for order, _ in islice(self._txn.range(tables.HISTORY_TIMES, after + b"\0" if after else b""), limit):
-            data = self._txn.get(tables.HISTORY, history_key(order))
+        for order, _ in islice(self.txn.range(tables.HISTORY_TIMES, after + b"\0" if after else b""), limit):
+            data = self.txn.get(tables.HISTORY, history_key(order))
             if data is None:
                 raise damaged("a kept version is missing from the index")
             result.append(tables.decode(tables.history_rows, data))
@@ -237,27 +231,27 @@ class Reader:
 
     def intents(self) -> list[Intent]:
         """The journal: operations begun and not yet recorded, by id."""
-        return [tables.decode(tables.intent_rows, data) for _, data in self._txn.range(tables.INTENTS)]
+        return [tables.decode(tables.intent_rows, data) for _, data in self.txn.range(tables.INTENTS)]
 
     def held(self, path: RelPath) -> Problem | None:
         """Why a path is kept out of the work, if it is."""
-        data = self._txn.get(tables.HELD, path_key(path))
+        data = self.txn.get(tables.HELD, path_key(path))
         return tables.decode(tables.problem_rows, data) if data is not None else None
 
     def problems(self) -> list[Problem]:
         """Everything a person should know about, held paths first."""
-        rows = [*self._txn.range(tables.HELD), *self._txn.range(tables.PROBLEMS)]
+        rows = [*self.txn.range(tables.HELD), *self.txn.range(tables.PROBLEMS)]
         return [tables.decode(tables.problem_rows, data) for _, data in rows]
 
     def setting(self, name: str) -> bytes | None:
         """A value stored by `Writer.put_setting`."""
-        return self._txn.get(tables.SETTINGS, setting_key(name))
+        return self.txn.get(tables.SETTINGS, setting_key(name))
 
     # ── rows ────────────────────────────────────────────────────────────────────────────────────────────────────────
     @property
     def _identity(self) -> Identity:
         if self._identity_row is None:
-            data = self._txn.get(tables.META, tables.IDENTITY)
+            data = self.txn.get(tables.META, tables.IDENTITY)
             if data is None:
                 raise damaged("the index does not say whose it is")
             self._identity_row = tables.decode(tables.identity_rows, data)
@@ -266,19 +260,35 @@ class Reader:
     @property
     def _state(self) -> State:
         if self._state_row is None:
-            data = self._txn.get(tables.META, tables.STATE)
+            data = self.txn.get(tables.META, tables.STATE)
             self._state_row = tables.decode(tables.state_rows, data) if data is not None else State()
         return self._state_row
 
     def _row(self, key: PathKey) -> Row | None:
-        data = self._txn.get(tables.RECORDS, key)
+        data = self.txn.get(tables.RECORDS, key)
         return tables.decode(tables.record_rows, data) if data is not None else None
 
     def _at(self, where: bytes) -> Synced:
-        data = self._txn.get(tables.SYNCED, where)
+        data = self.txn.get(tables.SYNCED, where)
         if data is None:
             raise damaged("the index names a synced file it does not have")
         return decode_synced(data)
+
+
+def totals_of(state: State) -> Totals:
+    """The part of the state that people see."""
+    return Totals(
+        state.files,
+        state.directories,
+        state.bytes,
+        state.need_files,
+        state.need_bytes,
+        state.need_deletes,
+        state.conflicts,
+        state.tombstones,
+        state.diverged,
+        state.held,
+    )
 
 
 def history_key(order: bytes) -> bytes:

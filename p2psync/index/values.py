@@ -34,7 +34,8 @@ class Location:
 class Pending:
     """A path whose disk does not yet show what the records ask for.
 
-    `order` pages and sorts, see `tables.pending_order`. `size` is how many bytes of content are missing here: 0 for removals, directories and pure metadata.
+    `order` pages and sorts, see `tables.pending_order`. `size` is how many bytes of content are
+    missing here: 0 for removals, directories and pure metadata.
     """
 
     order: bytes
@@ -48,8 +49,8 @@ class Totals:
 
     `files` (symlinks included), `directories` and `bytes` count live announced winners; `tombstones` deleted ones;
     `conflicts` live winners named as conflict copies. `need_files`, `need_bytes` and `need_deletes` count pending
-    paths: those to create or change, the content bytes missing for them, and those to remove. `held` paths are not pending.
-    `diverged` counts local changes of a read-only device that were not published.
+    paths: those to create or change, the content bytes missing for them, and those to remove. `held` paths are not
+    pending. `diverged` counts local changes of a read-only device that were not published.
     """
 
     files: int = 0
@@ -91,8 +92,8 @@ class HistoryEntry(msgspec.Struct, frozen=True, array_like=True):
     """A version that was replaced here and kept.
 
     `stored` is where it lies, relative to the history store; `replaced_ns` when (wall clock); `reason` one of
-    "replaced", "deleted", "restored", "late". The other fields describe what is kept; `author` is the full id or a prefix of the
-    device that wrote it, empty when unknown, and `counter` its event there.
+    "replaced", "deleted", "restored", "late". The other fields describe what is kept; `author` is the
+    full id or a prefix of the device that wrote it, empty when unknown, and `counter` its event there.
     """
 
     path: bytes

@@ -9,7 +9,7 @@ import msgspec
 from p2psync.errors import InputError, StateError
 from p2psync.index import tables
 from p2psync.index.derive import Derived, Sibling
-from p2psync.index.reader import history_key, setting_key
+from p2psync.index.reader import damaged, history_key, setting_key
 from p2psync.index.tables import number, place
 from p2psync.index.values import HistoryEntry, Intent, Problem
 from p2psync.model.entries import Synced
@@ -51,7 +51,7 @@ class Writer(Derived):
             )
         index_id = labelled(b"p2psync index", old.index_id, number(incarnation))[:16]
         self._identity_row = tables.Identity(old.schema, index_id, old.folder, old.device, incarnation)
-        self._txn.put(tables.META, tables.IDENTITY, tables.encode(self._identity_row))
+        self.txn.put(tables.META, tables.IDENTITY, tables.encode(self._identity_row))
         self._state.issued = 0
         self._state.rolled_back = False
 
@@ -62,7 +62,8 @@ class Writer(Derived):
         """Add records with their exact bytes, all covered by `batch`, whose signature the caller has verified.
 
         Per path the union is kept without what another record dominates. Returns the keys whose records changed; each
-        gets a feed entry with this `origin` (the device it came from, empty for our own). InputError when a record is not covered or counts further ahead than `MAX_LEAP`.
+        gets a feed entry with this `origin` (the device it came from, empty for our own). InputError when a
+        record is not covered or counts further ahead than `MAX_LEAP`.
         """
         covered = {batch.ids[i : i + DIGEST_SIZE] for i in range(0, len(batch.ids), DIGEST_SIZE)}
         identifiers = [record_id(encoded) for _, encoded in items]
@@ -86,16 +87,18 @@ class Writer(Derived):
         self.flush()
         authors: dict[bytes, bytes] = {}
         changed = []
-        for raw, data in self._txn.range(tables.RECORDS):
+        for raw, data in self.txn.range(tables.RECORDS):
             for _, batch_id in tables.decode(tables.record_rows, data).records:
                 if batch_id not in authors:
                     batch = self.batch(batch_id)
-                    authors[batch_id] = batch.author if batch else b""
-            work = self._work(PathKey(raw))
+                    if batch is None:
+                        raise damaged("a stored record's signature is missing")
+                    authors[batch_id] = batch.author
+            work = self.work(PathKey(raw))
             assert work is not None
             kept = [s for s in work.siblings if not predicate(authors[s.batch_id], s.record)]
             if len(kept) < len(work.siblings):
-                self._set_siblings(work, kept, b"")
+                self.set_siblings(work, kept, b"")
                 changed.append(work.key)
             else:
                 del self._works[work.key]
@@ -103,7 +106,7 @@ class Writer(Derived):
 
     def possess(self, key: PathKey) -> None:
         """Announce in the feed that this device now holds the content of a path's records."""
-        work = self._work(key)
+        work = self.work(key)
         if work is not None and work.siblings:
             work.possessed = True
             self._unsettled[key] = work.path
@@ -135,7 +138,7 @@ class Writer(Derived):
 
     def _add(self, sibling: Sibling, origin: bytes) -> bool:
         record = sibling.record
-        work = self._begin(record.key, record.path)
+        work = self.begin(record.key, record.path)
         if work.path != record.path:
             raise InputError("two paths share one key: refused")
         before = work.siblings
@@ -143,7 +146,7 @@ class Writer(Derived):
         if not any(r is record for r in after):
             return False
         pool = [*before, sibling]
-        self._set_siblings(work, [next(s for s in pool if s.record is r) for r in after], origin)
+        self.set_siblings(work, [next(s for s in pool if s.record is r) for r in after], origin)
         return True
 
     # ── the synced tree ─────────────────────────────────────────────────────────────────────────────────────────────
@@ -167,9 +170,9 @@ class Writer(Derived):
         key = path_key(path)
         at = place(path, key)
         if entry is not None:
-            self._txn.put(tables.SYNCED, at, entry.encode())
+            self.txn.put(tables.SYNCED, at, entry.encode())
         else:
-            self._txn.delete(tables.SYNCED, at)
+            self.txn.delete(tables.SYNCED, at)
         self._change_content(at, old, entry)
         self._state.diverged += (entry is not None and entry.diverged) - (old is not None and old.diverged)
         self._entries[path] = entry
@@ -183,23 +186,24 @@ class Writer(Derived):
         stored_after = after if new is not None and not new.manifest else b""
         if stored_after != stored_before:
             if stored_before:
-                self._count_reference(b"m" + stored_before, -1)
-            if stored_after:
-                self._count_reference(b"m" + stored_after, 1)
+                self.count_reference(b"m" + stored_before, -1)
+            if stored_after and new is not None:
+                self._manifest_of(new)
+                self.count_reference(b"m" + stored_after, 1)
         if before == after:
             return
         gone = locations(at, self._manifest_of(old)) if old is not None and before else {}
         come = locations(at, self._manifest_of(new)) if new is not None and after else {}
         for key in gone:
             if key not in come:
-                self._txn.delete(tables.LOCATIONS, key)
+                self.txn.delete(tables.LOCATIONS, key)
         for key, value in come.items():
             if gone.get(key) != value:
-                self._txn.put(tables.LOCATIONS, key, value)
+                self.txn.put(tables.LOCATIONS, key, value)
         if before:
-            self._txn.delete(tables.CONTENTS, before[:16] + at)
+            self.txn.delete(tables.CONTENTS, before[:16] + at)
         if after:
-            self._txn.put(tables.CONTENTS, after[:16] + at, b"")
+            self.txn.put(tables.CONTENTS, after[:16] + at, b"")
 
     def _manifest_of(self, entry: Synced) -> bytes:
         encoded = entry.manifest or self.manifest(entry.content)
@@ -211,15 +215,15 @@ class Writer(Derived):
     def hold(self, path: RelPath, problem: Problem) -> None:
         """Keep a path out of the pending work until it is released; replaces an earlier problem of the same path."""
         key = path_key(path)
-        if self._txn.get(tables.HELD, key) is None:
+        if self.txn.get(tables.HELD, key) is None:
             self._state.held += 1
             self._unsettled[key] = path
-        self._txn.put(tables.HELD, key, tables.encode(msgspec.structs.replace(problem, path=path, held=True)))
+        self.txn.put(tables.HELD, key, tables.encode(msgspec.structs.replace(problem, path=path, held=True)))
 
     def release(self, path: RelPath) -> bool:
         """Let a held path be worked on again; False when it was not held."""
         key = path_key(path)
-        if not self._txn.delete(tables.HELD, key):
+        if not self.txn.delete(tables.HELD, key):
             return False
         self._state.held -= 1
         self._unsettled[key] = path
@@ -228,55 +232,55 @@ class Writer(Derived):
     def note_problem(self, problem: Problem) -> None:
         """Show a problem that keeps no path out of the work; one per path and code."""
         noted = msgspec.structs.replace(problem, held=False)
-        self._txn.put(tables.PROBLEMS, problem_key(problem.path, problem.code), tables.encode(noted))
+        self.txn.put(tables.PROBLEMS, problem_key(problem.path, problem.code), tables.encode(noted))
 
     def clear_problem(self, path: bytes, code: str) -> bool:
         """Forget a noted problem; False when there was none."""
-        return self._txn.delete(tables.PROBLEMS, problem_key(path, code))
+        return self.txn.delete(tables.PROBLEMS, problem_key(path, code))
 
     # ── peers, membership, settings ─────────────────────────────────────────────────────────────────────────────────
     def set_cursor(self, device: bytes, index_id: bytes, sequence: int) -> None:
         """Remember how far another device's feed has been processed."""
-        self._txn.put(tables.CURSORS, device, tables.encode((index_id, sequence)))
+        self.txn.put(tables.CURSORS, device, tables.encode((index_id, sequence)))
 
     def add_link(self, identifier: bytes, encoded: bytes) -> bool:
         """Keep a membership link under its hash; False when it is known."""
-        if self._txn.get(tables.LINKS, identifier) is not None:
+        if self.txn.get(tables.LINKS, identifier) is not None:
             return False
-        self._txn.put(tables.LINKS, identifier, tables.encode((self._txn.count(tables.LINKS), encoded)))
+        self.txn.put(tables.LINKS, identifier, tables.encode((self.txn.count(tables.LINKS), encoded)))
         return True
 
     def put_setting(self, name: str, value: bytes | None) -> None:
         """Keep a small value under a name; None forgets it."""
         if value is None:
-            self._txn.delete(tables.SETTINGS, setting_key(name))
+            self.txn.delete(tables.SETTINGS, setting_key(name))
         else:
-            self._txn.put(tables.SETTINGS, setting_key(name), value)
+            self.txn.put(tables.SETTINGS, setting_key(name), value)
 
     # ── history and journal ─────────────────────────────────────────────────────────────────────────────────────────
     def add_history(self, entry: HistoryEntry) -> None:
         """Record a version that was kept."""
         order = entry.order
-        self._txn.put(tables.HISTORY, history_key(order), tables.encode(entry))
-        self._txn.put(tables.HISTORY_TIMES, order, b"")
+        self.txn.put(tables.HISTORY, history_key(order), tables.encode(entry))
+        self.txn.put(tables.HISTORY_TIMES, order, b"")
 
     def drop_history(self, entries: Iterable[HistoryEntry]) -> None:
         """Forget kept versions that retention has removed."""
         for entry in entries:
-            self._txn.delete(tables.HISTORY, history_key(entry.order))
-            self._txn.delete(tables.HISTORY_TIMES, entry.order)
+            self.txn.delete(tables.HISTORY, history_key(entry.order))
+            self.txn.delete(tables.HISTORY_TIMES, entry.order)
 
     def put_intents(self, intents: Iterable[Intent]) -> None:
         """Journal operations before they touch the disk; InputError for an impossible id."""
         for intent in intents:
             if not 0 < len(intent.id) <= tables.MAX_NAME:
                 raise InputError(f"an intent's id has 1 to {tables.MAX_NAME} bytes, not {len(intent.id)}")
-            self._txn.put(tables.INTENTS, intent.id, tables.encode(intent))
+            self.txn.put(tables.INTENTS, intent.id, tables.encode(intent))
 
     def clear_intents(self, identifiers: Iterable[bytes]) -> None:
         """Remove operations that are recorded or undone."""
         for identifier in identifiers:
-            self._txn.delete(tables.INTENTS, identifier)
+            self.txn.delete(tables.INTENTS, identifier)
 
 
 def has_content(entry: Synced) -> bool:
