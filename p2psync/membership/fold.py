@@ -1,4 +1,4 @@
-"""The state all devices derive from a folder's links: members, roles, and which records each device may have written."""
+"""The state all devices derive from a folder's links: members, roles, and which records each may have written."""
 
 from __future__ import annotations
 
@@ -144,7 +144,7 @@ class Membership:
         return [prev for prev in prevs if not self.has(prev)]
 
     def links_after(self, heads: Iterable[bytes]) -> list[bytes]:
-        """Bytes of the links that someone with these heads lacks, predecessors first; heads unknown here are ignored."""
+        """Bytes of the links somebody with these heads lacks, predecessors first; heads unknown here are ignored."""
         known = 0
         for head in heads:
             node = self._graph.by_hash.get(head)
@@ -206,8 +206,8 @@ def _refusal(author: DeviceId, membership: Membership, action: Action) -> str:
         return f"this device is no member of {membership.label!r}, so it cannot change its membership ({what})"
     if role is Role.OWNER:
         return (
-            f"{what} does not fit the members of {membership.label!r}: owners cannot change their own role, a device is "
-            f"added once, and a folder has room for {MAX_MEMBERS} members"
+            f"{what} does not fit the members of {membership.label!r}: owners cannot change their own role, a device "
+            f"is added once, and a folder has room for {MAX_MEMBERS} members"
         )
     return f"{what} in {membership.label!r} needs an owner; this device is {role.label}: ask an owner to do it"
 

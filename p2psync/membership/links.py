@@ -1,7 +1,7 @@
 """The format of membership links: what a folder's members sign about each other, byte for byte.
 
-A link names every head its author knew (`prevs`), so the links of a folder form a DAG rooted in one genesis. The folder's
-id is cut from the genesis' hash: nobody can present another founder for a folder one knows by id.
+A link names every head its author knew (`prevs`), so the links of a folder form a DAG rooted in one genesis. The
+folder's id is cut from the genesis' hash: nobody can present another founder for a folder one knows by id.
 """
 
 from __future__ import annotations
@@ -129,7 +129,7 @@ _fields_decoder = msgspec.msgpack.Decoder(list[msgspec.Raw])
 
 @dataclass(frozen=True)
 class Link:
-    """One signed statement about a folder's membership. `folder` is empty in the genesis, which makes the folder's id."""
+    """One signed statement about a folder's membership. `folder` is empty in the genesis, which makes that id."""
 
     folder: bytes
     prevs: tuple[bytes, ...]

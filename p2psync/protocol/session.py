@@ -164,8 +164,8 @@ class Timing:
 class Session:
     """One side of one connection, above the encrypted channel. Times are seconds of a monotonic clock.
 
-    `start` once, then `receive` every frame and call `handle_timer` when `next_deadline` has passed. Events come back in
-    order; `Transmit` must be sent in that order among the frames that `send` returns.
+    `start` once, then `receive` every frame and call `handle_timer` when `next_deadline` has passed. Events come back
+    in order; `Transmit` must be sent in that order among the frames that `send` returns.
     """
 
     def __init__(self, local: Hello, now: float, *, arbiter: bool, timing: Timing | None = None) -> None:
@@ -184,7 +184,7 @@ class Session:
         """Begin. `remote_hello` is the encoded Hello when the handshake carried both; else ours is the first frame."""
         if remote_hello is None:
             return [Transmit(self._emit(self._local, now))]
-        return self._control(remote_hello, now)
+        return self.receive(bytes((KIND_CONTROL,)) + remote_hello, now)
 
     # ── sending ─────────────────────────────────────────────────────────────────────────────────────────────────────
     def send(self, message: Message, now: float) -> bytes:

@@ -1,0 +1,493 @@
+"""Which chunk from whom: spreads what one folder needs over the peers that hold it.
+
+Each content is a queue of missing pieces. A peer is offered contents in order; among peers, the next request goes to
+the one that will be through with its present ones first. So equal peers share alike, a fast one gets more, and one big
+file comes from all who hold it. Towards the end, pieces stuck at a slow peer are asked of a second one.
+
+What a peer did not deliver it is not asked for again until a back-off has passed, and longer each time. Nothing is ever
+given up: whoever wants less says so with `drop`.
+"""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+from collections.abc import Hashable, Iterable
+from dataclasses import dataclass, field
+from enum import Enum
+from heapq import heappop, heappush
+from typing import Generic, NamedTuple, TypeVar
+
+from p2psync.protocol.limits import MAX_REQUEST_CHUNKS
+from p2psync.transfer.window import Window
+
+P = TypeVar("P", bound=Hashable)
+
+PACK_BYTES = 1024 * 1024
+"""Small pieces are packed into one request up to this many bytes; a bigger piece is a request of its own."""
+MAX_IN_FLIGHT = 64 * 1024 * 1024
+"""Bytes under way from all peers together: they are held in memory until verified."""
+STALL = 60.0
+"""Seconds without a byte from a busy peer after which its requests have failed: a frame at 5 KB/s."""
+BACK_OFF = 2.0
+MAX_BACK_OFF = 300.0
+ENDGAME = 2.0
+"""Seconds a piece must be under way before a second peer is asked for it."""
+_GUESSED_RATE = 1e6
+
+
+class Piece(NamedTuple):
+    """What can be asked for: a chunk by its hash and exact length, or a manifest by its root and a length bound."""
+
+    hash: bytes
+    length: int
+    manifest: bool = False
+
+
+class Refusal(Enum):
+    """Why a piece was not delivered."""
+
+    GONE = "gone"
+    LATER = "later"
+    CORRUPT = "corrupt"
+
+
+@dataclass(frozen=True, slots=True)
+class Request(Generic[P]):
+    """Ask `peer` for these pieces, all chunks or all manifests."""
+
+    id: int
+    peer: P
+    pieces: tuple[Piece, ...]
+
+    @property
+    def size(self) -> int:
+        """Bytes asked for."""
+        return sum(piece.length for piece in self.pieces)
+
+
+@dataclass(slots=True)
+class _Task:
+    """A piece that is wanted, by one or more contents."""
+
+    piece: Piece
+    roots: list[bytes]
+    requests: list[int] = field(default_factory=list)
+    """Ids of the requests it is part of."""
+    done: bool = False
+
+
+@dataclass(slots=True)
+class _Content:
+    root: bytes
+    order: tuple[int, int]
+    pieces: list[Piece]
+    left: int
+    queue: OrderedDict[Piece, None]
+    """Pieces not under way. Some may be by now, through another content that shares them."""
+
+
+@dataclass(slots=True)
+class _Open(Generic[P]):
+    """A request under way."""
+
+    request: Request[P]
+    roots: dict[Piece, bytes]
+    left: dict[Piece, None]
+    sent: float
+    started: bool = False
+
+
+@dataclass(slots=True)
+class _Peer(Generic[P]):
+    name: P
+    window: Window
+    holds: dict[bytes, bool] = field(default_factory=dict)
+    offers: list[tuple[tuple[int, int], bytes]] = field(default_factory=list)
+    """Heap of contents that may be asked of this peer; entries can be stale."""
+    offered: set[bytes] = field(default_factory=set)
+    """What is in that heap."""
+    denied: dict[bytes, tuple[float, int]] = field(default_factory=dict)
+    """Content → (not to be asked before, how often refused)."""
+    requests: dict[int, None] = field(default_factory=dict)
+    heard: float = 0.0
+    """When it last sent something, or became busy."""
+    paused_until: float = 0.0
+    stalls: int = 0
+
+    def offer(self, content: _Content) -> None:
+        if content.root not in self.offered:
+            self.offered.add(content.root)
+            heappush(self.offers, (content.order, content.root))
+
+
+class Swarm(Generic[P]):
+    """What one folder fetches. Peers are named by any hashable of the caller's; deterministic.
+
+    After every call that changes something, and when `next_deadline` has passed, call `next_requests` and send them,
+    then send a ChunkCancel for everything in `take_cancelled`.
+    """
+
+    def __init__(self, max_in_flight: int = MAX_IN_FLIGHT) -> None:
+        self._max_in_flight = max_in_flight
+        self._in_flight = 0
+        self._next_id = 1
+        self._sequence = 0
+        self._bytes_left = 0
+        self._clock = 0.0
+        self._contents: dict[bytes, _Content] = {}
+        self._tasks: dict[tuple[bytes, bool], _Task] = {}
+        self._peers: dict[P, _Peer[P]] = {}
+        self._open: dict[int, _Open[P]] = {}
+        self._cancelled: list[tuple[P, int]] = []
+        self._wake: list[tuple[float, int]] = []
+        self._wake_of: dict[int, tuple[P, bytes]] = {}
+
+    # ── what is wanted ──────────────────────────────────────────────────────────────────────────────────────────────
+    def want(self, root: bytes, pieces: Iterable[Piece], order: int = 0) -> None:
+        """Fetch the missing pieces of the content named `root`; lower orders first. A content is wanted once."""
+        if root in self._contents:
+            return
+        unique = list(dict.fromkeys(pieces))
+        self._sequence += 1
+        content = _Content(root, (order, self._sequence), unique, 0, OrderedDict())
+        self._contents[root] = content
+        for piece in unique:
+            task = self._task(piece)
+            if task is None:
+                task = self._tasks[piece.hash, piece.manifest] = _Task(piece, [])
+                self._bytes_left += piece.length
+            task.roots.append(root)
+            if not task.done:
+                content.left += 1
+                content.queue[piece] = None
+        if not content.left:
+            self._forget(content)
+            return
+        self._offer(content)
+
+    def drop(self, root: bytes) -> None:
+        """The content is no longer wanted."""
+        content = self._contents.get(root)
+        if content is None:
+            return
+        self._forget(content)
+        for open_request in list(self._open.values()):
+            if all(self._task(piece) is None for piece in open_request.left):
+                self._cancelled.append((open_request.request.peer, open_request.request.id))
+                self._close(open_request)
+
+    def wants(self, root: bytes) -> bool:
+        """Whether pieces of this content are still missing."""
+        return root in self._contents
+
+    @property
+    def in_flight(self) -> int:
+        """Bytes under way."""
+        return self._in_flight
+
+    @property
+    def bytes_left(self) -> int:
+        """Bytes that are wanted and have not been delivered."""
+        return self._bytes_left
+
+    # ── peers ───────────────────────────────────────────────────────────────────────────────────────────────────────
+    def add_peer(self, peer: P, window: Window) -> None:
+        """A peer can be asked from now on."""
+        self.remove_peer(peer)
+        self._peers[peer] = _Peer(peer, window)
+        for content in self._contents.values():
+            self._offer(content)
+
+    def remove_peer(self, peer: P) -> None:
+        """A peer is gone; what it was asked for is asked of others."""
+        gone = self._peers.get(peer)
+        if gone is None:
+            return
+        for request_id in list(gone.requests):
+            self._abandon(self._open[request_id])
+        del self._peers[peer]
+        # Peers that were passed over because this one held a content may be asked for it now.
+        for content in self._contents.values():
+            self._offer(content)
+
+    def set_holds(self, peer: P, root: bytes, holds: bool | None) -> None:
+        """Whether the peer says it holds a content; None when it has not said. Peers known to hold go first."""
+        entry = self._peers.get(peer)
+        if entry is None:
+            return
+        if holds is None:
+            entry.holds.pop(root, None)
+        else:
+            entry.holds[root] = holds
+            if holds:
+                entry.denied.pop(root, None)
+        content = self._contents.get(root)
+        if content is not None:
+            self._offer(content)
+
+    # ── requests ────────────────────────────────────────────────────────────────────────────────────────────────────
+    def next_requests(self, now: float) -> list[Request[P]]:
+        """What to ask now, in the order of sending."""
+        self._clock = now
+        self._expire(now)
+        requests: list[Request[P]] = []
+        idle = {peer.name: peer for peer in self._peers.values() if peer.paused_until <= now}
+        while idle:
+            peer = min(idle.values(), key=lambda p: self._load(p, now))
+            request = self._build(peer, now) or self._build_endgame(peer, now)
+            if request is None:
+                del idle[peer.name]
+            else:
+                requests.append(request)
+        return requests
+
+    def take_cancelled(self) -> list[tuple[P, int]]:
+        """(peer, request id) of requests whose answers are no longer of use, since the last call."""
+        cancelled, self._cancelled = self._cancelled, []
+        return cancelled
+
+    def next_deadline(self) -> float | None:
+        """When `next_requests` is due even if nothing else happens."""
+        times = [peer.heard + STALL for peer in self._peers.values() if peer.requests]
+        times += [peer.paused_until for peer in self._peers.values()]
+        times += [open_request.sent + ENDGAME for open_request in self._open.values()]
+        times += [until for until, _ in self._wake[:1]]
+        return min((time for time in times if time > self._clock), default=None)
+
+    # ── what became of them ─────────────────────────────────────────────────────────────────────────────────────────
+    def progress(self, request_id: int, amount: int, now: float) -> None:
+        """`amount` bytes of a reply have come."""
+        open_request = self._open.get(request_id)
+        if open_request is None:
+            return
+        peer = self._peers[open_request.request.peer]
+        if not open_request.started:
+            peer.window.first_byte(now - open_request.sent)
+        open_request.started = True
+        peer.heard = now
+        peer.window.arrived(amount, now)
+        peer.stalls = 0
+
+    def delivered(self, request_id: int, piece: Piece) -> bool:
+        """A piece came and its hash is right. False when it is no longer wanted, or came before."""
+        open_request = self._open.get(request_id)
+        if open_request is not None:
+            self._settle(open_request, piece)
+        task = self._task(piece)
+        if task is None or task.done:
+            return False
+        task.done = True
+        self._bytes_left -= task.piece.length
+        for other_id in list(task.requests):
+            other = self._open[other_id]
+            self._settle(other, piece)
+            if other_id not in self._open:
+                self._cancelled.append((other.request.peer, other_id))
+        for root in list(task.roots):
+            content = self._contents[root]
+            content.left -= 1
+            if not content.left:
+                self._forget(content)
+        return True
+
+    def refused(self, request_id: int, piece: Piece, why: Refusal, now: float) -> None:
+        """A piece was not delivered, or was not what its hash says."""
+        open_request = self._open.get(request_id)
+        if open_request is None or piece not in open_request.left:
+            return
+        peer = self._peers[open_request.request.peer]
+        root = open_request.roots[piece]
+        if why is Refusal.GONE:
+            peer.holds.pop(root, None)
+        self._deny(peer, root, now, worst=why is Refusal.CORRUPT)
+        self._settle(open_request, piece)
+        self._requeue(piece)
+        if root in self._contents:
+            self._offer(self._contents[root])
+
+    def failed(self, request_id: int, now: float) -> None:
+        """A whole request came to nothing; the peer is given no new ones for a while."""
+        open_request = self._open.get(request_id)
+        if open_request is None:
+            return
+        peer = self._peers[open_request.request.peer]
+        self._abandon(open_request)
+        self._pause(peer, now)
+
+    # ── choosing ────────────────────────────────────────────────────────────────────────────────────────────────────
+    def _load(self, peer: _Peer[P], now: float) -> float:
+        """Seconds until the peer is through with what it was asked for."""
+        return peer.window.in_flight / (peer.window.rate(now) or _GUESSED_RATE)
+
+    def _eligible(self, peer: _Peer[P], root: bytes, now: float) -> bool:
+        """A peer that has not said whether it holds a content is asked only when none says that it does."""
+        if peer.denied.get(root, (0.0, 0))[0] > now:
+            return False
+        holds = peer.holds.get(root)
+        if holds is not None:
+            return holds
+        return not any(other.holds.get(root) for other in self._peers.values())
+
+    def _build(self, peer: _Peer[P], now: float) -> Request[P] | None:
+        chosen: dict[Piece, bytes] = {}
+        size = 0
+        put_back: list[_Content] = []
+        full = False
+        while peer.offers and not full:
+            offer = heappop(peer.offers)
+            peer.offered.discard(offer[1])
+            content = self._contents.get(offer[1])
+            if content is None or not self._eligible(peer, content.root, now):
+                continue
+            while content.queue:
+                piece = next(iter(content.queue))
+                task = self._task(piece)
+                if task is None or task.done or task.requests or piece in chosen:
+                    del content.queue[piece]
+                    continue
+                if not self._fits(peer, chosen, size, piece, now):
+                    full = True
+                    break
+                del content.queue[piece]
+                chosen[piece] = content.root
+                size += piece.length
+            if content.queue:
+                put_back.append(content)
+        for content in put_back:
+            peer.offer(content)
+        return self._send(peer, chosen, now) if chosen else None
+
+    def _fits(self, peer: _Peer[P], chosen: dict[Piece, bytes], size: int, piece: Piece, now: float) -> bool:
+        grown = size + piece.length
+        if self._in_flight and self._in_flight + grown > self._max_in_flight:
+            return False
+        if not peer.window.admits(grown, now):
+            return False
+        if not chosen:
+            return True
+        same_kind = next(iter(chosen)).manifest == piece.manifest
+        return same_kind and grown <= PACK_BYTES and len(chosen) < MAX_REQUEST_CHUNKS
+
+    def _build_endgame(self, peer: _Peer[P], now: float) -> Request[P] | None:
+        """Ask an idle peer for the piece that has been under way elsewhere the longest."""
+        if peer.requests:
+            return None
+        for other in self._open.values():
+            if other.request.peer == peer.name or now - other.sent < ENDGAME:
+                continue
+            for piece in other.left:
+                task = self._task(piece)
+                if task is None or len(task.requests) > 1:
+                    continue
+                root = next((r for r in task.roots if self._eligible(peer, r, now)), None)
+                if root is not None and self._fits(peer, {}, 0, piece, now):
+                    return self._send(peer, {piece: root}, now)
+        return None
+
+    def _send(self, peer: _Peer[P], chosen: dict[Piece, bytes], now: float) -> Request[P]:
+        request = Request(self._next_id, peer.name, tuple(chosen))
+        self._next_id += 1
+        self._open[request.id] = _Open(request, chosen, dict.fromkeys(chosen), now)
+        if not peer.requests:
+            peer.heard = now
+        peer.requests[request.id] = None
+        peer.window.sent(request.size)
+        self._in_flight += request.size
+        for piece in chosen:
+            task = self._task(piece)
+            assert task is not None
+            task.requests.append(request.id)
+        return request
+
+    # ── book-keeping ────────────────────────────────────────────────────────────────────────────────────────────────
+    def _task(self, piece: Piece) -> _Task | None:
+        return self._tasks.get((piece.hash, piece.manifest))
+
+    def _offer(self, content: _Content) -> None:
+        if content.queue:
+            for peer in self._peers.values():
+                if peer.holds.get(content.root) is not False:
+                    peer.offer(content)
+
+    def _requeue(self, piece: Piece) -> None:
+        """A piece came back: it is next in its contents, unless another request still carries it."""
+        task = self._task(piece)
+        if task is None or task.done or task.requests:
+            return
+        for root in task.roots:
+            content = self._contents[root]
+            content.queue[piece] = None
+            content.queue.move_to_end(piece, last=False)
+            self._offer(content)
+
+    def _settle(self, open_request: _Open[P], piece: Piece) -> None:
+        """One piece of a request is dealt with; after the last the request is over."""
+        if piece in open_request.left:
+            self._detach(open_request, piece)
+            if not open_request.left:
+                self._close(open_request)
+
+    def _detach(self, open_request: _Open[P], piece: Piece) -> None:
+        del open_request.left[piece]
+        task = self._task(piece)
+        # A piece that was dropped and wanted again has a new task, which knows nothing of this request.
+        if task is not None and open_request.request.id in task.requests:
+            task.requests.remove(open_request.request.id)
+
+    def _close(self, open_request: _Open[P]) -> None:
+        request = open_request.request
+        del self._open[request.id]
+        self._in_flight -= request.size
+        peer = self._peers[request.peer]
+        del peer.requests[request.id]
+        peer.window.finished(request.size)
+
+    def _abandon(self, open_request: _Open[P]) -> None:
+        """Give up a request; what it lacked is asked again, in the same order."""
+        pieces = list(open_request.left)
+        for piece in pieces:
+            self._detach(open_request, piece)
+        self._close(open_request)
+        for piece in reversed(pieces):
+            self._requeue(piece)
+
+    def _forget(self, content: _Content) -> None:
+        del self._contents[content.root]
+        for piece in content.pieces:
+            task = self._tasks[piece.hash, piece.manifest]
+            task.roots.remove(content.root)
+            if not task.roots:
+                self._bytes_left -= 0 if task.done else piece.length
+                del self._tasks[piece.hash, piece.manifest]
+        for peer in self._peers.values():
+            peer.denied.pop(content.root, None)
+
+    def _pause(self, peer: _Peer[P], now: float) -> None:
+        peer.stalls += 1
+        peer.paused_until = now + _back_off(peer.stalls)
+
+    def _deny(self, peer: _Peer[P], root: bytes, now: float, *, worst: bool) -> None:
+        strikes = peer.denied.get(root, (0.0, 0))[1] + 1
+        until = now + (MAX_BACK_OFF if worst else _back_off(strikes))
+        peer.denied[root] = (until, strikes)
+        self._sequence += 1
+        heappush(self._wake, (until, self._sequence))
+        self._wake_of[self._sequence] = (peer.name, root)
+
+    def _expire(self, now: float) -> None:
+        while self._wake and self._wake[0][0] <= now:
+            _, token = heappop(self._wake)
+            _, root = self._wake_of.pop(token)
+            content = self._contents.get(root)
+            if content is not None:
+                self._offer(content)
+        for peer in self._peers.values():
+            if peer.requests and peer.heard + STALL <= now:
+                for request_id in list(peer.requests):
+                    self._cancelled.append((peer.name, request_id))
+                    self._abandon(self._open[request_id])
+                self._pause(peer, now)
+
+
+def _back_off(strikes: int) -> float:
+    return min(BACK_OFF * 2.0 ** min(strikes - 1, 16), MAX_BACK_OFF)
