@@ -1,4 +1,1 @@
-"""The relay: what peers alone cannot do for each other, without ever holding a key that opens content or names.
-
-Shares only the pure rooms of `p2psync`.
-"""
+"""p2psync-relay: what peers alone cannot do, without reading what passes through. May import only pure rooms."""

@@ -42,7 +42,10 @@ class Rates(Struct, frozen=True):
 
 
 class DeviceView(Struct, frozen=True):
-    """Another device this one knows. `via` says how it is reached, `skew_s` how far its clock is ahead of ours."""
+    """Another device this one knows. `via` says how it is reached, `skew_s` how far its clock is ahead of ours.
+
+    `sent_bytes` and `received_bytes` count what its connections carried since the node started.
+    """
 
     id: str
     name: str
@@ -54,6 +57,8 @@ class DeviceView(Struct, frozen=True):
     last_seen: float | None = None
     rates: Rates = Rates()
     skew_s: float | None = None
+    sent_bytes: int = 0
+    received_bytes: int = 0
 
 
 class PairingOffer(Struct, frozen=True):

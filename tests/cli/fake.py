@@ -57,7 +57,7 @@ class FakeOperations:
     async def device_list(self) -> list[views.DeviceView]:
         return [LAPTOP]
 
-    async def device_add(self, device: str, name: str | None = None, addresses: list[str] = []) -> views.DeviceView:
+    async def device_add(self, device: str, name: str | None = None, addresses: list[str] = []) -> views.DeviceView:  # noqa: B006
         self.calls.append(("device_add", device, name, addresses))
         if "?" in device:
             raise InputError("a device ID cannot contain '?'")
