@@ -1,6 +1,7 @@
 """Announcements: ours are read back, and hostile ones are refused or cut to size."""
 
 import ipaddress
+from collections.abc import Mapping
 
 import pytest
 import zeroconf
@@ -19,20 +20,19 @@ from p2psync.net.announcement import (
 from p2psync.ports import Sighting
 
 INSTANCE = f"0123456789abcdef.{SERVICE_TYPE}"
-GOOD = {b"v": b"1", b"t": b"tag_-="}
+GOOD: dict[bytes, bytes | None] = {b"v": b"1", b"t": b"tag_-="}
 TAGS = st.from_regex(r"[A-Za-z0-9_=-]{1,64}", fullmatch=True)
 NAMEPLATES = st.none() | st.from_regex(r"[A-Za-z0-9-]{1,16}", fullmatch=True)
 
 
 def foreign(
-    properties: dict[bytes, bytes | None] | bytes = b"",
+    properties: Mapping[bytes, bytes | None] | bytes = GOOD,
     port: int | None = 1,
     addresses: tuple[str, ...] = ("192.0.2.1",),
 ) -> zeroconf.ServiceInfo:
-    if properties == b"":
-        properties = dict(GOOD)
+    text = properties if isinstance(properties, bytes) else dict(properties)
     return zeroconf.ServiceInfo(
-        SERVICE_TYPE, INSTANCE, port=port, properties=properties, server="x.local.", parsed_addresses=list(addresses)
+        SERVICE_TYPE, INSTANCE, port=port, properties=text, server="x.local.", parsed_addresses=list(addresses)
     )
 
 

@@ -91,7 +91,7 @@ def test_secrets_are_never_printed(form: str, capsys: pytest.CaptureFixture[str]
 @pytest.mark.parametrize("form", ["json", "human"])
 @given(st.text())
 def test_foreign_text_stays_on_one_line(form: str, text: str) -> None:
-    event: Any = printable(None, "info", redact(None, "info", {"name": text}))  # type: ignore[arg-type]
+    event: Any = printable(None, "info", redact(None, "info", {"name": text}))
     assert form == "json" or str(event["name"]).isprintable()
     assert "\n" not in json.dumps(event)
 
