@@ -17,7 +17,7 @@ EFFECTS = {
 IMPURE_CALLS = {"generate", "generate_key", "now", "today", "urandom", "utcnow"}
 """Methods of otherwise pure libraries that read the clock or draw random numbers."""
 IMPURE_BUILTINS = {"breakpoint", "id", "input", "open", "print"}
-MAX_LINES = 600
+MAX_LINES = 500
 
 MODULES = sorted(
     path
