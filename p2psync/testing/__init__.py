@@ -1,6 +1,6 @@
 """A deterministic world for whole nodes: simulated disk, database, network and clock, contract suites and an oracle.
 
-Everything here is public: a program that embeds p2psync can test itself against the world that p2psync is tested in. One
+Everything here is public: a program that embeds p2psync can test itself against the world p2psync is tested in. One
 integer decides everything that happens in a run (`SimWorld(seed)`), so that every failure can be replayed.
 """
 

@@ -1,4 +1,4 @@
-"""An ordered key-value store in memory with LMDB's transactions: atomic, durable at commit, snapshots for readers."""
+"""An ordered key-value store in memory with LMDB's transactions: atomic, durable at commit, one moment for readers."""
 
 from __future__ import annotations
 
@@ -72,11 +72,8 @@ class MemoryReadTxn:
 class MemoryWriteTxn(MemoryReadTxn):
     """A write transaction, as `ports.WriteTxn`: changes apply at once and are undone on rollback."""
 
-    def __init__(self, tables: dict[str, _Table], *, shared: bool) -> None:
-        """`shared`: readers look at the same tables, so the first write to each copies it."""
+    def __init__(self, tables: dict[str, _Table]) -> None:
         super().__init__(tables)
-        self._shared = shared
-        self._copied: set[str] = set()
         self._undo: list[tuple[str, bytes, bytes | None]] = []
 
     def put(self, table: str, key: bytes, value: bytes) -> None:
@@ -107,9 +104,6 @@ class MemoryWriteTxn(MemoryReadTxn):
 
     def _writable(self, name: str) -> SortedDict:
         table = self._table(name)
-        if self._shared and name not in self._copied:
-            self._copied.add(name)
-            table = self._tables[name] = _Table(SortedDict(table.pairs))
         table.version += 1
         return table.pairs
 
@@ -123,6 +117,7 @@ class MemoryStore:
         self._faults = faults
         self._closed = closed
         self._readers = 0
+        self._writing = False
         self._open = True
         self.dead = False
 
@@ -130,7 +125,9 @@ class MemoryStore:
     def read(self) -> Iterator[MemoryReadTxn]:
         """As `ports.KvStore.read`."""
         self._check()
-        txn = MemoryReadTxn(dict(self._tables))
+        if self._writing:
+            raise StateError("read through the write transaction that is running")
+        txn = MemoryReadTxn(self._tables)
         self._readers += 1
         try:
             yield txn
@@ -139,9 +136,15 @@ class MemoryStore:
             self._readers -= 1
 
     def write(self, work: Callable[[MemoryWriteTxn], T]) -> T:
-        """As `ports.KvStore.write`. Asks the fault plan for `commit` before and `committed` after it is durable."""
+        """As `ports.KvStore.write`. Asks the fault plan for `commit` before and `committed` after it is durable.
+
+        StateError inside another transaction: with one thread, a view that is open now was held over a wait.
+        """
         self._check()
-        txn = MemoryWriteTxn(self._tables, shared=self._readers > 0)
+        if self._readers or self._writing:
+            raise StateError("a write cannot begin inside a transaction of the same index; end that first")
+        txn = MemoryWriteTxn(self._tables)
+        self._writing = True
         try:
             result = work(txn)
             self._faults.check("commit", self._path)
@@ -155,6 +158,7 @@ class MemoryStore:
             raise
         finally:
             txn.end()
+            self._writing = False
         self._faults.check("committed", self._path)
         return result
 

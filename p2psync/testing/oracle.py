@@ -39,7 +39,7 @@ class Written:
 
 
 class Oracle:
-    """Records what users do; checks what is left of it. Contents that are not unique per write are forgiven together."""
+    """Records what users do; checks what is left of it. Contents written more than once count as one."""
 
     def __init__(self) -> None:
         self._written: dict[bytes, Written] = {}

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 from p2psync.errors import EscapeError
 from p2psync.ports import FsCapabilities, Kind, Rename, Stat
 from p2psync.testing.faults import SimulatedCrash, oserror
-from p2psync.testing.inodes import BLOCK, Directory, File, Inode, Symlink
+from p2psync.testing.inodes import BLOCK, Directory, Entry, File, Inode, Symlink
 
 if TYPE_CHECKING:
     from p2psync.testing.disk import SimDisk
@@ -63,7 +63,7 @@ class SimRoot:
             directory, name = self._parent(path)
         except (FileNotFoundError, NotADirectoryError):
             return None
-        entry = directory.entries.get(self._disk.key(name))
+        entry = self._entry(directory, name, path)
         return None if entry is None else entry[1].stat()
 
     def scan(self, path: bytes) -> list[tuple[bytes, Stat]]:
@@ -102,7 +102,7 @@ class SimRoot:
 
     def _opened(self, path: bytes, access: int) -> SimFile:
         directory, name = self._parent(path)
-        entry = directory.entries.get(self._disk.key(name))
+        entry = self._entry(directory, name, path)
         if entry is None:
             raise oserror(errno.ENOENT, path)
         node = entry[1]
@@ -140,10 +140,10 @@ class SimRoot:
         if old_parent.dev != new_parent.dev:
             raise oserror(errno.EXDEV, source, target)
         old_key, new_key = disk.key(old_name), disk.key(new_name)
-        old = old_parent.entries.get(old_key)
+        old = self._entry(old_parent, old_name, source)
         if old is None:
             raise oserror(errno.ENOENT, source, target)
-        new = new_parent.entries.get(new_key)
+        new = self._entry(new_parent, new_name, target)
         if how is Rename.NOREPLACE and new is not None:
             raise oserror(errno.EEXIST, source, target)
         if how is Rename.EXCHANGE and new is None:
@@ -176,7 +176,12 @@ class SimRoot:
         self._enter("link", source)
         if not self.capabilities.hard_links:
             raise oserror(errno.EPERM, source, target)
-        node = self._node(source)
+        above, last = self._parent(source)
+        self._parent(target)
+        entry = self._entry(above, last, source)
+        if entry is None:
+            raise oserror(errno.ENOENT, source, target)
+        node = entry[1]
         directory, name = self._vacant(target)
         if directory.dev != node.dev:
             raise oserror(errno.EXDEV, source, target)
@@ -211,7 +216,7 @@ class SimRoot:
         self._enter("rmdir", path)
         directory, name = self._parent(path)
         key = self._disk.key(name)
-        entry = directory.entries.get(key)
+        entry = self._entry(directory, name, path)
         if entry is None:
             raise oserror(errno.ENOENT, path)
         self._allow(directory, _WRITE | _SEARCH, path)
@@ -226,7 +231,7 @@ class SimRoot:
         self._enter("unlink", path)
         directory, name = self._parent(path)
         key = self._disk.key(name)
-        entry = directory.entries.get(key)
+        entry = self._entry(directory, name, path)
         if entry is None:
             raise oserror(errno.ENOENT, path)
         self._allow(directory, _WRITE | _SEARCH, path)
@@ -306,21 +311,24 @@ class SimRoot:
         """The directory that holds (or would hold) `path`, and the last component."""
         *above, name = self._components(path)
         directory = self._walk(above, path)
-        if len(name) > self.capabilities.name_max:
-            raise oserror(errno.ENAMETOOLONG, path)
         self._allow(directory, _SEARCH, path)
         return directory, name
 
+    def _entry(self, directory: Directory, name: bytes, path: bytes) -> Entry | None:
+        if len(name) > self.capabilities.name_max:
+            raise oserror(errno.ENAMETOOLONG, path)
+        return directory.entries.get(self._disk.key(name))
+
     def _vacant(self, path: bytes) -> tuple[Directory, bytes]:
         directory, name = self._parent(path)
-        if self._disk.key(name) in directory.entries:
+        if self._entry(directory, name, path) is not None:
             raise oserror(errno.EEXIST, path)
         self._allow(directory, _WRITE | _SEARCH, path)
         return directory, name
 
     def _node(self, path: bytes) -> Inode:
         directory, name = self._parent(path)
-        entry = directory.entries.get(self._disk.key(name))
+        entry = self._entry(directory, name, path)
         if entry is None:
             raise oserror(errno.ENOENT, path)
         return entry[1]
@@ -335,13 +343,10 @@ class SimRoot:
         return parts
 
     def _walk(self, names: list[bytes], path: bytes) -> Directory:
-        directory, disk, longest = self._top, self._disk, self.capabilities.name_max
+        directory = self._top
         for name in names:
-            if len(name) > longest:
-                raise oserror(errno.ENAMETOOLONG, path)
-            if self._checks_modes:
-                self._allow(directory, _SEARCH, path)
-            entry = directory.entries.get(disk.key(name))
+            self._allow(directory, _SEARCH, path)
+            entry = self._entry(directory, name, path)
             if entry is None:
                 raise oserror(errno.ENOENT, path)
             node = entry[1]
