@@ -192,6 +192,7 @@ class SimRoot:
     def symlink(self, content: bytes, path: bytes) -> None:
         """As `ports.Root.symlink`."""
         self._enter("symlink", path)
+        self._parent(path)
         if not content:
             raise oserror(errno.ENOENT, path)
         if len(content) > _TARGET_MAX:

@@ -15,19 +15,17 @@ from p2psync.workspace.posix import PosixStorage
 
 class TestSimRoot(RootContract):
     @pytest.fixture
-    def root(self) -> Iterator[Root]:
+    def root(self) -> Root:
         disk = SimDisk(wall_ns=lambda: 10**18, now=lambda: 0.0)
         disk.make_directories(b"/sync/folder")
-        root = disk.open_root(b"/sync/folder")
-        yield root
-        root.close()
+        return disk.open_root(b"/sync/folder")
 
 
-class TestPrivilegedSimRoot(TestSimRoot):
+class TestPrivilegedSimRoot(RootContract):
     @pytest.fixture
-    def root(self) -> Iterator[Root]:
+    def root(self) -> Root:
         disk = SimDisk(DiskProfile(privileged=True), wall_ns=lambda: 10**18, now=lambda: 0.0)
-        yield disk.open_root(b"/")
+        return disk.open_root(b"/")
 
 
 class TestPosixRoot(RootContract):

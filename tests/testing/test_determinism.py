@@ -3,10 +3,12 @@
 import os
 import subprocess
 import sys
+from functools import partial
 
 import pytest
 import trio
 
+from p2psync.ports import ByteStream, Root
 from p2psync.testing import SimWorld, Trace, run_deterministic
 
 
@@ -17,6 +19,9 @@ async def _babble(seed: int) -> str:
     for device in devices:
         device.disk.make_directories(b"/f")
 
+    def touch(root: Root, path: bytes) -> None:
+        root.create(path).close()
+
     async def serve(name: str) -> None:
         world = sim.device(name).world()
         [listener] = await world.network.listen(":1000")
@@ -25,10 +30,10 @@ async def _babble(seed: int) -> str:
                 stream = await listener.accept()
                 nursery.start_soon(echo, name, stream)
 
-    async def echo(name: str, stream: object) -> None:
+    async def echo(name: str, stream: ByteStream) -> None:
         buffer = memoryview(bytearray(64))
-        while count := await stream.receive_into(buffer):  # type: ignore[attr-defined]
-            sim.trace.add(name, "got", data=bytes(buffer[:count]).hex(), remote=stream.remote)  # type: ignore[attr-defined]
+        while count := await stream.receive_into(buffer):
+            sim.trace.add(name, "got", data=bytes(buffer[:count]).hex(), remote=stream.remote)
 
     async def talk(name: str) -> None:
         world = sim.device(name).world()
@@ -39,7 +44,7 @@ async def _babble(seed: int) -> str:
                 for _ in range(5):
                     token = world.rng.token(4)
                     await stream.send_all(token)
-                    await world.offload.run(lambda token=token: root.create(token.hex().encode()).close())
+                    await world.offload.run(partial(touch, root, token.hex().encode()))
                     await trio.lowlevel.checkpoint()
                 await stream.aclose()
         sim.trace.add(name, "done", names=b" ".join(n for n, _ in root.scan(b"")))
@@ -84,7 +89,7 @@ def test_other_processes_replay_it_whatever_their_hash_seed() -> None:
 
 async def _careless() -> str:
     trace = Trace()
-    for name in {"a", "b", "c", "d", "e", "f", "g"}:
+    for name in set("abcdefg"):
         trace.add(name, "went")
     return trace.digest()
 
