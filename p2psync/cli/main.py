@@ -70,7 +70,7 @@ app.command()(running.demo)
 
 
 def main(arguments: list[str] | None = None) -> NoReturn:
-    """Run one command and exit: 0 done, 1 failed with one line on stderr, 2 wrong usage."""
+    """Run one command and exit: 0 done, 1 failed with one line on stderr, 2 wrong usage, 130 interrupted by Ctrl-C."""
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="backslashreplace")
@@ -79,6 +79,11 @@ def main(arguments: list[str] | None = None) -> NoReturn:
         app(words, prog_name="p2psync")
     except Exception as error:  # noqa: BLE001 -- the border of the program: a person gets a sentence, not a traceback
         sys.exit(_fail(error, "--verbose" in words or "-v" in words))
+    except BaseExceptionGroup as group:
+        # Only Ctrl-C and its like make a group that is no ExceptionGroup.
+        if group.subgroup(KeyboardInterrupt) is None:
+            raise
+        sys.exit(130)
     sys.exit(0)
 
 

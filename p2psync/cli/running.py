@@ -9,7 +9,7 @@ from typing import Annotated
 
 import typer
 
-from p2psync.cli.output import complain, plain, print_json, say
+from p2psync.cli.output import plain, print_json, say
 from p2psync.cli.session import AsJson, settings
 
 HIDDEN = "P2PSYNC_PASSPHRASE"
@@ -74,7 +74,7 @@ def run(
 
     from p2psync.errors import StateError
     from p2psync.node.config import load_config
-    from p2psync.node.logs import configure_logging
+    from p2psync.node.logs import configure_logging, get_logger
 
     options = settings(context)
     home = options.home
@@ -94,7 +94,7 @@ def run(
 
                 async def stop_on_signal() -> None:
                     await anext(signals)
-                    complain("stopping; once more to end at once")
+                    get_logger(__name__).info("stopping", hint="the same signal once more ends it at once")
                     signal.signal(signal.SIGTERM, signal.SIG_DFL)
                     signal.signal(signal.SIGINT, signal.SIG_DFL)
                     nursery.cancel_scope.cancel()

@@ -53,7 +53,6 @@ def wait(
 
     Identical means proved: both sides hold the same Merkle root. Exit code 1 on timeout, saying what is missing.
     """
-
     if not math.isfinite(timeout):
         raise typer.BadParameter("--timeout is a number of seconds")
 

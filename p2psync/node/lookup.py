@@ -18,7 +18,7 @@ def find(what: str, text: str, known: Iterable[tuple[str, str]]) -> str:
     pairs = list(known)
     listing = f"see `p2psync {what} list`"
     folded = _fold(text)
-    named = [id_ for id_, name in pairs if name == text]
+    named = [id_ for id_, name in pairs if name and name == text]
     matches = (
         [id_ for id_, _ in pairs if folded and _fold(id_) == folded]
         or named

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import threading
 from collections.abc import AsyncIterator
 from pathlib import Path
 
@@ -40,6 +41,8 @@ class FakeOperations:
         self.cancelled = trio.Event()
         self.identical = True
         self.findings: list[views.Finding] = []
+        self.paired = threading.Event()
+        self.paired.set()
 
     def _folder(self, text: str) -> str:
         return find("folder", text, [(FOLDER.id, FOLDER.label)])
@@ -75,6 +78,8 @@ class FakeOperations:
                 await trio.sleep_forever()
             finally:
                 self.cancelled.set()
+        while not self.paired.is_set():
+            await trio.sleep(0.01)
         return views.Peer(LAPTOP.id, "laptop")
 
     async def pair_join(self, code: str, address: str | None = None) -> views.Peer:
