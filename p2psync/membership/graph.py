@@ -150,15 +150,11 @@ class LinkGraph:
         starts over.
         """
         fresh, self._fresh = self._fresh, []
-        everything_before = (1 << len(self.nodes) - len(fresh)) - 1
-        for node in fresh:
-            if node.past != everything_before | (1 << node.index) - 1:
-                self._judge_all()
-                return
+        if any(node.past != (1 << node.index) - 1 for node in fresh):
+            self._judge_all()
+            return
         for node in fresh:
             node.valid = self._verdict(node)
-            if node.valid is None:
-                raise AssertionError("a link after all others has nothing to wait for")
 
     def _judge_all(self) -> None:
         for index, old in enumerate(self.nodes):
@@ -199,9 +195,15 @@ class LinkGraph:
         ]
 
     def _break_circle(self, open_nodes: list[Node]) -> None:
-        """Rule 3, for verdicts that wait for each other."""
-        revocations = [node for node in open_nodes if node.link.revokes]
-        chosen = min(revocations, key=lambda n: (self._joined(n.link.author, n.past), n.link.author, n.rank))
+        """Rule 3, for verdicts that wait for each other: one link stands, what would void it falls.
+
+        Only a link whose right is beyond doubt can be chosen; the first open one in rank order always is such a link.
+        """
+        candidates = [node for node in open_nodes if self._has_right(node)]
+        chosen = min(
+            candidates,
+            key=lambda n: (not n.link.revokes, self._joined(n.link.author, n.past), n.link.author, n.rank),
+        )
         for attacker in self._attackers(chosen):
             attacker.valid = False
         chosen.valid = True
