@@ -6,9 +6,9 @@ import errno
 from collections.abc import Iterator
 from contextlib import suppress
 
-from p2psync.model.paths import ancestors, parent
+from p2psync.model.paths import ancestors, parent, path_key
 from p2psync.ports import Kind, Rename, Root, Stat
-from p2psync.workspace.layout import HISTORY
+from p2psync.workspace.layout import HISTORY, PRIVATE, SWAP, TMP
 from p2psync.workspace.operations import Displaced, history_path
 
 UNSUPPORTED = frozenset({errno.EINVAL, errno.ENOSYS, errno.ENOTSUP, errno.EOPNOTSUPP})
@@ -30,13 +30,8 @@ class Mover:
         self.touched[parent(path)] = None
 
     def rename_free(self, source: bytes, target: bytes) -> None:
-        """Rename to a name that must be free; FileExistsError when it is not.
-
-        Where the file system cannot refuse by itself: hard link and unlink, and where there are no links either, look
-        and rename, which leaves a window of microseconds.
-        """
-        capabilities = self.root.capabilities
-        if capabilities.noreplace:
+        """Rename to a name that must be free; FileExistsError when it is not."""
+        if self.root.capabilities.noreplace:
             try:
                 self.root.rename(source, target, Rename.NOREPLACE)
             except OSError as error:
@@ -50,19 +45,29 @@ class Mover:
             raise FileNotFoundError(errno.ENOENT, "no such entry", source)
         if self.root.stat(target) is not None:
             raise FileExistsError(errno.EEXIST, "the name is taken", target)
-        if not (capabilities.hard_links and stat.kind is not Kind.DIRECTORY and self._link(source, target)):
-            self.root.rename(source, target, Rename.REPLACE)
+        self._rename_unguarded(source, target, stat.kind)
         self._renamed(source, target)
 
-    def _link(self, source: bytes, target: bytes) -> bool:
-        try:
+    def _rename_unguarded(self, source: bytes, target: bytes, kind: Kind) -> None:
+        """Rename where the file system cannot refuse to replace.
+
+        Nobody but us makes names below the private directory, so a target there stays free. From there a hard link takes
+        a visible name atomically. Between two visible names the entry goes through the private directory. Directories,
+        and everything where there are no links, are just renamed: a window of microseconds.
+        """
+        if kind is Kind.DIRECTORY or _private(target) or not self.root.capabilities.hard_links:
+            self.root.rename(source, target, Rename.REPLACE)
+        elif _private(source):
             self.root.link(source, target)
-        except OSError as error:
-            if error.errno in UNSUPPORTED or error.errno in {errno.EPERM, errno.EMLINK}:
-                return False
-            raise
-        self.root.unlink(source)
-        return True
+            self.root.unlink(source)
+        else:
+            between = between_path(source)
+            self.rename_free(source, between)
+            try:
+                self.rename_free(between, target)
+            except OSError:
+                self.rename_free(between, source)
+                raise
 
     def _renamed(self, source: bytes, target: bytes) -> None:
         self.touch(source)
@@ -74,22 +79,30 @@ class Mover:
         FileNotFoundError when `source` is gone.
         """
         if keep:
-            with suppress(FileExistsError, FileNotFoundError, NotADirectoryError):
+            try:
                 self.rename_free(source, keep)
-                return self._displaced(keep, in_history=False)
+            except (FileExistsError, FileNotFoundError, NotADirectoryError):
+                pass
+            else:
+                return self._displaced(source, keep, in_history=False)
         for candidate in candidates(stamp, path):
             try:
                 self.make_parents(candidate)
                 self.rename_free(source, candidate)
             except (FileExistsError, NotADirectoryError):
                 continue
-            return self._displaced(candidate, in_history=True)
+            return self._displaced(source, candidate, in_history=True)
         raise FileExistsError(errno.EEXIST, "history holds too many versions of one moment", path)
 
-    def _displaced(self, path: bytes, *, in_history: bool) -> Displaced:
-        stat = self.root.stat(path)
-        if stat is None:
-            raise FileNotFoundError(errno.ENOENT, "moved away by someone else", path)
+    def _displaced(self, source: bytes, path: bytes, *, in_history: bool) -> Displaced:
+        try:
+            stat = self.root.stat(path)
+            if stat is None:
+                raise FileNotFoundError(errno.ENOENT, "moved away by someone else", path)
+        except OSError:
+            with suppress(OSError):
+                self.rename_free(path, source)
+            raise
         return Displaced(path, stat, in_history)
 
     def make_parents(self, path: bytes) -> None:
@@ -113,6 +126,15 @@ def candidates(stamp: bytes, path: bytes) -> Iterator[bytes]:
     """Where in history the entry of `path` may go, best first: a second one of a moment gets a stamp of its own."""
     for n in range(_MOST_VERSIONS):
         yield history_path(stamp if n == 0 else b"%s-%d" % (stamp, n), path)
+
+
+def _private(path: bytes) -> bool:
+    return path.startswith(PRIVATE + b"/")
+
+
+def between_path(source: bytes) -> bytes:
+    """Where an entry on its way between two visible names stands on file systems that know no NOREPLACE."""
+    return b"%s/%s-0%s" % (TMP, path_key(source).hex().encode(), SWAP)
 
 
 def stamp_of(history: bytes) -> bytes:

@@ -191,8 +191,9 @@ class _Batch:
             return self._replace_by_rename(op, source, new)
         try:
             # First of all, so that a full disk shows before anything has moved.
-            with suppress(NotADirectoryError):
-                self._mover.make_parents(history_path(self._stamp, op.path))
+            if not op.keep:
+                with suppress(NotADirectoryError):
+                    self._mover.make_parents(history_path(self._stamp, op.path))
             if source != temp:
                 self._mover.rename_free(source, temp)
         except OSError:

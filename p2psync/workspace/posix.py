@@ -187,12 +187,12 @@ class PosixRoot:
         parents: dict[bytes, int] | None = getattr(self._local, "parents", None)
         if parents is None:
             return _Parent(_open_beneath(self._fd, path, _O_PATH), owned=True)
-        fd = parents.get(path)
+        fd = parents.pop(path, None)
         if fd is None:
             fd = _open_beneath(self._fd, path, _O_PATH)
             if len(parents) >= _CACHED_PARENTS:
                 os.close(parents.pop(next(iter(parents))))
-            parents[path] = fd
+        parents[path] = fd  # now the youngest: a rename's other directory is never the one that is closed
         return _Parent(fd, owned=False)
 
     def _forget(self, path: bytes) -> None:
@@ -340,7 +340,11 @@ class PosixRoot:
         """Change permission bits; OSError(EOPNOTSUPP) for a symlink. Needs no access to the file's content."""
         parent, name = self._locate(path)
         with parent as fd:
-            os.chmod(name, mode, dir_fd=fd, follow_symlinks=False)
+            try:
+                os.chmod(name, mode, dir_fd=fd, follow_symlinks=False)
+            except ValueError:
+                # Python's way to say that fchmodat gave EOPNOTSUPP.
+                raise OSError(errno.EOPNOTSUPP, os.strerror(errno.EOPNOTSUPP), path) from None
 
     def utime(self, path: bytes, mtime_ns: int) -> None:
         """Set the modification time and leave the access time."""
@@ -436,7 +440,8 @@ def _split(path: bytes) -> tuple[bytes, bytes]:
 
 
 def _openat2(directory: int, path: bytes, access: int) -> int:
-    how = _OpenHow(access | _DIRECTORY, 0, _RESOLVE_BENEATH_NO_SYMLINKS)
+    # Without O_NOFOLLOW, which with O_PATH would open a symlink at the end and turn the escape into ENOTDIR.
+    how = _OpenHow(access | os.O_DIRECTORY | os.O_CLOEXEC, 0, _RESOLVE_BENEATH_NO_SYMLINKS)
     fd: int = _libc.syscall(
         ctypes.c_long(_SYS_OPENAT2), ctypes.c_int(directory), path, ctypes.byref(how), ctypes.c_size_t(24)
     )

@@ -13,7 +13,7 @@ from enum import Enum
 
 from p2psync.model.paths import RelPath
 from p2psync.ports import Kind, Rename, Root, Stat
-from p2psync.workspace.displace import Mover, candidates, same, stamp_of
+from p2psync.workspace.displace import Mover, between_path, candidates, same, stamp_of
 from p2psync.workspace.layout import SWAP, TMP
 from p2psync.workspace.operations import Displaced, Intent
 
@@ -58,6 +58,9 @@ def recover(root: Root, intents: Sequence[Intent]) -> list[Recovered]:
 
 
 def _recover(mover: Mover, intent: Intent) -> Recovered:
+    if not mover.root.capabilities.noreplace:
+        _finish_between(mover, intent.path, intent.keep)
+        _finish_between(mover, intent.keep, intent.path)
     match intent.operation:
         case "place":
             return _place(mover, intent)
@@ -65,6 +68,21 @@ def _recover(mover: Mover, intent: Intent) -> Recovered:
             return _move(mover, intent)
         case _:
             return _aside(mover, intent)
+
+
+def _finish_between(mover: Mover, source: bytes, target: bytes) -> None:
+    """Bring back an entry that was on its way from one visible name to another."""
+    root = mover.root
+    between = root.stat(between_path(source))
+    if not source or between is None:
+        return
+    for path in (target, source):
+        there = root.stat(path) if path else None
+        if there is not None and there.ino == between.ino:
+            root.unlink(between_path(source))
+            return
+    with suppress(FileExistsError, FileNotFoundError):
+        mover.rename_free(between_path(source), source)
 
 
 # ── placing ─────────────────────────────────────────────────────────────────────────────────────────────────────────

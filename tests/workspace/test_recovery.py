@@ -1,0 +1,112 @@
+from __future__ import annotations
+
+import os
+from contextlib import suppress
+from pathlib import Path
+
+import pytest
+
+from p2psync.ports import Kind, Rename
+from p2psync.workspace.materialiser import apply
+from p2psync.workspace.operations import Move, Place, PlaceDirectory, Remove, decode_intent, intents
+from p2psync.workspace.recovery import Fate, recover
+from p2psync.workspace.staging import stage_small
+from tests.workspace.support import STAMP, Crash, Hooked, contents, fingerprint, make_folder, write
+
+MTIME = 1_500_000_000_123_456_789
+
+
+def prepare(root: Hooked) -> list[object]:
+    """One batch with everything in it."""
+    for name in (b"replaced", b"kept", b"linked", b"removed", b"moved", b"becomes-directory", b"taken"):
+        write(root, name, b"old " + name)
+    root.symlink(b"old target", b"symlink")
+    staged = stage_small(root, [(n, b"new " + n) for n in (b"replaced", b"kept", b"created", b"after-move")])
+    return [
+        Place(b"replaced", Kind.FILE, staged[0], b"", 0o644, MTIME, fingerprint(root, b"replaced")),
+        Place(b"kept", Kind.FILE, staged[1], b"", 0o644, MTIME, fingerprint(root, b"kept"), b"kept (conflict)"),
+        Place(b"created", Kind.FILE, staged[2], b"", 0o644, MTIME, None),
+        Place(b"linked", Kind.SYMLINK, None, b"new target", 0o777, MTIME, fingerprint(root, b"linked")),
+        Place(b"symlink", Kind.SYMLINK, None, b"newer target", 0o777, MTIME, fingerprint(root, b"symlink")),
+        Remove(b"removed", Kind.FILE, fingerprint(root, b"removed")),
+        Move(b"moved", b"moved (conflict)", fingerprint(root, b"moved")),
+        Place(b"moved", Kind.FILE, staged[3], b"", 0o644, MTIME, None),
+        PlaceDirectory(b"becomes-directory", fingerprint(root, b"becomes-directory")),
+    ]
+
+
+OLD = {b"old " + n for n in (b"replaced", b"kept", b"linked", b"removed", b"moved", b"becomes-directory", b"taken")} | {
+    b"-> old target"
+}
+NEW = {b"new " + n for n in (b"replaced", b"kept", b"created", b"after-move")}
+PATHS = (b"replaced", b"kept", b"linked", b"symlink", b"becomes-directory", b"taken", b"moved")
+
+
+@pytest.mark.parametrize(
+    "capabilities",
+    [{}, {"exchange": False}, {"noreplace": False}, {"exchange": False, "noreplace": False}],
+    ids=lambda c: "+".join(c) or "full",
+)
+def test_a_crash_ahead_of_any_call_loses_nothing(tmp_path: Path, capabilities: dict[str, bool]) -> None:
+    n = 0
+    while True:
+        n += 1
+        where = tmp_path / str(n)
+        root = Hooked(make_folder(where), **capabilities)
+        operations = prepare(root)
+        journal = [decode_intent(i.encode()) for i in intents(root, operations, STAMP)]
+
+        def crash(number: int, name: str, _: object, n=n) -> None:
+            if number >= n:
+                raise Crash(name)
+
+        root.calls, root.before = 0, crash
+        with suppress(Crash):
+            apply(root, operations, STAMP, pause=lambda _: None)
+        finished = root.calls < n
+        root.before = lambda *_: None
+        if n % 3 == 0:  # recovery is interrupted too
+            root.calls = 0
+            root.before = lambda number, name, _, n=n: crash(number, name, _, n % 11 + 1)
+            with suppress(Crash):
+                recover(root, journal)
+            root.before = lambda *_: None
+        results = recover(root, journal)
+        found = contents(where)
+        assert found >= OLD, (n, OLD - found)
+        assert found >= NEW, (n, NEW - found)
+        for path in PATHS:
+            assert root.stat(path) is not None, (n, path)
+        assert not [name for name, _ in root.scan(b".p2psync/tmp") if name.endswith(b".swap")], n
+        before = sorted(os.walk(where))
+        recover(root, journal)
+        assert sorted(os.walk(where)) == before, n
+        root.close()
+        if finished:
+            assert {r.fate for r in results} == {Fate.DONE}
+            return
+        assert n < 400
+
+
+def test_an_exchange_that_brought_out_an_unseen_edit_is_given_back(tmp_path: Path) -> None:
+    root = make_folder(tmp_path / "f")
+    write(root, b"a", b"old")
+    [staged] = stage_small(root, [(b"s", b"new")])
+    operation = Place(b"a", Kind.FILE, staged, b"", 0o644, MTIME, fingerprint(root, b"a"))
+    journal = intents(root, [operation], STAMP)
+    write(root, b"a", b"edit")
+    root.rename(staged, journal[0].temp, Rename.NOREPLACE)
+    root.rename(journal[0].temp, b"a", Rename.EXCHANGE)
+    [result] = recover(root, journal)
+    assert result.fate is Fate.CHANGED
+    assert (tmp_path / "f" / "a").read_bytes() == b"edit"
+    assert (tmp_path / "f" / staged.decode()).read_bytes() == b"new"
+
+
+def test_exchanged_entries_without_a_journal_go_to_history(tmp_path: Path) -> None:
+    root = make_folder(tmp_path / "f")
+    write(root, b".p2psync/tmp/20260131T081502.000000Z-7.swap", b"somebody's")
+    [result] = recover(root, [])
+    assert result.displaced is not None
+    assert result.displaced.path.startswith(b".p2psync/history/20260131T081502.000000Z/lost/")
+    assert b"somebody's" in contents(tmp_path)
