@@ -164,6 +164,8 @@ def _rule(line: str) -> _Rule:
         expression = ".+"
     elif expression == "(?:/)":
         expression = ".*/"
+    elif expression == "/":
+        expression = ".+/.+"
     elif bare.endswith("/**/"):
         expression = expression.removesuffix("(?:/)") + "/.+/"
     elif bare.endswith("/**"):

@@ -89,9 +89,9 @@ class Publish:
     draft: Draft
     entry: Synced | None
 
-    def finish(self, dot: Dot) -> tuple[FileRecord, Synced | None]:
+    def finish(self, dot: Dot, flags: int = 0) -> tuple[FileRecord, Synced | None]:
         """The record of this change as event `dot`, and the synced entry to store with it."""
-        record = finish(self.draft, dot)
+        record = finish(self.draft, dot, flags)
         if self.entry is None:
             return record, None
         return record, replace(self.entry, version=record.version, sources=(dot,))
@@ -107,8 +107,8 @@ class KeepLocal:
 Observation = Unchanged | Refresh | Adopt | Forget | Publish | KeepLocal
 
 
-def finish(draft: Draft, dot: Dot) -> FileRecord:
-    """The record `draft` becomes as event `dot`."""
+def finish(draft: Draft, dot: Dot, flags: int = 0) -> FileRecord:
+    """The record `draft` becomes as event `dot`; `flags` such as `CONFIRMED`."""
     return FileRecord(
         draft.path,
         draft.kind,
@@ -121,6 +121,7 @@ def finish(draft: Draft, dot: Dot) -> FileRecord:
         draft.target,
         dot,
         draft.base.advance(dot),
+        flags,
     )
 
 

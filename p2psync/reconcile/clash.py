@@ -1,0 +1,95 @@
+"""What a disk cannot hold: names that collide or cannot be written there, symlinks that lead out of the folder.
+
+Such an entry is held, not materialised: it lives on in the index and on other devices, it shows in `status` with a way
+out, and its absence here never means a deletion.
+"""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+
+from p2psync.model.paths import RelPath, ancestors, display, fold, name, unrepresentable
+from p2psync.ports import FsCapabilities
+
+
+@dataclass(frozen=True, slots=True)
+class Problem:
+    """An entry that is held: what is wrong, and what a person can do about it."""
+
+    path: RelPath
+    problem: str
+    remedy: str
+
+
+def clashes(
+    live: Iterable[RelPath], on_disk: Callable[[RelPath], bool], capabilities: FsCapabilities
+) -> dict[RelPath, Problem]:
+    """Which of the live paths must be held because another one has their name on this disk.
+
+    Of several that collide the one that is on the disk already stays, else the one with the smaller bytes. What stands
+    below a held directory is held with it. Empty on a disk that tells all names apart.
+    """
+    if not (capabilities.case_insensitive or capabilities.normalising):
+        return {}
+    groups: dict[bytes, set[RelPath]] = defaultdict(set)
+    for path in live:
+        for part in (*ancestors(path), path):
+            groups[fold(part)].add(part)
+    held: dict[RelPath, Problem] = {}
+    for group in sorted(map(sorted, groups.values())):
+        if len(group) == 1:
+            continue
+        stays = min(group, key=lambda p: (not on_disk(p), p))
+        for path in group:
+            if path != stays:
+                held[path] = Problem(
+                    path,
+                    f"this disk cannot hold it beside {display(stays)}",
+                    "rename one of them on a device that holds both",
+                )
+    for path in sorted({p for group in groups.values() for p in group}):
+        above = next((held[a] for a in ancestors(path) if a in held), None)
+        if above is not None:
+            held[path] = Problem(path, f"its directory is held: {above.problem}", above.remedy)
+    return held
+
+
+def holdable(path: RelPath, capabilities: FsCapabilities) -> Problem | None:
+    """None when this disk can hold an entry of that name, else why not. The path above it is looked at too."""
+    for part in (*ancestors(path), path):
+        problem = unrepresentable(name(part), utf8_only=capabilities.utf8_only, name_max=capabilities.name_max)
+        if problem is not None:
+            return Problem(path, problem, f"rename {display(part)} on a device that can hold it")
+    return None
+
+
+def holdable_symlink(
+    path: RelPath, target: bytes, capabilities: FsCapabilities, *, allow_unsafe: bool = False
+) -> Problem | None:
+    """None when a symlink may be materialised. One that is absolute or leaves the folder may not, unless allowed."""
+    if not capabilities.symlinks:
+        return Problem(path, "this disk cannot hold symlinks", "move the folder to another disk, or ignore the link")
+    if allow_unsafe or not _escapes(path, target):
+        return None
+    return Problem(
+        path,
+        f"the symlink leads out of the folder, to {display(target)}",
+        "allow such links for this folder in the configuration, if you trust everyone who can write to it",
+    )
+
+
+def _escapes(path: RelPath, target: bytes) -> bool:
+    """Whether following `target` from `path` could leave the folder, judged by the text alone."""
+    if target.startswith(b"/"):
+        return True
+    depth = path.count(b"/")
+    for part in target.split(b"/"):
+        if part == b"..":
+            depth -= 1
+            if depth < 0:
+                return True
+        elif part not in {b"", b"."}:
+            depth += 1
+    return False
