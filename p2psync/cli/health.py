@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from p2psync.cli import completion
-from p2psync.cli.output import complain, plain, print_json, print_table, say
+from p2psync.cli.output import complain, count, plain, print_json, print_table, say
 from p2psync.cli.session import AsJson, perform, settings
 
 if TYPE_CHECKING:
@@ -74,7 +74,7 @@ def check(
     if not report.ok:
         open_ = sum(not finding.repaired for finding in report.findings)
         complain(
-            f"error: check found {open_} faults that are not repaired" + ("" if repair else "; see check --repair")
+            f"error: check found {count(open_, 'fault')} not repaired" + ("" if repair else "; see check --repair")
         )
         raise typer.Exit(1)
     if not json:

@@ -88,7 +88,9 @@ def main(arguments: list[str] | None = None) -> NoReturn:
 
 
 def _fail(error: Exception, verbose: bool) -> int:
-    error = _cause(error)
+    from p2psync.node.causes import cause
+
+    error = cause(error)
     if verbose:
         traceback.print_exception(error)
     match error:
@@ -108,14 +110,6 @@ def _fail(error: Exception, verbose: bool) -> int:
             hint = "" if verbose else "; `p2psync --verbose …` shows where"
             complain(f"error: internal error, please report it: {type(error).__name__}: {error}{hint}")
             return 1
-
-
-def _cause(error: Exception) -> Exception:
-    """The one to tell out of a group: what a person can act on, before what is a fault of ours."""
-    if not isinstance(error, ExceptionGroup):
-        return error
-    expected, _ = error.split(P2PSyncError)
-    return _cause((expected or error).exceptions[0])
 
 
 def _name(filename: str | bytes | int) -> str:

@@ -81,6 +81,11 @@ def size(count: float) -> str:
     return f"{count:.1f} TiB"
 
 
+def count(number: int, one: str, many: str | None = None) -> str:
+    """A number of things: `1 file`, `2,000 files`."""
+    return f"{number:,} {one if number == 1 else many or one + 's'}"
+
+
 def duration(seconds: float) -> str:
     """Seconds for people, in the two largest units: `4 s`, `2 min 5 s`, `3 d 4 h`."""
     rest = max(0, round(seconds))

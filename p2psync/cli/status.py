@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from p2psync.cli.output import ago, complain, console, duration, percent, plain, print_json, say, short, size
+from p2psync.cli.output import ago, complain, console, count, duration, percent, plain, print_json, say, short, size
 from p2psync.cli.session import AsJson, perform
 
 if TYPE_CHECKING:
@@ -133,9 +133,9 @@ def _folders(now: Status) -> Table:
 def _needed(folder: FolderView) -> str:
     parts = []
     if folder.need_files:
-        parts.append(f"{folder.need_files:,} files, {size(folder.need_bytes)}")
+        parts.append(f"{count(folder.need_files, 'file')}, {size(folder.need_bytes)}")
     if folder.need_deletes:
-        parts.append(f"{folder.need_deletes:,} deletes")
+        parts.append(count(folder.need_deletes, "delete"))
     return ", ".join(parts) or "-"
 
 
@@ -148,7 +148,7 @@ def _words(folder: FolderView, names: dict[str, str]) -> str:
         others = ", ".join(plain(names.get(id_, short(id_))) for id_ in folder.equal_with)
         parts.append(f"equal to {others} at root {folder.root}")
     if folder.conflicts:
-        parts.append(f"{folder.conflicts} conflict copies (p2psync conflicts)")
+        parts.append(f"{count(folder.conflicts, 'conflict copy', 'conflict copies')} (p2psync conflicts)")
     if folder.watch != "live":
         parts.append(f"watcher {folder.watch}: changes are found by scans")
     if folder.role in ("viewer", "vault"):

@@ -36,6 +36,7 @@ from p2psync.errors import (
     StateError,
     UsageError,
 )
+from p2psync.node.causes import cause
 from p2psync.node.control_file import SERVICE, ControlFile
 from p2psync.node.home import Home
 from p2psync.node.logs import get_logger
@@ -164,11 +165,8 @@ class ControlApi:
                 try:
                     result = await getattr(self._operations, row.name)(**msgspec.structs.asdict(arguments))
                     outcome = msgspec.json.encode(result)
-                except P2PSyncError as error:
-                    outcome = error
                 except Exception as error:  # noqa: BLE001 -- the border of the API: one bad request must not end the node
-                    _LOG.error("operation failed", operation=row.name, exc_info=error)
-                    outcome = P2PSyncError(f"internal error in {row.name}: {type(error).__name__}; see the node's log")
+                    outcome = _tellable(cause(error), row.name)
             if scope.cancelled_caught:
                 outcome = StateError(f"{row.name} did not finish within {deadline:.0f} s; see `p2psync status`")
             nursery.cancel_scope.cancel()
@@ -239,6 +237,19 @@ async def _body(receive: Receive) -> bytes:
     raise UsageError(f"the request did not arrive within {BODY_TIMEOUT_S} s")
 
 
+def _tellable(error: Exception, name: str) -> P2PSyncError:
+    """What the caller may hear: errors meant for people as they are, of others no more than their kind."""
+    match error:
+        case P2PSyncError():
+            return error
+        case OSError():
+            where = "" if error.filename is None else f"{os.fsdecode(error.filename)}: "
+            return P2PSyncError(f"{where}{error.strerror or error}")
+        case _:
+            _LOG.error("operation failed", operation=name, exc_info=error)
+            return P2PSyncError(f"internal error in {name}: {type(error).__name__}; see the node's log")
+
+
 async def _cancel_on_disconnect(receive: Receive, scope: trio.CancelScope) -> None:
     while (await receive())["type"] != "http.disconnect":
         pass
@@ -266,5 +277,7 @@ async def _reply(send: Send, status: int, body: bytes) -> None:
 async def _refuse(send: Send, error: P2PSyncError, status: int | None = None) -> None:
     if status is None:
         status = next((number for kind, number in _STATUS if isinstance(error, kind)), 500)
-    body = {"error": str(error), "exit_code": error.exit_code, "kind": type(error).__name__}
+    # Names that are not UTF-8 stand in texts as lone surrogates, which JSON cannot hold.
+    text = str(error).encode(errors="backslashreplace").decode()
+    body = {"error": text, "exit_code": error.exit_code, "kind": type(error).__name__}
     await _reply(send, status, msgspec.json.encode(body))

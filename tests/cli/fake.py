@@ -98,6 +98,12 @@ class FakeOperations:
         return views.Member(LAPTOP.id, "laptop", role, pending=True)
 
     async def folder_unshare(self, folder: str, with_: str) -> None:
+        if folder == "grouped":
+            async with trio.open_nursery() as nursery:
+                nursery.start_soon(trio.sleep_forever)
+                raise StateError("from inside a nursery")
+        if folder == "disk":
+            raise OSError(28, "No space left on device", b"/data/\xff")
         self.calls.append(("folder_unshare", self._folder(folder), self._device(with_)))
 
     async def folder_members(self, folder: str) -> list[views.Member]:

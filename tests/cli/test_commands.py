@@ -73,7 +73,7 @@ def test_status_shows_problems_with_remedies_and_never_markup(run: Run, node: Fa
     assert "! photos: A.txt: [bold]A.txt[/bold] and a.txt\\x1b[31m clash" in out
     assert "→ rename one" in out
     assert "75 % at 500 B/s, 2 s left" in out
-    assert "1 conflict copies" in out
+    assert "1 conflict copy (" in out
 
 
 @pytest.mark.parametrize("command", ["device id", "status", "folder list", "log x", "config get", "check"])
@@ -207,7 +207,7 @@ def test_check_tells_damage_by_exit_code(run: Run, node: FakeOperations) -> None
     result = run("check")
     assert result.code == 1
     assert "DAMAGE: photos: a\\x0ab: chunk 3 is rotten" in result.out
-    assert result.err.startswith("error: check found 1 faults")
+    assert result.err.startswith("error: check found 1 fault not repaired")
     result = run("check", "--json")
     assert (result.code, json.loads(result.out)["ok"]) == (1, False)
 

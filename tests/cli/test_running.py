@@ -202,3 +202,20 @@ def test_the_relay_says_that_it_is_not_there() -> None:
     result = subprocess.run([*command, "--version"], capture_output=True, text=True, check=False, timeout=20)
     assert (result.returncode, result.stdout) == (0, f"p2psync-relay {p2psync.__version__}\n")
     assert subprocess.run([*command, "admin"], capture_output=True, check=False, timeout=20).returncode == 2
+
+
+@pytest.mark.parametrize(
+    ("words", "absent"),
+    [
+        ("--version", {"trio", "rich", "msgspec", "p2psync.node"}),
+        ("device id", {"rich", "hypercorn", "lmdb", "watchdog", "zeroconf", "asyncio", "pydantic"}),
+        ("status --json", {"rich", "hypercorn", "lmdb", "watchdog", "zeroconf", "asyncio", "pydantic"}),
+    ],
+)
+def test_commands_load_only_what_they_use(node: FakeOperations, home: Path, words: str, absent: set[str]) -> None:
+    program = (
+        "import atexit, sys; atexit.register(lambda: print(*sys.modules, sep='\\n'))\n"
+        f"from p2psync.cli.main import main; main(['--home', {str(home)!r}, *{words.split()!r}])"
+    )
+    result = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True, timeout=20)
+    assert absent.isdisjoint(result.stdout.split())

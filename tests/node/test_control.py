@@ -107,6 +107,10 @@ async def test_errors_keep_class_text_and_exit_code(tmp_path: Path) -> None:
         with pytest.raises(P2PSyncError, match="internal error in folder_scan: RuntimeError") as caught:
             await client.folder_scan("photos")
         assert "secret" not in str(caught.value)
+        with pytest.raises(StateError, match=r"^from inside a nursery$"):
+            await client.folder_unshare("grouped", "x")
+        with pytest.raises(P2PSyncError, match=r"^/data/\\udcff: No space left on device$"):
+            await client.folder_unshare("disk", "x")
         assert (await client.identity()).name == "desk"
 
 
@@ -145,6 +149,19 @@ async def test_a_wrong_token_or_host_gets_nothing(tmp_path: Path) -> None:
         number, health = await ask(tmp_path, "GET /v1/health", token="guess")
         assert (number, health["service"], health["pid"]) == (200, "p2psync", os.getpid())
         assert fake.calls == []
+
+
+async def test_a_web_socket_is_refused(tmp_path: Path) -> None:
+    async with served(tmp_path):
+        file = ControlFile.read(tmp_path / "control.json")
+        assert file is not None
+        where = file.url.removeprefix("http://")
+        async with await trio.open_tcp_stream("127.0.0.1", int(where.rpartition(":")[2])) as stream:
+            upgrade = "Upgrade: websocket\r\nConnection: Upgrade\r\nSec-WebSocket-Version: 13"
+            key = "Sec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZQ=="
+            await stream.send_all(f"GET /v1/events HTTP/1.1\r\nHost: {where}\r\n{upgrade}\r\n{key}\r\n\r\n".encode())
+            with trio.fail_after(5):
+                assert b" 403 " in await stream.receive_some(4096)
 
 
 async def test_a_body_over_the_limit_is_refused(tmp_path: Path) -> None:
