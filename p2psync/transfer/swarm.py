@@ -320,13 +320,16 @@ class Swarm(Generic[P]):
         return peer.window.in_flight / (peer.window.rate(now) or _GUESSED_RATE)
 
     def _eligible(self, peer: _Peer[P], root: bytes, now: float) -> bool:
-        """A peer that has not said whether it holds a content is asked only when none says that it does."""
+        """A peer that has not said whether it holds a content is asked only while none can be asked that says so."""
         if peer.denied.get(root, (0.0, 0))[0] > now:
             return False
         holds = peer.holds.get(root)
         if holds is not None:
             return holds
-        return not any(other.holds.get(root) for other in self._peers.values())
+        return not any(
+            other.holds.get(root) and other.paused_until <= now and other.denied.get(root, (0.0, 0))[0] <= now
+            for other in self._peers.values()
+        )
 
     def _build(self, peer: _Peer[P], now: float) -> Request[P] | None:
         chosen: dict[Piece, bytes] = {}
@@ -465,6 +468,10 @@ class Swarm(Generic[P]):
     def _pause(self, peer: _Peer[P], now: float) -> None:
         peer.stalls += 1
         peer.paused_until = now + _back_off(peer.stalls)
+        # Peers that were passed over because this one held a content may be asked for it now.
+        for root, holds in peer.holds.items():
+            if holds and root in self._contents:
+                self._offer(self._contents[root])
 
     def _deny(self, peer: _Peer[P], root: bytes, now: float, *, worst: bool) -> None:
         strikes = peer.denied.get(root, (0.0, 0))[1] + 1

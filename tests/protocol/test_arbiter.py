@@ -1,0 +1,208 @@
+from __future__ import annotations
+
+import heapq
+import itertools
+from dataclasses import dataclass, field
+
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from p2psync.model.ids import DeviceId
+from p2psync.protocol.arbiter import PATIENCE, Arbiter, Decision, Verdict
+
+SMALL, LARGE = DeviceId(b"\x01" * 32), DeviceId(b"\x02" * 32)
+WELCOME, PING, DUPLICATE = Verdict.WELCOME, Verdict.PING, Verdict.DUPLICATE
+
+
+def decisions(result: list[Decision[str]]) -> list[tuple[str, Verdict]]:
+    return [(d.connection, d.verdict) for d in result]
+
+
+def test_second_connection_is_refused_when_the_first_answers() -> None:
+    arbiter = Arbiter[str](SMALL, LARGE)
+    assert decisions(arbiter.greeted("first", b"i", 0.0)) == [("first", WELCOME)]
+    assert decisions(arbiter.greeted("second", b"i", 1.0)) == [("first", PING)]
+    assert arbiter.next_deadline() == 1.0 + PATIENCE
+    assert decisions(arbiter.answered("first")) == [("second", DUPLICATE)]
+    assert arbiter.next_deadline() is None
+    assert arbiter.active == "first"
+
+
+def test_second_connection_takes_over_when_the_first_is_silent() -> None:
+    arbiter = Arbiter[str](SMALL, LARGE)
+    arbiter.greeted("first", b"i", 0.0)
+    arbiter.greeted("second", b"i", 1.0)
+    assert arbiter.handle_timer(3.9) == []
+    assert decisions(arbiter.handle_timer(4.0)) == [("first", DUPLICATE), ("second", WELCOME)]
+    assert arbiter.closed("first") == []
+    assert arbiter.active == "second"
+
+
+def test_a_third_takes_the_place_of_the_second() -> None:
+    arbiter = Arbiter[str](SMALL, LARGE)
+    arbiter.greeted("first", b"i", 0.0)
+    arbiter.greeted("second", b"i", 1.0)
+    assert decisions(arbiter.greeted("third", b"i", 2.0)) == [("second", DUPLICATE)]
+    assert decisions(arbiter.closed("first")) == [("third", WELCOME)]
+
+
+def test_a_restarted_peer_is_welcome_at_once() -> None:
+    arbiter = Arbiter[str](SMALL, LARGE)
+    arbiter.greeted("first", b"i", 0.0)
+    arbiter.greeted("second", b"i", 0.0)
+    assert decisions(arbiter.greeted("new", b"j", 1.0)) == [
+        ("first", DUPLICATE),
+        ("second", DUPLICATE),
+        ("new", WELCOME),
+    ]
+
+
+def test_the_other_side_obeys() -> None:
+    follower = Arbiter[str](LARGE, SMALL)
+    assert follower.greeted("first", b"i", 0.0) == []
+    assert follower.welcomed("first") == []
+    assert decisions(follower.welcomed("second")) == [("first", DUPLICATE)]
+    assert follower.closed("first") == []
+    assert follower.active == "second"
+    assert follower.closed("second") == []
+    assert follower.active is None
+
+
+# ── the model: two nodes, links of any latency, losses ──────────────────────────────────────────────────────────────
+@dataclass
+class Node:
+    name: str
+    arbiter: Arbiter[int]
+    instance: bytes
+    open: set[int] = field(default_factory=set)
+    dialling: set[int] = field(default_factory=set)
+
+
+class World:
+    """Two nodes that dial while they have no connection; every frame takes its connection's latency."""
+
+    REDIAL = 5.0
+    DEAD = 90.0
+
+    def __init__(self, latencies: list[float], lost: list[bool], first_dials: tuple[float, float]) -> None:
+        self.now = 0.0
+        self.queue: list[tuple[float, int, object]] = []
+        self.order = itertools.count()
+        self.ids = itertools.count()
+        self.latencies, self.lost = latencies, lost
+        self.a = Node("a", Arbiter(SMALL, LARGE), b"a" * 16)
+        self.b = Node("b", Arbiter(LARGE, SMALL), b"b" * 16)
+        self.cut: set[int] = set()
+        for node, at in zip((self.a, self.b), first_dials, strict=True):
+            self.at(at, lambda n=node: self.dial(n))
+
+    def other(self, node: Node) -> Node:
+        return self.b if node is self.a else self.a
+
+    def at(self, delay: float, action: object) -> None:
+        heapq.heappush(self.queue, (self.now + delay, next(self.order), action))
+
+    def latency(self, link: int) -> float:
+        return self.latencies[link % len(self.latencies)]
+
+    def frame(self, sender: Node, link: int, action: object) -> None:
+        """Deliver in order after the latency, unless the link was cut."""
+        self.at(self.latency(link), lambda: None if link in self.cut else action())  # type: ignore[operator]
+
+    def dial(self, node: Node) -> None:
+        """Dial unless connected or just dialling; look again later."""
+        if node.arbiter.active is None and not node.dialling:
+            link = next(self.ids)
+            node.dialling.add(link)
+            peer = self.other(node)
+            self.frame(node, link, lambda: self.accept(peer, link))
+            self.at(30.0, lambda: node.dialling.discard(link))
+        self.at(self.REDIAL, lambda: self.dial(node))
+
+    def accept(self, node: Node, link: int) -> None:
+        """The dialled side answers with its Hello before anything else."""
+        dialler = self.other(node)
+        self.frame(node, link, lambda: self.greet(dialler, link))
+        self.greet(node, link)
+
+    def greet(self, node: Node, link: int) -> None:
+        node.open.add(link)
+        self.carry(node, node.arbiter.greeted(link, self.other(node).instance, self.now))
+        self.arm(node)
+
+    def arm(self, node: Node) -> None:
+        deadline = node.arbiter.next_deadline()
+        if deadline is not None:
+            self.at(deadline - self.now, lambda: self.carry(node, node.arbiter.handle_timer(self.now)))
+
+    def carry(self, node: Node, result: list[Decision[int]]) -> None:
+        peer = self.other(node)
+        for decision in result:
+            link = decision.connection
+            match decision.verdict:
+                case Verdict.WELCOME:
+                    self.frame(node, link, lambda link=link: self.welcome(peer, link))
+                    if link < len(self.lost) and self.lost[link]:
+                        self.lost[link] = False
+                        self.at(self.latency(link) * 1.5, lambda link=link: self.break_link(link))
+                case Verdict.PING:
+                    self.frame(node, link, lambda link=link: self.answer(peer, link))
+                case Verdict.DUPLICATE:
+                    self.frame(node, link, lambda link=link: self.close(peer, link))
+                    self.close(node, link)
+
+    def welcome(self, node: Node, link: int) -> None:
+        if link in node.open:
+            self.carry(node, node.arbiter.welcomed(link))
+
+    def answer(self, node: Node, link: int) -> None:
+        if link in node.open:
+            peer = self.other(node)
+            self.frame(node, link, lambda: self.carry(peer, peer.arbiter.answered(link)))
+
+    def close(self, node: Node, link: int) -> None:
+        node.dialling.discard(link)
+        if link in node.open:
+            node.open.discard(link)
+            self.carry(node, node.arbiter.closed(link))
+            self.frame(node, link, lambda: self.close(self.other(node), link))
+
+    def break_link(self, link: int) -> None:
+        """The link loses everything from now on; one side notices soon, the other after its keepalive."""
+        self.cut.add(link)
+        self.at(1.0, lambda: self.close(self.b, link))
+        self.at(self.DEAD, lambda: self.close(self.a, link))
+
+    def run(self, until: float) -> None:
+        while self.queue and self.queue[0][0] <= until:
+            self.now, _, action = heapq.heappop(self.queue)
+            action()  # type: ignore[operator]
+
+
+@settings(max_examples=300, deadline=None)
+@given(
+    st.lists(st.sampled_from([0.0, 0.0001, 0.05, 0.2, 1.0, 4.0]), min_size=1, max_size=6),
+    st.lists(st.booleans(), max_size=4),
+    st.tuples(st.sampled_from([0.0, 0.01, 0.05, 0.1, 3.0]), st.sampled_from([0.0, 0.01, 0.05, 0.1, 3.0])),
+)
+def test_two_nodes_end_with_one_connection(
+    latencies: list[float], lost: list[bool], first_dials: tuple[float, float]
+) -> None:
+    world = World(latencies, lost, first_dials)
+    world.run(600.0)
+    active = world.a.arbiter.active
+    assert active is not None
+    assert active == world.b.arbiter.active
+    assert world.a.open == world.b.open == {active}
+    dialled = next(world.ids)
+    world.run(700.0)
+    assert world.a.arbiter.active == world.b.arbiter.active == active, "it stays"
+    assert next(world.ids) == dialled + 1, "and nobody dials any more"
+
+
+def test_simultaneous_dials_over_50_ms_settle_at_once() -> None:
+    world = World([0.05], [], (0.0, 0.0))
+    world.run(1.0)
+    assert world.a.open == world.b.open == {world.a.arbiter.active}
+    assert world.a.arbiter.active == world.b.arbiter.active
+    assert next(world.ids) == 2
