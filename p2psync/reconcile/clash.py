@@ -38,21 +38,18 @@ def clashes(
         for part in (*ancestors(path), path):
             groups[fold(part)].add(part)
     held: dict[RelPath, Problem] = {}
-    for group in sorted(map(sorted, groups.values())):
-        if len(group) == 1:
-            continue
-        stays = min(group, key=lambda p: (not on_disk(p), p))
+    # Outermost first: what a held directory takes away needs no place of its own.
+    for key in sorted(groups, key=lambda k: (k.count(b"/"), k)):
+        group = sorted(groups[key])
+        above = {p: next((held[a] for a in ancestors(p) if a in held), None) for p in group}
+        stays = min((p for p in group if above[p] is None), key=lambda p: (not on_disk(p), p), default=None)
         for path in group:
-            if path != stays:
-                held[path] = Problem(
-                    path,
-                    f"this disk cannot hold it beside {display(stays)}",
-                    "rename one of them on a device that holds both",
-                )
-    for path in sorted({p for group in groups.values() for p in group}):
-        above = next((held[a] for a in ancestors(path) if a in held), None)
-        if above is not None:
-            held[path] = Problem(path, f"its directory is held: {above.problem}", above.remedy)
+            reason = above[path]
+            if reason is not None:
+                held[path] = Problem(path, f"its directory is held: {reason.problem}", reason.remedy)
+            elif stays is not None and path != stays:
+                problem = f"this disk cannot hold it beside {display(stays)}"
+                held[path] = Problem(path, problem, "rename one of them on a device that holds both")
     return held
 
 

@@ -141,9 +141,9 @@ def entropy(sample: bytes) -> float:
     return -sum(c / size * log2(c / size) for c in counts if c)
 
 
-def room_for(free: int, total: int, need: int) -> bool:
-    """Whether `need` bytes may be written: a disk keeps 1 % or 256 MiB free, whichever is less, for its other users."""
-    return free - need >= min(total // 100, 256 * MIB)
+def room_for(free: int, total: int, need: int, *, reserve_percent: int = 1, reserve_bytes: int = 256 * MIB) -> bool:
+    """Whether `need` bytes may be written: a disk keeps a share or an amount free, whichever is less, for other users."""
+    return free - need >= min(total * reserve_percent // 100, reserve_bytes)
 
 
 def _random_entropy(size: int) -> float:

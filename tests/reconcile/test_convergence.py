@@ -5,7 +5,7 @@ from __future__ import annotations
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from p2psync.model.paths import RelPath
+from p2psync.model.paths import RelPath, ancestors
 from p2psync.ports import Kind
 from p2psync.reconcile.conflicts import parse_conflict_name
 from tests.reconcile.devices import Device, World, exchange, until_quiet
@@ -89,3 +89,33 @@ def test_converge(steps: list[tuple[str, int, int, int, int]]) -> None:
     for number, step in enumerate(steps):
         perform(devices, number, step)
     check_converged(devices, world)
+
+
+@given(st.lists(op, max_size=30))
+@settings(max_examples=250, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+def test_a_viewer_follows_and_keeps_its_own_changes_to_itself(steps: list[tuple[str, int, int, int, int]]) -> None:
+    world, aside = World(), World()
+    writers, viewer = [Device(world, 1), Device(world, 2)], Device(aside, 3, writes=False)
+    aside.texts = world.texts
+    devices = [*writers, viewer]
+    for number, step in enumerate(steps):
+        perform(devices, number, step)
+    check_viewer(writers, viewer, world, aside)
+
+
+def check_viewer(writers: list[Device], viewer: Device, world: World, aside: World) -> None:
+    until_quiet([*writers, viewer])
+    check_converged(writers, world)
+    tree = writers[0].tree()
+    authors = {r.dot.replica for siblings in viewer.records.values() for r in siblings}
+    assert viewer.replica not in authors
+    assert viewer.scan() == 0
+    local = {p for p, e in viewer.synced.items() if e.diverged}
+    below_local = {p for p in {*viewer.disk, *tree} if any(a in local for a in ancestors(p))}
+    above_local = {a for p in local for a in ancestors(p)}
+    for path in sorted({*tree, *viewer.disk} - local - below_local - above_local):
+        assert viewer.tree().get(path) == tree.get(path), path
+    shown = {n.content for n in viewer.disk.values()}
+    assert not aside.written - aside.superseded - shown
+    # What is left to plan stands below something of the viewer's own.
+    assert all(any(a in local for a in ancestors(s.path)) for s in viewer.plan())
