@@ -25,7 +25,7 @@ import trio
 from p2psync.ports import FsCapabilities
 from p2psync.testing.faults import FaultPlan, oserror
 from p2psync.testing.inodes import BLOCK, Change, Directory, Entry, File, Inode
-from p2psync.testing.root import SimRoot
+from p2psync.testing.root import SimFile, SimRoot
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,6 +69,8 @@ class SimDisk:
         self._listeners: dict[int, Callable[[Directory, bytes, bool], None]] = {}
         self.used_blocks = 0
         self.generation = 0
+        self.opened: dict[SimFile, None] = {}
+        """Files the node has open, oldest first."""
         self.top = Directory(self._devices, self.number(), 0o755, self.stamp(), None)
         self.top.links = 1
 
@@ -270,10 +272,9 @@ class SimDisk:
             directory.changes = [change for change in directory.changes if not change.done]
 
     def crash(self, rng: random.Random) -> None:
-        """Cut the power: keep what is durable and a random legal subset of the rest; all open handles die.
-
-        The disk can be used again at once, as after a restart. Planned faults are forgotten.
-        """
+        """Cut the power: keep what is durable and a random legal subset of the rest, then `restart`."""
+        for file in list(self.opened):
+            file.drop()
         flushed = self.now() - self.profile.writeback_s
         self._make_durable([change for change in self._changes if change.at < flushed])
         self._keep_some([change for change in self._changes if not change.done], rng)
@@ -285,6 +286,12 @@ class SimDisk:
         seen: set[int] = set()
         for top in (self.top, *self._detached.values()):
             self._reload(top, seen)
+        self.restart()
+
+    def restart(self) -> None:
+        """The node was killed, the machine was not: its handles and watches die, and all it wrote stays as it is."""
+        for file in list(self.opened):
+            file.drop()
         self.generation += 1
         self._roots = []
         self._listeners.clear()

@@ -39,8 +39,8 @@ class FaultPlan:
     """How many operations were asked so far."""
     happened: Counter[str] = field(default_factory=Counter)
     """How often each kind of fault struck, by name: a run in which a planned fault never strikes proves nothing."""
-    before: Callable[[str, bytes], None] | None = None
-    """Called before every operation with its name and absolute path; may act as another program, or raise."""
+    observe: Callable[[str, bytes], None] | None = None
+    """Told of every operation before it happens, with its name and absolute path: for traces."""
     dead: bool = False
     """Whether the power is off: every operation raises `SimulatedCrash`."""
     _rules: list[_Rule] = field(default_factory=list)
@@ -62,7 +62,10 @@ class FaultPlan:
         self.at(nth, self.power_off, kinds, prefix)
 
     def at(self, nth: int, act: Callable[[], None], kinds: Collection[str] = (), prefix: bytes = b"") -> None:
-        """Call `act` right before the `nth` operation from now on; counted as in `fail`. It may raise."""
+        """Call `act` right before the `nth` operation from now on; counted as in `fail`.
+
+        It may raise, or do what another program does between two system calls of the node.
+        """
         if nth < 1:
             raise ValueError("operations are counted from 1")
         self._rules.append(_Rule(nth, act, frozenset(kinds), prefix))
@@ -77,15 +80,14 @@ class FaultPlan:
     def clear(self) -> None:
         """Forget all planned faults; what happened stays counted."""
         self._rules.clear()
-        self.before = None
 
     def check(self, kind: str, path: bytes) -> None:
         """Count one operation and do what was planned for it."""
         if self.dead:
             raise SimulatedCrash
         self.operations += 1
-        if self.before is not None:
-            self.before(kind, path)
+        if self.observe is not None:
+            self.observe(kind, path)
         if self._rules:
             self._apply(kind, path)
 

@@ -26,7 +26,7 @@ class SimRoot:
         self._path = path
         self._top = top
         self._generation = disk.generation
-        self._user = user
+        self.user = user
         self._checks_modes = not user and not disk.profile.privileged
         self.closed = False
         self.lost = False
@@ -50,7 +50,7 @@ class SimRoot:
         """As `ports.Root.identity`."""
         if self._generation != self._disk.generation:
             raise SimulatedCrash
-        if not self._user:
+        if not self.user:
             self._disk.faults.check("identity", self._path)
         return self._disk.find(self._path).stat()
 
@@ -283,7 +283,7 @@ class SimRoot:
     # ── resolution ──────────────────────────────────────────────────────────────────────────────────────────────────
     def _enter(self, kind: str, path: bytes) -> None:
         """Every call passes here: the faults planned for it, and whether this root can be used at all."""
-        if self._user:
+        if self.user:
             return
         if self._generation != self._disk.generation:
             raise SimulatedCrash
@@ -295,7 +295,7 @@ class SimRoot:
 
     def entered(self, kind: str, directory: Directory, name: bytes) -> None:
         """The same for a call on an open file, which a mere close of its root does not end."""
-        if self._user:
+        if self.user:
             return
         if self._generation != self._disk.generation:
             raise SimulatedCrash
@@ -380,6 +380,8 @@ class SimFile:
         self._wrote = False
         self._open = True
         node.opens += 1
+        if not root.user:
+            self._disk.opened[self] = None
 
     def pread_into(self, buffer: memoryview, offset: int) -> int:
         """As `ports.ReadFile.pread_into`."""
@@ -431,11 +433,16 @@ class SimFile:
     def close(self) -> None:
         """As `ports.ReadFile.close`; the last close of an unlinked file frees it."""
         if self._open:
-            self._open = False
-            self._node.opens -= 1
-            self._disk.release(self._node)
+            self.drop()
             if self._wrote:
                 self._disk.changed(self._directory, self._name, settled=True)
+
+    def drop(self) -> None:
+        """Close as the end of a process does, without a word to the watchers."""
+        self._open = False
+        self._disk.opened.pop(self, None)
+        self._node.opens -= 1
+        self._disk.release(self._node)
 
     def _enter(self, kind: str, *, write: bool = False) -> None:
         self._root.entered(kind, self._directory, self._name)

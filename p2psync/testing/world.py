@@ -41,6 +41,9 @@ class SimClock:
         """Virtual seconds."""
         return self._now()
 
+    def pause(self, seconds: float) -> None:
+        """Does nothing: virtual time stands still while work runs inline."""
+
     def jump(self, seconds: float) -> None:
         """Set the wall clock forward, or back."""
         self._skew_ns += int(seconds * 1e9)
@@ -154,21 +157,23 @@ class SimDevice:
         """A person who works in `folder` on this device."""
         return User(self.disk, folder, name=self.name, oracle=oracle)
 
-    def power_off(self) -> None:
-        """Cut the power: whatever the node still tries ends in `SimulatedCrash`. Its tasks are the caller's to end."""
+    def halt(self) -> None:
+        """Stop the node at once, as kill -9 or a power cut do: whatever it still tries ends in `SimulatedCrash`.
+
+        Its connections break. Its tasks are the caller's to end, before `restart`.
+        """
         self.disk.faults.dead = True
-        self.vanish()
-
-    def crash(self) -> None:
-        """Power comes back after `power_off` and the end of the node: some of what was not durable is lost."""
-        self.vanish()
-        self.disk.crash(self.rng)
-
-    def vanish(self) -> None:
-        """The process is gone (kill -9): connections and announcements end; disk and database are as it left them."""
+        self.database.crash()
         self._sim.network.kill(self.name)
         self._sim.discovery.withdraw(self.name)
-        self.database.crash()
+
+    def restart(self, *, power_cut: bool) -> None:
+        """Make the device ready for a new node; after a power cut some of what was not durable is lost."""
+        self.halt()
+        if power_cut:
+            self.disk.crash(self.rng)
+        else:
+            self.disk.restart()
 
 
 class SimWorld:
