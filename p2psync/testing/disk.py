@@ -279,9 +279,9 @@ class SimDisk:
         self._make_durable([change for change in self._changes if change.at < flushed])
         self._keep_some([change for change in self._changes if not change.done], rng)
         self._changes = []
-        dirty, self._dirty = list(self._dirty.values()), {}
-        for file in dirty:
-            file.lose_power(rng, flushed)
+        unsynced, self._dirty = list(self._dirty.values()), {}
+        for inode in unsynced:
+            inode.lose_power(rng, flushed)
         self.used_blocks = 0
         seen: set[int] = set()
         for top in (self.top, *self._detached.values()):

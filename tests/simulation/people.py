@@ -1,4 +1,4 @@
-"""What users do in a folder: everything that editors, shells and build tools do, at random, with content that is unique."""
+"""What users do in a folder: all that editors, shells and build tools do, at random, with unique content."""
 
 import random
 from collections.abc import Callable

@@ -1,4 +1,4 @@
-"""A tiny synchronizer of a flat folder, enough to prove the harness: the higher (counter, author) wins, losers are kept.
+"""A tiny synchronizer of a flat folder, enough to prove the harness: the higher (counter, author) wins.
 
 `careful=False` plants the classic bug: it overwrites what it has not looked at, and keeps nothing.
 """

@@ -1,4 +1,4 @@
-"""What goes wrong around the nodes: power cuts, kills, cut and reset links, failing operations, racing programs, clocks."""
+"""What goes wrong around the nodes: power cuts, kills, bad links, failing operations, racing programs, clocks."""
 
 import errno
 import random
@@ -63,8 +63,9 @@ def _reset(story: "Story", host: "Host", _: random.Random) -> None:
     story.sim.network.reset(host.device.name)
 
 
-def _error(_: "Story", host: "Host", rng: random.Random) -> None:
+def _error(story: "Story", host: "Host", rng: random.Random) -> None:
     """Some operations of the near future fail, as on a full or failing disk."""
+    del story
     number = rng.choice(_ERRORS)
     for _ in range(rng.choice((1, 1, 5))):
         host.device.disk.faults.fail(rng.randrange(1, 100), number)

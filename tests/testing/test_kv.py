@@ -1,11 +1,13 @@
 """The store in memory: what only a simulation can do to it."""
 
 import errno
+from functools import partial
 
 import pytest
 
 from p2psync.errors import StateError, StoreFullError
 from p2psync.testing import FaultPlan, MemoryDatabase, SimulatedCrash
+from p2psync.testing.kv import MemoryWriteTxn
 
 TABLES = ("a",)
 
@@ -61,11 +63,12 @@ def test_an_old_copy_can_be_restored_and_a_store_lost() -> None:
 
 def test_misuse_is_loud() -> None:
     store = MemoryDatabase().open(b"/index", TABLES)
-    store.write(lambda txn: [txn.put("a", bytes([i]), b"") for i in range(1, 5)])
+    for i in range(1, 5):
+        store.write(partial(MemoryWriteTxn.put, table="a", key=bytes([i]), value=b""))
 
-    def write_under_a_range(txn: object) -> None:
-        for key, _ in txn.range("a"):  # type: ignore[attr-defined]
-            txn.delete("a", key)  # type: ignore[attr-defined]
+    def write_under_a_range(txn: MemoryWriteTxn) -> None:
+        for key, _ in txn.range("a"):
+            txn.delete("a", key)
 
     with pytest.raises(RuntimeError, match="while a range"):
         store.write(write_under_a_range)
@@ -75,4 +78,4 @@ def test_misuse_is_loud() -> None:
         txn.get("a", b"k")
     for key in (b"", b"k" * 512):
         with pytest.raises(ValueError, match="511"):
-            store.write(lambda txn, key=key: txn.put("a", key, b""))
+            store.write(partial(MemoryWriteTxn.put, table="a", key=key, value=b""))

@@ -119,13 +119,13 @@ def test_dialling() -> None:
 
 def test_discovery_reaches_whom_it_can() -> None:
     async def main() -> None:
-        network, a, b = world()
+        network, a, _ = world()
         hub = DiscoveryHub(network)
         heard: list[Sighting] = []
 
         async def listen() -> None:
             async for sighting in hub.host("b").sightings():
-                heard.append(sighting)
+                heard.append(sighting)  # noqa: PERF401
 
         async with trio.open_nursery() as nursery:
             nursery.start_soon(listen)
