@@ -134,8 +134,8 @@ def verify_file(root: Root, path: bytes, manifest: Manifest, indices: Sequence[i
     return wrong
 
 
-def read_chunk(
-    root: Root, path: bytes, offset: int, length: int, *, expected: bytes, algorithm: Algorithm
+def read_chunk(  # noqa: PLR0917 - a place and what must be there
+    root: Root, path: bytes, offset: int, length: int, expected: bytes, algorithm: Algorithm
 ) -> bytes | None:
     """`length` bytes at `offset` if their hash is `expected`, else None: the file is not what it was."""
     file = root.open(path)

@@ -1,0 +1,115 @@
+from __future__ import annotations
+
+import errno
+import os
+import subprocess
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from p2psync.errors import IntegrityError
+from p2psync.model.hashing import Algorithm, digest
+from p2psync.model.manifest import MAX_CHUNK, Chunker, Manifest
+from p2psync.ports import Kind
+from p2psync.workspace.materialiser import apply
+from p2psync.workspace.operations import Failed, Place
+from p2psync.workspace.posix import PosixRoot
+from p2psync.workspace.staging import Stage, stage_path, stage_small, sweep
+from tests.workspace.support import LATER, STAMP, contents, fingerprint, make_folder, write
+
+
+def manifest_of(*chunks: bytes) -> Manifest:
+    hashes = b"".join(digest(Algorithm.BLAKE3, chunk) for chunk in chunks)
+    return Manifest(Algorithm.BLAKE3, Chunker.FIXED, sum(map(len, chunks)), hashes, tuple(map(len, chunks)))
+
+
+CHUNKS = [b"a" * MAX_CHUNK, bytes(MAX_CHUNK), b"c" * MAX_CHUNK, b"tail"]
+
+
+def test_a_stage_resumes_with_what_it_verified(tmp_path: Path) -> None:
+    root = make_folder(tmp_path)
+    manifest = manifest_of(*CHUNKS)
+    with Stage.open(root, manifest) as stage:
+        assert stage.missing() == [0, 2, 3], "a chunk of zeros is there from the start: a hole"
+        assert stage.put(2, CHUNKS[2])
+        assert not stage.put(2, CHUNKS[2])
+        with pytest.raises(IntegrityError):
+            stage.put(0, CHUNKS[2])
+        assert stage.read(2) == CHUNKS[2]
+        assert stage.read(0) is None
+        assert root.stat(stage.path).mode == 0o600
+    file = root.reopen(stage.path)
+    file.pwrite(b"half a chunk", 0)
+    file.close()
+    root.chmod(stage.path, 0o444)
+    with Stage.open(root, manifest) as stage:
+        assert stage.missing() == [0, 3]
+        stage.put(0, CHUNKS[0])
+        stage.put(3, CHUNKS[3])
+        assert stage.done
+        stage.sync()
+    assert (tmp_path / os.fsdecode(stage.path)).read_bytes() == b"".join(CHUNKS)
+    assert os.stat(tmp_path / os.fsdecode(stage.path)).st_blocks * 512 < 3 * MAX_CHUNK
+
+
+def test_an_empty_file_is_done_at_once(tmp_path: Path) -> None:
+    with Stage.open(make_folder(tmp_path), manifest_of()) as stage:
+        assert stage.done
+
+
+def test_leftovers_are_swept_but_never_what_may_be_a_persons(tmp_path: Path) -> None:
+    root = make_folder(tmp_path)
+    kept, _ = stage_small(root, [(b"kept", b"1"), (b"old", b"2")])
+    write(root, b".p2psync/tmp/x-0.swap", b"theirs")
+    assert sweep(root, {kept}, 0) == []
+    assert sweep(root, {kept}, LATER) == [stage_path(b"old")]
+    assert [name for name, _ in root.scan(b".p2psync/tmp")] == [b"kept.part", b"x-0.swap"]
+
+
+def test_small_files_replace_an_abandoned_stage(tmp_path: Path) -> None:
+    root = make_folder(tmp_path)
+    stage_small(root, [(b"a", b"abandoned")])
+    [path] = stage_small(root, [(b"a", b"new")])
+    assert (tmp_path / os.fsdecode(path)).read_bytes() == b"new"
+
+
+@pytest.fixture
+def tiny(tmp_path: Path) -> Iterator[PosixRoot]:
+    """A folder on a disk of 1 MiB."""
+    where = tmp_path / "tiny"
+    where.mkdir()
+    if subprocess.run(
+        ["mount", "-t", "tmpfs", "-o", "size=1m,nr_inodes=60", "none", where], capture_output=True
+    ).returncode:
+        pytest.skip("mounting is not permitted")
+    try:
+        root = make_folder(where)
+        yield root
+        root.close()
+    finally:
+        subprocess.run(["umount", "-l", where], check=True)
+
+
+def test_a_full_disk_leaves_everything_as_it_was(tiny: PosixRoot, tmp_path: Path) -> None:
+    write(tiny, b"a", b"old")
+    [staged] = stage_small(tiny, [(b"s", b"new")])
+    with pytest.raises(OSError) as full:
+        stage_small(tiny, [(b"big", b"x" * (2 << 20))])
+    assert full.value.errno == errno.ENOSPC
+    assert tiny.stat(stage_path(b"big")) is None
+    with Stage.open(tiny, manifest_of(b"y" * (2 << 20))) as stage:
+        with pytest.raises(OSError):
+            stage.put(0, b"y" * (2 << 20))
+        assert stage.missing() == [0]
+    count = 0
+    with pytest.raises(OSError):
+        while True:
+            tiny.mkdir(b"fill%d" % count)
+            tiny.create(b"fill%d/x" % count).close()
+            count += 1
+    operation = Place(b"a", Kind.FILE, staged, b"", 0o644, 1, fingerprint(tiny, b"a"))
+    [outcome] = apply(tiny, [operation], STAMP)
+    assert {b"old", b"new"} <= contents(tmp_path)
+    if isinstance(outcome, Failed):
+        assert (tmp_path / "tiny" / "a").read_bytes() == b"old"
