@@ -142,7 +142,7 @@ def entropy(sample: bytes) -> float:
 
 
 def room_for(free: int, total: int, need: int, *, reserve_percent: int = 1, reserve_bytes: int = 256 * MIB) -> bool:
-    """Whether `need` bytes may be written: a disk keeps a share or an amount free, whichever is less, for other users."""
+    """Whether `need` bytes may be written: 1 % or 256 MiB, whichever is less, stays free."""
     return free - need >= min(total * reserve_percent // 100, reserve_bytes)
 
 

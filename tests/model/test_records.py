@@ -1,0 +1,136 @@
+from __future__ import annotations
+
+import contextlib
+import itertools
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from p2psync.errors import InputError, IntegrityError
+from p2psync.model.entries import Fingerprint, Synced, decode_synced
+from p2psync.model.hashing import labelled
+from p2psync.model.paths import RelPath
+from p2psync.model.records import FileRecord, decode_record, merge, precedence, target_content, winner
+from p2psync.model.versions import Dot, Order, Replica, VersionVector
+from p2psync.ports import Kind
+
+REPLICAS = [Replica(bytes([n]) * 12) for n in (1, 2, 3)]
+PATH = RelPath(b"d/f.txt")
+
+counters = st.integers(1, 2**62)
+vectors = st.dictionaries(st.sampled_from(REPLICAS), st.integers(1, 4)).map(lambda d: VersionVector.of(d.items()))
+
+
+@st.composite
+def records(draw: st.DrawFn) -> FileRecord:
+    kind = draw(st.sampled_from([Kind.FILE, Kind.DIRECTORY, Kind.SYMLINK]))
+    deleted = draw(st.booleans())
+    target = b"t%d" % draw(st.integers(0, 1)) if kind is Kind.SYMLINK else b""
+    content = {
+        Kind.FILE: labelled(b"c", bytes([draw(st.integers(0, 2))])),
+        Kind.DIRECTORY: b"",
+        Kind.SYMLINK: target_content(target),
+    }[kind]
+    dot = Dot(draw(st.integers(1, 4)), draw(st.sampled_from(REPLICAS)))
+    past = VersionVector(tuple((r, c) for r, c in draw(vectors).entries if r != dot.replica))
+    size = draw(st.integers(0, 9)) if kind is Kind.FILE else 0
+    mtime = draw(st.integers(-(2**63) + 1, 2**63 - 1))
+    target = b"" if deleted else target
+    return FileRecord(PATH, kind, deleted, size, mtime, 0o644, content, b"", target, dot, past.advance(dot))
+
+
+# ── version vectors ─────────────────────────────────────────────────────────────────────────────────────────────────
+@given(vectors, vectors, vectors)
+def test_join_is_a_least_upper_bound(a: VersionVector, b: VersionVector, c: VersionVector) -> None:
+    assert a.join(b) == b.join(a)
+    assert a.join(b).join(c) == a.join(b.join(c))
+    assert a.join(a) == a
+    assert a.join(b).dominates(a)
+    assert a.join(b).dominates(b)
+    if c.dominates(a) and c.dominates(b):
+        assert c.dominates(a.join(b))
+
+
+@given(vectors, vectors)
+def test_orders_are_opposite(a: VersionVector, b: VersionVector) -> None:
+    opposite = {Order.BEFORE: Order.AFTER, Order.AFTER: Order.BEFORE}
+    assert b.compare(a) == opposite.get(a.compare(b), a.compare(b))
+    assert (a.compare(b) is Order.EQUAL) == (a == b)
+    assert a.dominates(b) == all(a.get(r) >= c for r, c in b.entries)
+
+
+@given(vectors, st.sampled_from(REPLICAS), st.integers(1, 9))
+def test_advance_includes_the_event(a: VersionVector, replica: Replica, counter: int) -> None:
+    assert a.advance(Dot(counter, replica)).includes(Dot(counter, replica))
+    assert a.advance(Dot(counter, replica)).dominates(a)
+
+
+@pytest.mark.parametrize(
+    "entries", [[(b"x", 1)], [(REPLICAS[0], 0)], [(REPLICAS[0], 2**62 + 1)], [(REPLICAS[0], 1), (REPLICAS[0], 2)]]
+)
+def test_bad_vectors_are_refused(entries: list[tuple[bytes, int]]) -> None:
+    with pytest.raises(InputError):
+        VersionVector.of(entries)
+
+
+# ── merging ─────────────────────────────────────────────────────────────────────────────────────────────────────────
+@given(st.lists(records(), max_size=5), st.randoms(use_true_random=False))
+@settings(deadline=None)
+def test_merge_does_not_depend_on_order_or_repetition(found: list[FileRecord], rng: object) -> None:
+    honest = list({r.dot: r for r in found}.values())
+    wanted = merge([], honest)
+    for order in itertools.islice(itertools.permutations(honest), 24):
+        one_by_one: list[FileRecord] = []
+        for record in order:
+            one_by_one = merge(one_by_one, [record])
+        assert one_by_one == wanted == merge(merge(one_by_one, order), wanted)
+        half = len(order) // 2
+        assert merge(merge([], order[:half]), merge([], order[half:])) == wanted
+    for first, second in itertools.combinations(wanted, 2):
+        assert first.version.compare(second.version) is Order.CONCURRENT
+    for record in honest:
+        assert any(kept.version.dominates(record.version) for kept in wanted)
+
+
+@given(st.lists(records(), min_size=1, max_size=5))
+def test_the_winner_is_a_function_of_the_set(found: list[FileRecord]) -> None:
+    assert precedence(winner(found)) == precedence(winner(found[::-1]))
+    assert winner(found).deleted == all(r.deleted for r in found)
+
+
+# ── bytes from outside ──────────────────────────────────────────────────────────────────────────────────────────────
+@given(records())
+def test_records_survive_encoding(record: FileRecord) -> None:
+    decoded = decode_record(record.encode())
+    assert decoded == record
+    assert decoded.encode() == record.encode()
+
+
+@given(st.binary(max_size=200))
+def test_any_bytes_are_a_record_or_an_input_error(data: bytes) -> None:
+    with contextlib.suppress(InputError):
+        assert decode_record(data).encode() == data
+
+
+@given(records(), st.integers(0, 400), st.integers(0, 255))
+def test_a_flipped_byte_is_a_canonical_record_or_an_input_error(record: FileRecord, at: int, value: int) -> None:
+    data = bytearray(record.encode())
+    data[at % len(data)] = value
+    with contextlib.suppress(InputError):
+        assert decode_record(bytes(data)).encode() == data
+
+
+@given(records(), st.booleans(), st.booleans(), st.booleans())
+def test_synced_entries_survive_encoding(record: FileRecord, diverged: bool, implied: bool, absent: bool) -> None:
+    entry = Synced(
+        record.path, record.kind, record.size, record.mtime_ns, record.mode, record.content, b"", record.target,
+        Fingerprint(1, 2, 3, 4, 5, 6), record.version, (record.dot,), diverged, implied, absent,
+    )  # fmt: skip
+    assert decode_synced(entry.encode()) == entry
+
+
+@given(st.binary(max_size=100))
+def test_damaged_entries_are_noticed(data: bytes) -> None:
+    with contextlib.suppress(IntegrityError):
+        decode_synced(data)
