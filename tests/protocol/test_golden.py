@@ -1,0 +1,52 @@
+"""The documented bytes are the bytes: a second implementation can be checked against docs."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+from p2psync.crypto.identity import DeviceKeys
+from p2psync.membership import Add, Role, create_folder, make_link, sign_batch
+from p2psync.model.hashing import Algorithm
+from p2psync.protocol import codec
+from p2psync.protocol.bulk import Absent, reply_frames
+from p2psync.protocol.messages import ChunkRequest, FolderAnnounce, Hello, Possession, RecordGroup, Records
+
+DOCS = Path(__file__).parents[2] / "docs"
+
+
+def golden() -> dict[str, bytes]:
+    first, second = DeviceKeys(b"\x01" * 64), DeviceKeys(b"\x02" * 64)
+    folder = create_folder(first, "photos", Algorithm.BLAKE3, b"r" * 16, name="first")
+    link = make_link(first, folder, Add(second.card.encode(), Role.EDITOR, "second", 7))
+    batch = sign_batch(second, folder.folder, 0, [b"any record", b"another"])
+    group = RecordGroup(batch.author, 0, batch.signature, [b"r" * 50, b"i" * 32], b"\x01")
+    announce = FolderAnnounce(
+        b"f" * 16, "photos", [b"h" * 32], 2, b"x" * 16, 5, b"m" * 32, b"y" * 16, 4, 1, 1000, 2, 3, False
+    )
+    return {
+        "card": first.card.encode(),
+        "genesis": folder.encoded_links()[0],
+        "folder id": folder.folder,
+        "add": link,
+        "head": folder.extend([link]).heads[0],
+        "batch ids": batch.ids,
+        "batch signature": batch.signature,
+        "Hello": codec.encode(Hello(1, 1, ["a"], "first", b"n" * 16, 3, 1_700_000_000_000_000_000, "p2psync/0.1.0")),
+        "FolderAnnounce": codec.encode(announce),
+        "Records": codec.encode(Records(b"f" * 16, [group], b"x" * 16, 9, True)),
+        "Possession": codec.encode(Possession(b"f" * 16, b"k" * 32, b"x" * 16, 9)),
+        "ChunkRequest": codec.encode(ChunkRequest(300, b"f" * 16, b"c" * 64, [3, 70_000])),
+        "bulk": b"".join(b"".join(parts) for parts in reply_frames(300, [b"abc", Absent.GONE])),
+    }
+
+
+def table(values: dict[str, bytes]) -> str:
+    return "\n".join(["```", *(f"{name}: {value.hex()}" for name, value in values.items()), "```"])
+
+
+def test_golden_values() -> None:
+    text = "".join(page.read_text() for page in sorted(DOCS.glob("protocol*.md")))
+    shown = dict(re.findall(r"^([\w ]+): ([0-9a-f]{16,})$", text, re.MULTILINE))
+    for name, value in golden().items():
+        assert shown.get(name) == value.hex(), name
