@@ -62,8 +62,8 @@ class Writer(Derived):
         """Add records with their exact bytes, all covered by `batch`, whose signature the caller has verified.
 
         Per path the union is kept without what another record dominates. Returns the keys whose records changed; each
-        gets a feed entry with this `origin` (the device it came from, empty for our own). InputError when a
-        record is not covered or counts further ahead than `MAX_LEAP`.
+        gets a feed entry with this `origin` (the device it came from, empty for our own, or when other records of the
+        path stay beside it). InputError when a record is not covered or counts further ahead than `MAX_LEAP`.
         """
         covered = {batch.ids[i : i + DIGEST_SIZE] for i in range(0, len(batch.ids), DIGEST_SIZE)}
         identifiers = [record_id(encoded) for _, encoded in items]
@@ -105,7 +105,10 @@ class Writer(Derived):
         return changed
 
     def possess(self, key: PathKey) -> None:
-        """Announce in the feed that this device now holds the content of a path's records."""
+        """Announce in the feed that this device now holds the content of a path's records.
+
+        No entry of its own when the records change in the same transaction.
+        """
         work = self.work(key)
         if work is not None and work.siblings:
             work.possessed = True
@@ -142,11 +145,16 @@ class Writer(Derived):
         if work.path != record.path:
             raise InputError("two paths share one key: refused")
         before = work.siblings
+        if any(s.encoded == sibling.encoded for s in before):
+            return False
         after = merge(work.records, (record,)) if before else [record]
         if not any(r is record for r in after):
             return False
         pool = [*before, sibling]
-        self.set_siblings(work, [next(s for s in pool if s.record is r) for r in after], origin)
+        # Where an older sibling stays, the origin may not have it: the change is then news to everyone.
+        self.set_siblings(
+            work, [next(s for s in pool if s.record is r) for r in after], origin if len(after) == 1 else b""
+        )
         return True
 
     # ── the synced tree ─────────────────────────────────────────────────────────────────────────────────────────────

@@ -98,8 +98,12 @@ def test_growth_waits_for_views_and_new_views_for_growth(tmp_path: Path) -> None
         for i in range(2000):
             txn.put("a", b"%08d" % i, bytes(1000))
 
+    def write() -> None:
+        store.write(work)
+        done.set()
+
     with store.read() as view:
-        writer = threading.Thread(target=lambda: (store.write(work), done.set()))
+        writer = threading.Thread(target=write)
         writer.start()
         assert began.wait(10)
         assert not done.wait(0.05)
