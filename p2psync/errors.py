@@ -35,7 +35,11 @@ class AuthenticationError(ProtocolError):
     """Proof of identity or integrity failed. Deliberately says no more than that to the other side."""
 
 
-class PermissionDenied(P2PSyncError):
+class ConnectionLost(P2PSyncError):  # noqa: N818  (the term people know)
+    """The connection ended or broke; nothing more can be sent or received on it."""
+
+
+class PermissionDenied(P2PSyncError):  # noqa: N818  (the term people know)
     """A role does not allow this."""
 
 

@@ -26,6 +26,11 @@ class Move:
     removal: Remove
     reason: str
 
+    @property
+    def creation(self) -> Create:
+        """What the move does at its target; `applied` takes it, and gives None for `removal`."""
+        return Create(self.path, self.record, self.reason)
+
 
 Step = Create | Replace | SetMetadata | Remove | MakeDirectory | Displace | Move
 

@@ -220,7 +220,7 @@ class Device:
                 self.synced.pop(source, None)
                 self.disk[path] = Node(Kind.FILE, node.text, step.record.mtime_ns, step.record.mode, stamp)
                 assert removal.record.deleted
-                step = Create(path, step.record, step.reason)
+                step = step.creation
             case Create() | Replace():
                 keep = step.keep if isinstance(step, Replace) else None
                 if not self.set_aside(path, keep):
