@@ -51,8 +51,8 @@ class Mover:
     def _rename_unguarded(self, source: bytes, target: bytes, kind: Kind) -> None:
         """Rename where the file system cannot refuse to replace.
 
-        Nobody but us makes names below the private directory, so a target there stays free. From there a hard link takes
-        a visible name atomically. Between two visible names the entry goes through the private directory. Directories,
+        Nobody but us makes names below the private directory, so a target there stays free. From there a hard link
+        takes a visible name atomically. Between two visible names it goes through the private directory. Directories,
         and everything where there are no links, are just renamed: a window of microseconds.
         """
         if kind is Kind.DIRECTORY or _private(target) or not self.root.capabilities.hard_links:

@@ -1,6 +1,5 @@
 from __future__ import annotations
 
-import errno
 import os
 import socket
 import threading
@@ -85,11 +84,11 @@ def test_a_symlink_itself_is_never_followed(root: PosixRoot, tmp_path: Path) -> 
     os.chmod(tmp_path / "secret", 0o640)
     root.symlink(b"../secret", b"l")
     for call in (root.open, root.reopen, root.create):
-        with pytest.raises(OSError):
+        with pytest.raises(OSError, match=r"symbolic links|exists"):
             call(b"l")
     with pytest.raises((OSError, EscapeError)):
         root.scan(b"l")
-    with pytest.raises(OSError):
+    with pytest.raises(OSError, match="not supported"):
         root.chmod(b"l", 0o777)
     root.utime(b"l", 5)
     assert root.stat(b"l").kind is Kind.SYMLINK
@@ -118,8 +117,8 @@ def test_swapping_a_directory_for_a_symlink_gains_nothing(root: PosixRoot, tmp_p
                 created += 1
             except EscapeError:
                 refused += 1
-            except OSError as error:
-                assert error.errno == errno.EAGAIN
+            except (BlockingIOError, NotADirectoryError):
+                continue  # swapped back between two looks
     finally:
         stop.set()
         attacker.join()
@@ -138,7 +137,7 @@ def test_special_files_are_neither_opened_nor_waited_for(root: PosixRoot, tmp_pa
         b"sock": Kind.OTHER,
     }
     for name in (b"pipe", b"sock", b".p2psync"):
-        with pytest.raises(OSError):
+        with pytest.raises(OSError, match=r"regular|directory|No such device"):
             root.open(name)
 
 
@@ -240,7 +239,7 @@ def test_many_threads_share_a_root(root: PosixRoot) -> None:
             with root.batch():
                 for n in range(200):
                     root.create(b"t%d/%d" % (number, n)).close()
-        except BaseException as error:
+        except OSError as error:
             errors.append(error)
 
     threads = [threading.Thread(target=work, args=(n,)) for n in range(4)]
