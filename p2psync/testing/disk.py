@@ -64,7 +64,7 @@ class SimDisk:
         self._changes: list[Change] = []
         self._change_number = 0
         self._dirty: dict[int, File] = {}
-        self._roots: list[SimRoot] = []
+        self._roots: dict[SimRoot, None] = {}
         self._detached: dict[bytes, Directory] = {}
         self._listeners: dict[int, Callable[[Directory, bytes, bool], None]] = {}
         self.used_blocks = 0
@@ -90,9 +90,12 @@ class SimDisk:
             raise oserror(errno.ENOTDIR, path)
         root = SimRoot(self, path.rstrip(b"/") or b"/", node, user=user)
         if not user:
-            self._roots = [r for r in self._roots if not r.closed]
-            self._roots.append(root)
+            self._roots[root] = None
         return root
+
+    def forget(self, root: SimRoot) -> None:
+        """A root was closed."""
+        self._roots.pop(root, None)
 
     def find(self, path: bytes) -> Inode:
         """What an absolute path names; FileNotFoundError or NotADirectoryError."""
@@ -236,7 +239,13 @@ class SimDisk:
     def sync_file(self, file: File) -> None:
         """Fsync of a file: content, length and mode, but not its name."""
         file.sync()
-        self._dirty.pop(file.ino, None)
+        if not file.dirty:
+            self._dirty.pop(file.ino, None)
+
+    def sync_failed(self, *files: File) -> None:
+        """A sync of these files (of all when none is named) failed; see `File.forsake`."""
+        for file in files or tuple(self._dirty.values()):
+            file.forsake()
 
     def sync_directory(self, directory: Directory) -> None:
         """Fsync of a directory: its names, and what their operations depend on."""
@@ -248,7 +257,7 @@ class SimDisk:
         """Everything so far becomes durable."""
         for file in self._dirty.values():
             file.sync()
-        self._dirty.clear()
+        self._dirty = {ino: file for ino, file in self._dirty.items() if file.dirty}
         self._make_durable(self._changes)
         self._changes = []
 
@@ -293,7 +302,7 @@ class SimDisk:
         for file in list(self.opened):
             file.drop()
         self.generation += 1
-        self._roots = []
+        self._roots = {}
         self._listeners.clear()
         self.faults.clear()
         self.faults.dead = False

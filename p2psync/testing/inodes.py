@@ -95,7 +95,7 @@ class _Change:
 class File(Inode):
     """A regular file: a length and its blocks; a block that is missing is a hole."""
 
-    __slots__ = ("blocks", "changes", "saved", "size")
+    __slots__ = ("blocks", "changes", "forsaken", "saved", "size")
 
     def __init__(self, dev: int, ino: int, mode: int, now_ns: int) -> None:
         super().__init__(Kind.FILE, dev, ino, mode, now_ns)
@@ -103,6 +103,8 @@ class File(Inode):
         self.blocks: dict[int, bytes] = {}
         self.saved: _Saved | None = _Saved(0, {}, mode, now_ns, now_ns)
         self.changes: list[_Change] = []
+        self.forsaken = False
+        """An fsync failed: some of what reads well is not on the disk and never will be."""
 
     @property
     def length(self) -> int:
@@ -181,9 +183,26 @@ class File(Inode):
         self.changes.append(_Change(at, mode=mode))
 
     def sync(self) -> None:
-        """Everything so far is durable."""
-        self.saved = None
+        """Everything so far is durable, apart from what a failed fsync has given up."""
+        if self.forsaken and self.saved is not None:
+            shown = self.size, self.blocks, self.mode
+            self.size, self.blocks, self.mode = self.saved.size, dict(self.saved.blocks), self.saved.mode
+            for change in self.changes:
+                self._redo(change, len(change.data or b""))
+            self.saved = _Saved(self.size, self.blocks, self.mode, self.mtime_ns, self.ctime_ns)
+            self.size, self.blocks, self.mode = shown
+        else:
+            self.saved = None
         self.changes.clear()
+
+    def forsake(self) -> None:
+        """An fsync failed: the kernel took the unwritten pages for clean, and a later fsync succeeds without them.
+
+        Rebello et al., "Can Applications Recover from fsync Failures?" (USENIX ATC 2020).
+        """
+        if self.dirty:
+            self.forsaken = True
+            self.changes.clear()
 
     def lose_power(self, rng: random.Random, flushed_before: float) -> None:
         """Go back to the saved state and apply a random legal subset of the changes since.
@@ -205,6 +224,7 @@ class File(Inode):
                 self._tear(change, rng)
                 kept = True
         self.mtime_ns, self.ctime_ns = now if kept else (saved.mtime_ns, saved.ctime_ns)
+        self.forsaken = False
         self.sync()
 
     def _redo(self, change: _Change, count: int) -> None:

@@ -81,11 +81,6 @@ class Oracle:
                 if now is not None and now.kind is Kind.FILE:
                     self._legitimate.add(now.content)
 
-    def synced(self, device: str) -> None:
-        """Everything users of this device wrote so far is durable (the system wrote it back)."""
-        for known in self._written.values():
-            known.unsynced_on.discard(device)
-
     def _supersede(self, content: bytes) -> None:
         known = self._written.get(content)
         if known is not None:

@@ -273,12 +273,17 @@ class SimRoot:
 
     def sync_all(self) -> None:
         """As `ports.Root.sync_all`."""
-        self._enter("sync_all", b"")
+        try:
+            self._enter("sync_all", b"")
+        except OSError:
+            self._disk.sync_failed()
+            raise
         self._disk.sync_all()
 
     def close(self) -> None:
         """As `ports.Root.close`."""
         self.closed = True
+        self._disk.forget(self)
 
     # ── resolution ──────────────────────────────────────────────────────────────────────────────────────────────────
     def _enter(self, kind: str, path: bytes) -> None:
@@ -427,7 +432,11 @@ class SimFile:
 
     def sync(self) -> None:
         """As `ports.WriteFile.sync`."""
-        self._enter("sync")
+        try:
+            self._enter("sync")
+        except OSError:
+            self._disk.sync_failed(self._node)
+            raise
         self._disk.sync_file(self._node)
 
     def close(self) -> None:

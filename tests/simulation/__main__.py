@@ -22,11 +22,12 @@ def main() -> int:
     module, _, name = arguments.scenario.partition(":")
     scenario = getattr(importlib.import_module(module), name)
     counters: Counter[str] = Counter()
-    failed: list[int] = []
     began = time.process_time()
-    for seed in range(arguments.start, arguments.start + arguments.seeds):
-        if not _run(scenario, seed, counters, trace=arguments.trace, twice=arguments.twice):
-            failed.append(seed)
+    failed = [
+        seed
+        for seed in range(arguments.start, arguments.start + arguments.seeds)
+        if not _run(scenario, seed, counters, trace=arguments.trace, twice=arguments.twice)
+    ]
     spent = time.process_time() - began
     for event, count in sorted(counters.items()):
         print(f"{count:10}  {event}")

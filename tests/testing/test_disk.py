@@ -138,6 +138,23 @@ def test_a_deleted_file_may_come_back_whole() -> None:
     assert after_crash(story) == {(), ((b"a", b"1"),)}
 
 
+def test_a_second_fsync_after_a_failed_one_lies() -> None:
+    disk = make()
+    root = disk.open_root(b"/f")
+    file = root.create(b"a")
+    root.sync_directory(b"")
+    file.pwrite(b"x" * 5000, 0)
+    disk.faults.fail(1, errno.EIO, {"sync"})
+    with fails(errno.EIO):
+        file.sync()
+    file.sync()
+    file.pwrite(b"tail", 5000)
+    root.sync_all()
+    assert get(root, b"a") == b"x" * 5000 + b"tail"
+    disk.crash(random.Random(1))
+    assert files(disk) == ((b"a", bytes(5000) + b"tail"),)
+
+
 def test_what_is_old_was_written_back() -> None:
     time = [0.0]
     for seed in range(20):
