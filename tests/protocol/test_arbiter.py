@@ -46,6 +46,13 @@ def test_a_third_takes_the_place_of_the_second() -> None:
     assert decisions(arbiter.closed("first")) == [("third", WELCOME)]
 
 
+def test_after_the_end_of_the_first_the_next_is_welcome_at_once() -> None:
+    arbiter = Arbiter[str](SMALL, LARGE)
+    arbiter.greeted("first", b"i", 0.0)
+    arbiter.closed("first")
+    assert decisions(arbiter.greeted("second", b"i", 1.0)) == [("second", WELCOME)]
+
+
 def test_a_restarted_peer_is_welcome_at_once() -> None:
     arbiter = Arbiter[str](SMALL, LARGE)
     arbiter.greeted("first", b"i", 0.0)

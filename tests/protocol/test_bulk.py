@@ -47,9 +47,9 @@ def test_a_whole_chunk_in_default_frames_is_not_copied_on_the_way_out() -> None:
 @pytest.mark.parametrize("reply", [[b"abcd"], [b"ab"], [b"abc", b"d"]])
 def test_replies_that_do_not_fit_the_request_are_refused(reply: list[Item]) -> None:
     waiting = Reply([3])
+    (frame,) = frames(1, reply)
     with pytest.raises(ProtocolError):
-        for frame in frames(1, reply):
-            waiting.feed(decode_bulk(frame))
+        waiting.feed(decode_bulk(frame))
 
 
 def test_order_end_and_completeness() -> None:

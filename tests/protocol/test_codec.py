@@ -1,6 +1,8 @@
 from __future__ import annotations
 
-import msgpack
+import contextlib
+
+import msgpack  # type: ignore[import-untyped]
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -169,7 +171,5 @@ def test_only_our_errors_leave_the_decoder(message: Message, data: st.DataObject
     encoded = bytearray(codec.encode(message))
     for _ in range(data.draw(st.integers(1, 4))):
         encoded[data.draw(st.integers(0, len(encoded) - 1))] = data.draw(st.integers(0, 255))
-    try:
+    with contextlib.suppress(InputError):
         codec.decode(bytes(encoded))
-    except InputError:
-        pass

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import contextlib
 from pathlib import Path
 
 import pytest
@@ -233,7 +234,6 @@ def test_whatever_comes_follows_the_table(steps: list[tuple[bool, object]], arbi
 @given(st.binary(max_size=64), st.sampled_from([b"", b"\x00", b"\x00\x98\x01", b"\x00\x95\x14", b"\x01"]))
 def test_fuzzed_frames_raise_nothing_else(data: bytes, prefix: bytes) -> None:
     pair = SessionPair().ready()
-    try:
+    with contextlib.suppress(RemoteProtocolError):
         pair.left.receive(prefix + data, 0.0)
-    except RemoteProtocolError as error:
-        assert len(error.goodbye) < 400
+    assert pair.left.state in {State.READY, State.CLOSED}
