@@ -302,8 +302,6 @@ class Swarm(Generic[P]):
         self._deny(peer, root, now, worst=why is Refusal.CORRUPT)
         self._settle(open_request, piece)
         self._requeue(piece)
-        if root in self._contents:
-            self._offer(self._contents[root])
 
     def failed(self, request_id: int, now: float) -> None:
         """A whole request came to nothing; the peer is given no new ones for a while."""
