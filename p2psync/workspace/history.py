@@ -6,7 +6,6 @@ is a new version made from a copy: nothing in the store is ever moved back or ch
 
 from __future__ import annotations
 
-import os
 from collections.abc import Iterable, Iterator
 from contextlib import suppress
 from dataclasses import dataclass
@@ -15,7 +14,7 @@ from datetime import UTC, datetime
 from p2psync.errors import InputError
 from p2psync.model.hashing import Algorithm
 from p2psync.model.manifest import MAX_CHUNK, Manifest
-from p2psync.model.paths import RelPath, display, join, parent
+from p2psync.model.paths import RelPath, display, join, parent, path_key
 from p2psync.ports import Kind, Root, Stat
 from p2psync.workspace.chunker import Unsettled, read_content
 from p2psync.workspace.layout import HISTORY
@@ -100,7 +99,7 @@ def restore(root: Root, stored: bytes, algorithm: Algorithm) -> Restored:
     if stat.kind is not Kind.FILE:
         raise InputError(f"{display(stored)} is a directory; restore the files in it")
     content = read_content(root, stored, algorithm)
-    staged = stage_path(b"restore-" + os.urandom(8).hex().encode())
+    staged = stage_path(b"restore-" + path_key(stored).hex().encode())
     try:
         _copy(root, stored, staged, stat.size)
         if read_content(root, staged, algorithm).manifest != content.manifest:

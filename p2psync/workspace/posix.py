@@ -14,14 +14,11 @@ import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from types import TracebackType
-from typing import TypeVar
 
 from p2psync.errors import EscapeError
 from p2psync.model.paths import display
 from p2psync.ports import FsCapabilities, Kind, Rename, Stat
 from p2psync.workspace.layout import TMP
-
-T = TypeVar("T")
 
 _O_PATH = getattr(os, "O_PATH", os.O_RDONLY)
 _DIRECTORY = os.O_DIRECTORY | os.O_CLOEXEC | os.O_NOFOLLOW
@@ -481,14 +478,13 @@ def _escape(path: bytes) -> EscapeError:
 
 
 def _have_openat2() -> bool:
+    top = os.open(b"/", _O_PATH | os.O_DIRECTORY)
     try:
-        os.close(_openat2(fd := os.open(b"/", _O_PATH | os.O_DIRECTORY), b"proc", _O_PATH))
-    except FileNotFoundError:
-        return True
+        os.close(_openat2(top, b".", _O_PATH))
     except OSError:
         return False
     finally:
-        os.close(fd)
+        os.close(top)
     return True
 
 

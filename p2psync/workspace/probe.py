@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Callable
 from contextlib import suppress
 
 from p2psync.ports import FsCapabilities, Rename, Root
 from p2psync.workspace.layout import TMP
 
-_SAMPLES = 3
+_SECOND = 1_000_000_000
 
 
 def probe(root: Root) -> FsCapabilities:
@@ -52,9 +53,9 @@ def _try_touch(root: Root, path: bytes) -> bool:
     return _works(lambda: _touch(root, path))
 
 
-def _works(action: object) -> bool:
+def _works(action: Callable[[], object]) -> bool:
     try:
-        action()  # type: ignore[operator]
+        action()
     except OSError:
         return False
     return True
@@ -64,15 +65,12 @@ def _granularity(root: Root, base: bytes) -> int:
     """How coarse stored times are: 2 s (FAT), 1 s, or the kernel's tick, which stands for everything finer."""
     path = base + b"/time"
     _touch(root, path)
-    worst = 10_000_000
-    for i in range(_SAMPLES):
-        wanted = 1_700_000_001_000_000_000 + i * 1_234_567_890
-        root.utime(path, wanted)
-        seen = root.stat(path)
-        if seen is not None and abs(seen.mtime_ns - wanted) >= 10_000_000:
-            off = abs(seen.mtime_ns - wanted)
-            worst = max(worst, 2_000_000_000 if off >= 1_000_000_000 or seen.mtime_ns // 10**9 % 2 == 0 else 10**9)
-    return worst
+    odd_second = 1_700_000_001
+    root.utime(path, odd_second * _SECOND + _SECOND // 2)
+    stat = root.stat(path)
+    if stat is None or stat.mtime_ns % _SECOND:
+        return FsCapabilities().granularity_ns
+    return _SECOND if stat.mtime_ns // _SECOND == odd_second else 2 * _SECOND
 
 
 def _remove(root: Root, base: bytes) -> None:

@@ -14,6 +14,7 @@ from enum import Enum
 from p2psync.model.paths import RelPath
 from p2psync.ports import Kind, Rename, Root, Stat
 from p2psync.workspace.displace import Mover, between_path, candidates, same, stamp_of
+from p2psync.workspace.history import stamp
 from p2psync.workspace.layout import SWAP, TMP
 from p2psync.workspace.operations import Displaced, Intent
 
@@ -201,8 +202,8 @@ def _orphans(mover: Mover) -> list[Recovered]:
         Recovered(
             RelPath(name),
             Fate.CHANGED,
-            mover.put_aside(TMP + b"/" + name, _LOST + b"/" + name, name[: -len(SWAP)].rpartition(b"-")[0], None),
+            mover.put_aside(TMP + b"/" + name, _LOST + b"/" + name, stamp(stat.ctime_ns), None),
         )
-        for name, _ in entries
+        for name, stat in entries
         if name.endswith(SWAP)
     ]

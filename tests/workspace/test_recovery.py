@@ -1,17 +1,21 @@
 from __future__ import annotations
 
 import os
+import random
 from contextlib import suppress
 from pathlib import Path
 
 import pytest
 
-from p2psync.ports import Kind, Rename
+from p2psync.ports import Kind, Rename, Root
+from p2psync.testing.disk import DiskProfile, SimDisk
+from p2psync.workspace import marker
+from p2psync.workspace.history import versions
 from p2psync.workspace.materialiser import apply
-from p2psync.workspace.operations import Move, Place, PlaceDirectory, Remove, decode_intent, intents
+from p2psync.workspace.operations import Done, Move, Place, PlaceDirectory, Remove, decode_intent, intents
 from p2psync.workspace.recovery import Fate, recover
 from p2psync.workspace.staging import stage_small
-from tests.workspace.support import STAMP, Crash, Hooked, contents, fingerprint, make_folder, write
+from tests.workspace.support import FOLDER, MARKER_ID, STAMP, Crash, Hooked, contents, fingerprint, make_folder, write
 
 MTIME = 1_500_000_000_123_456_789
 
@@ -88,6 +92,65 @@ def test_a_crash_ahead_of_any_call_loses_nothing(tmp_path: Path, capabilities: d
         assert n < 400
 
 
+def everything(root: Root) -> set[bytes]:
+    found, stack = set(), [b""]
+    while stack:
+        directory = stack.pop()
+        for name, stat in root.scan(directory):
+            path = directory + b"/" + name if directory else name
+            if stat.kind is Kind.DIRECTORY:
+                stack.append(path)
+            elif stat.kind is Kind.SYMLINK:
+                found.add(b"-> " + root.readlink(path))
+            else:
+                file = root.open(path)
+                buffer = bytearray(stat.size)
+                file.pread_into(memoryview(buffer), 0)
+                file.close()
+                found.add(bytes(buffer))
+    return found
+
+
+@pytest.mark.parametrize("seed", range(2))
+def test_a_power_cut_ahead_of_any_call_loses_nothing(seed: int) -> None:
+    """On a disk that keeps any subset of what was not synced."""
+    clock = [1_700_000_000_000_000_000]
+
+    def now() -> int:
+        clock[0] += 1_000_000
+        return clock[0]
+
+    for n in range(1, 400):
+        disk = SimDisk(DiskProfile(privileged=True), wall_ns=now, now=lambda: clock[0] / 1e9)
+        disk.make_directories(b"/folder")
+        plain = disk.open_root(b"/folder")
+        marker.create(plain, FOLDER, MARKER_ID, 1)
+        root = Hooked(plain)
+        operations = prepare(root)
+        root.sync_all()
+        journal = intents(root, operations, STAMP)
+
+        def crash(number: int, name: str, _: object, n=n) -> None:
+            if number >= n:
+                raise Crash(name)
+
+        root.calls, root.before = 0, crash
+        outcomes: list[object] = []
+        with suppress(Crash):
+            outcomes = apply(root, operations, STAMP, now_ns=now, pause=lambda _: None)
+        disk.crash(random.Random(seed * 1000 + n))
+        again = disk.open_root(b"/folder")
+        results = recover(again, journal)
+        found = everything(again)
+        assert found >= OLD | NEW, (n, (OLD | NEW) - found)
+        assert all(again.stat(path) is not None for path in PATHS), n
+        if outcomes:
+            assert all(isinstance(outcome, Done) for outcome in outcomes)
+            assert {result.fate for result in results} == {Fate.DONE}, "what is acknowledged is durable"
+            return
+    pytest.fail("never ended")
+
+
 def test_an_exchange_that_brought_out_an_unseen_edit_is_given_back(tmp_path: Path) -> None:
     root = make_folder(tmp_path / "f")
     write(root, b"a", b"old")
@@ -108,5 +171,5 @@ def test_exchanged_entries_without_a_journal_go_to_history(tmp_path: Path) -> No
     write(root, b".p2psync/tmp/20260131T081502.000000Z-7.swap", b"somebody's")
     [result] = recover(root, [])
     assert result.displaced is not None
-    assert result.displaced.path.startswith(b".p2psync/history/20260131T081502.000000Z/lost/")
+    assert [v.path for v in versions(root)] == [b"lost/20260131T081502.000000Z-7.swap"]
     assert b"somebody's" in contents(tmp_path)
