@@ -9,10 +9,12 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from itertools import islice
 
-from p2psync.model.paths import display
+from p2psync.model.paths import display, name
 from p2psync.ports import Kind
 from p2psync.testing.snapshot import Shown, Tree
 
+SCRATCH = b".save~"
+"""Name that users' editors write to before they rename; a power cut may leave one behind, torn."""
 _SHOWN = 8
 
 
@@ -80,6 +82,7 @@ class Oracle:
                 known.excused = True
                 if now is not None and now.kind is Kind.FILE:
                     self._legitimate.add(now.content)
+        self.existed(shown.content for path, shown in after.items() if name(path) == SCRATCH)
 
     def _supersede(self, content: bytes) -> None:
         known = self._written.get(content)

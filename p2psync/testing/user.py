@@ -8,9 +8,10 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
+from p2psync.model.paths import join, parent
 from p2psync.ports import Kind, Rename, Stat
 from p2psync.testing.disk import SimDisk
-from p2psync.testing.oracle import Oracle
+from p2psync.testing.oracle import SCRATCH, Oracle
 from p2psync.testing.root import SimFile, SimRoot
 from p2psync.testing.snapshot import content_id
 
@@ -78,7 +79,7 @@ class User:
         finally:
             file.close()
         if sync:
-            root.sync_directory(_parent(path))
+            root.sync_directory(parent(path))
         self._replaced(path, before, after, sync)
 
     def open_write(self, path: bytes) -> SimFile:
@@ -91,8 +92,10 @@ class User:
 
     def atomic_save(self, path: bytes, data: bytes, *, sync: bool = True) -> None:
         """Save as most editors do: write a temporary file beside it, rename it over the old one."""
-        root, temporary = self.root, _parent(path) + b"/.save~" if _parent(path) else b".save~"
+        root, temporary = self.root, join(parent(path), SCRATCH)
         before = self._visible(root, path)
+        if root.stat(temporary) is not None:
+            self.delete(temporary)
         file = root.create(temporary, 0o644)
         file.pwrite(data, 0)
         if sync:
@@ -104,7 +107,7 @@ class User:
             root.unlink(temporary)
             raise
         if sync:
-            root.sync_directory(_parent(path))
+            root.sync_directory(parent(path))
         self._replaced(path, before, content_id(data), sync)
 
     # ── names ───────────────────────────────────────────────────────────────────────────────────────────────────────
@@ -181,7 +184,3 @@ class User:
         buffer = bytearray(file.stat().size)
         file.pread_into(memoryview(buffer), 0)
         return bytes(buffer)
-
-
-def _parent(path: bytes) -> bytes:
-    return path.rpartition(b"/")[0]

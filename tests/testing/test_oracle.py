@@ -71,6 +71,14 @@ def test_a_power_cut_excuses_only_what_was_not_synced_and_was_really_lost() -> N
     assert verdict(oracle, {"a": {}}) == ["I2"]
 
 
+def test_an_editors_torn_scratch_file_after_a_power_cut_is_nobodys_fault() -> None:
+    oracle = Oracle()
+    torn = {b"d/.save~": Shown(Kind.FILE, content_id(b"to"))}
+    assert verdict(oracle, {"a": torn}) == ["I8"]
+    oracle.crashed("a", {}, torn)
+    assert verdict(oracle, {"a": torn}) == []
+
+
 def test_leftovers() -> None:
     assert Oracle.leftovers({"a": []}) == []
     assert [v.invariant for v in Oracle.leftovers({"a": [b".p2psync/tmp/x"]})] == ["I8"]
