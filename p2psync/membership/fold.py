@@ -89,6 +89,10 @@ class Membership:
         member = self.members.get(DeviceId(device))
         return member.role if member else None
 
+    def was_member(self, device: bytes) -> bool:
+        """Whether the device was a member and is none any more."""
+        return DeviceId(device) in self.former
+
     def may_read(self, device: bytes) -> bool:
         """Whether the device may be given records and content in the clear."""
         return (self.role(device) or 0) >= Role.VIEWER

@@ -216,6 +216,8 @@ def test_cuts_and_floors() -> None:
     gone = act(again, 0, remove(1, (0, 30)))
     assert allowed(gone, 1) == [*range(1, 6), *range(21, 31)]
     assert gone.role(device(1).device_id) is None
+    assert gone.was_member(device(1).device_id)
+    assert not again.was_member(device(1).device_id)
     assert not gone.may_read(device(1).device_id)
 
 
