@@ -120,7 +120,7 @@ class IndexMachine(RuleBasedStateMachine):
                 self.steps.append(lambda w, a=author, rs=records: w.merge(*batch(a, rs)))  # type: ignore[misc]
                 self.effects.append(lambda rs=records: self.merged(rs))  # type: ignore[misc]
         if now:
-            self.commit()
+            self.end_transaction()
 
     def merged(self, records: list[FileRecord]) -> None:
         for record in records:
@@ -132,8 +132,8 @@ class IndexMachine(RuleBasedStateMachine):
                 self.fed[record.path, False] = 0
 
     @precondition(lambda self: self.known)
-    @rule(data=st.data(), diverged=st.booleans(), absent=st.booleans())
-    def materialise(self, data: st.DataObject, diverged: bool, absent: bool) -> None:
+    @rule(data=st.data(), diverged=st.booleans(), absent=st.booleans(), now=st.booleans())
+    def materialise(self, data: st.DataObject, diverged: bool, absent: bool, now: bool) -> None:
         _, record = data.draw(st.sampled_from([k for k in self.known if not k[1].deleted] or [self.known[0]]))
         if record.deleted:
             return
@@ -142,22 +142,30 @@ class IndexMachine(RuleBasedStateMachine):
         extra = manifest(chunks).encode() if record.kind is Kind.FILE and not entry.manifest else b""
         self.steps.append(lambda w: w.put_synced(entry, extra))
         self.effects.append(lambda: self.synced.update({entry.path: entry}))
+        if now:
+            self.end_transaction()
 
-    @rule(path=paths)
-    def remove(self, path: RelPath) -> None:
+    @rule(path=paths, now=st.booleans())
+    def remove(self, path: RelPath, now: bool) -> None:
         self.steps.append(lambda w: w.drop_synced(path))
         self.effects.append(lambda: self.synced.pop(path, None))
+        if now:
+            self.end_transaction()
 
-    @rule(path=paths, hold=st.booleans())
-    def hold(self, path: RelPath, hold: bool) -> None:
+    @rule(path=paths, hold=st.booleans(), now=st.booleans())
+    def hold(self, path: RelPath, hold: bool, now: bool) -> None:
         self.steps.append(lambda w: w.hold(path, problem(path)) if hold else w.release(path))
         self.effects.append(lambda: self.held.add(path) if hold else self.held.discard(path))
+        if now:
+            self.end_transaction()
 
-    @rule(path=paths)
-    def possess(self, path: RelPath) -> None:
+    @rule(path=paths, now=st.booleans())
+    def possess(self, path: RelPath, now: bool) -> None:
         """Apart from the flush, it would be part of a change made just before."""
         self.steps += [Writer.flush, lambda w: w.possess(path_key(path)), Writer.flush]
         self.effects.append(lambda: self.fed.update({(path, True): 0}) if self.records.get(path) else None)
+        if now:
+            self.end_transaction()
 
     @rule(author=st.sampled_from([THEM, OTHERS]), keep=st.integers(0, 5))
     def banish(self, author: bytes, keep: int) -> None:
@@ -198,6 +206,9 @@ class IndexMachine(RuleBasedStateMachine):
 
     @rule()
     def commit(self) -> None:
+        self.end_transaction()
+
+    def end_transaction(self) -> None:
         self.index.write(self.run)
         for at in range(len(self.effects) + 1):
             for when, totals, waiting in self.seen:
