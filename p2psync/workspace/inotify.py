@@ -6,7 +6,7 @@ import errno
 from collections.abc import Callable
 
 from watchdog.observers.api import BaseObserver
-from watchdog.observers.inotify import InotifyEmitter
+from watchdog.observers.inotify import InotifyFullEmitter
 from watchdog.observers.inotify_c import CallbackId, InotifyEvent, InotifyFD, Mask, WatchCallback, WatchDescriptor
 
 
@@ -47,7 +47,8 @@ class ReportingObserver(BaseObserver):
     ) -> None:
         self._reader = _ReportingFD(lost, degraded, excluded)
         self._reader.start()
-        super().__init__(InotifyEmitter, inotify_fd=self._reader)
+        # The full emitter tells a file that was moved in (complete) from one that was created (still to be written).
+        super().__init__(InotifyFullEmitter, inotify_fd=self._reader)
 
     def on_thread_stop(self) -> None:
         """Stop the reader with the observer."""

@@ -121,6 +121,14 @@ def test_directories_that_arrive_with_content_are_hinted_and_watched(
     hints.until(b"moved", settled=True)
 
 
+def test_a_file_moved_in_from_outside_is_settled_at_once(watched: Path, hints: Hints, tmp_path: Path) -> None:
+    (tmp_path / "x").write_text("x")
+    (tmp_path / "x").rename(watched / "x")
+    assert all(h.settled for h in hints.until(b"x"))
+    (watched / "x").rename(tmp_path / "x")
+    assert all(h.settled for h in hints.until(b"x") if h.path == b"x")
+
+
 def test_names_are_bytes(watched: Path, hints: Hints) -> None:
     name = b"\xff\xfe" + b"n" * 253
     with open(os.path.join(os.fsencode(watched), name), "wb"):
