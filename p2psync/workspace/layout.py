@@ -18,6 +18,8 @@ HISTORY = PRIVATE + b"/history"
 
 PART = b".part"
 """Content being assembled, or assembled and not yet placed: ours alone, may be removed."""
+PROBE = b"probe-"
+"""Start of the name of a directory in which a file system's capabilities are tried."""
 SWAP = b".swap"
 """One side of an exchange: may be a user's file, never removed unseen."""
 

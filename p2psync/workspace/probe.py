@@ -7,22 +7,24 @@ from collections.abc import Callable
 from contextlib import suppress
 
 from p2psync.ports import FsCapabilities, Rename, Root
-from p2psync.workspace.layout import TMP
+from p2psync.workspace.layout import PROBE, TMP
 
 _SECOND = 1_000_000_000
 
 
 def probe(root: Root) -> FsCapabilities:
     """Try every capability in a fresh directory below `.p2psync/tmp`; the defaults when nothing can be written."""
-    base = TMP + b"/probe-" + os.urandom(6).hex().encode()
+    base = TMP + b"/" + PROBE + os.urandom(6).hex().encode()
     try:
         root.mkdir(base, 0o700)
     except OSError:
         return FsCapabilities()
     try:
         return _probe(root, base)
+    except OSError:
+        return FsCapabilities()
     finally:
-        _remove(root, base)
+        remove_probe(root, base)
 
 
 def _probe(root: Root, base: bytes) -> FsCapabilities:
@@ -73,7 +75,8 @@ def _granularity(root: Root, base: bytes) -> int:
     return _SECOND if stat.mtime_ns // _SECOND == odd_second else 2 * _SECOND
 
 
-def _remove(root: Root, base: bytes) -> None:
+def remove_probe(root: Root, base: bytes) -> None:
+    """Remove a directory that `probe` made, as far as it goes."""
     with suppress(OSError):
         for name, _ in root.scan(base):
             root.unlink(base + b"/" + name)

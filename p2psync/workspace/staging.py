@@ -16,7 +16,8 @@ from p2psync.model.hashing import digest
 from p2psync.model.manifest import MAX_CHUNK, Manifest
 from p2psync.ports import Kind, Root, WriteFile
 from p2psync.workspace.chunker import zero_hash
-from p2psync.workspace.layout import PART, PRIVATE, TMP, batch, make_private
+from p2psync.workspace.layout import PART, PRIVATE, PROBE, TMP, batch, make_private
+from p2psync.workspace.probe import remove_probe
 
 
 def stage_path(name: bytes) -> bytes:
@@ -160,6 +161,8 @@ def sweep(root: Root, keep: Collection[bytes], older_than_ns: int) -> list[bytes
             with suppress(FileNotFoundError):
                 root.unlink(path)
                 removed.append(path)
+        elif name.startswith(PROBE) and stat.kind is Kind.DIRECTORY and stat.ctime_ns < older_than_ns:
+            remove_probe(root, path)
     return removed
 
 

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import errno
 import os
 import socket
 import threading
@@ -9,10 +10,11 @@ from pathlib import Path
 import pytest
 
 from p2psync.errors import EscapeError
-from p2psync.ports import Kind, Rename
+from p2psync.ports import FsCapabilities, Kind, Rename
 from p2psync.workspace import posix
 from p2psync.workspace.posix import PosixRoot, PosixStorage
-from tests.workspace.support import make_folder, write
+from p2psync.workspace.probe import probe
+from tests.workspace.support import Hooked, make_folder, write
 
 
 @pytest.fixture(params=["openat2", "walk"])
@@ -257,4 +259,17 @@ def test_probe_leaves_nothing_behind(root: PosixRoot) -> None:
     assert not capabilities.case_insensitive
     assert not capabilities.normalising
     assert capabilities.granularity_ns == 10_000_000
+    assert root.scan(b".p2psync/tmp") == []
+
+
+def test_a_disk_that_cannot_be_probed_is_taken_for_a_plain_one(tmp_path: Path) -> None:
+    root = make_folder(tmp_path / "f")
+    hooked = Hooked(root)
+
+    def full(_: int, name: str, __: object) -> None:
+        if name == "create":
+            raise OSError(errno.ENOSPC, "full")
+
+    hooked.before = full
+    assert probe(hooked) == FsCapabilities()
     assert root.scan(b".p2psync/tmp") == []

@@ -62,6 +62,8 @@ def test_leftovers_are_swept_but_never_what_may_be_a_persons(tmp_path: Path) -> 
     root = make_folder(tmp_path)
     kept, _ = stage_small(root, [(b"kept", b"1"), (b"old", b"2")])
     write(root, b".p2psync/tmp/x-0.swap", b"theirs")
+    root.mkdir(b".p2psync/tmp/probe-1")
+    root.create(b".p2psync/tmp/probe-1/one").close()
     assert sweep(root, {kept}, 0) == []
     assert sweep(root, {kept}, LATER) == [stage_path(b"old")]
     assert [name for name, _ in root.scan(b".p2psync/tmp")] == [b"kept.part", b"x-0.swap"]
