@@ -28,6 +28,10 @@ class Clock(Protocol):
         """Seconds on a clock that never goes back; the zero point is arbitrary."""
         ...
 
+    def pause(self, seconds: float) -> None:
+        """Block the calling worker thread for a few milliseconds, to let a file system's clock tick."""
+        ...
+
 
 class Rng(Protocol):
     """Randomness: cryptographic in production, seeded in simulation."""
@@ -392,6 +396,10 @@ class FrameChannel(Protocol):
 
     async def receive(self) -> memoryview:
         """The next frame, valid until the next call. Raises ConnectionLost or ProtocolError."""
+        ...
+
+    async def drain(self) -> None:
+        """Refuse new frames and wait until the queued ones are sent. The caller sets the time limit."""
         ...
 
 

@@ -77,6 +77,7 @@ class SecureChannel:
         self._bulk = _Queue(BULK_QUEUE_BYTES)
         self._wake = trio.Event()
         self._closed = False
+        self._drained = trio.Event()
         self._in = bytearray(_RECEIVE_BUFFER)
         self._start = 0
         self._end = len(trailing)
@@ -132,6 +133,7 @@ class SecureChannel:
             raise ConnectionLost("the connection broke") from error
         finally:
             self._shut()
+            self._drained.set()
 
     async def receive(self) -> memoryview:
         """The next frame's plaintext; valid until the next call. ConnectionLost, or ProtocolError on a bad frame."""
@@ -145,10 +147,10 @@ class SecureChannel:
         return memoryview(self._plain)[:size]
 
     async def drain(self) -> None:
-        """Refuse new frames, but let `pump` send what is queued and then return."""
+        """Refuse new frames and wait until `pump` has sent the queued ones. The caller sets the time limit."""
         self._closed = True
         self._wake.set()
-        await trio.lowlevel.checkpoint()
+        await self._drained.wait()
 
     async def aclose(self) -> None:
         """Close the stream at once."""

@@ -1,4 +1,21 @@
-"""The daemon: what a running device is made of besides the synchronizer: its home, settings, logs and supervision.
+"""The daemon: configuration, supervision, connections, control API and status, composed from the other rooms.
 
-Composition: may import every room but `p2psync.cli`.
+Importing this package loads nothing else: a command that only talks to a running node must not pay for the engine.
 """
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from p2psync.node.node import Node, init, open_offline, run
+
+__all__ = ["Node", "init", "open_offline", "run"]
+
+
+def __getattr__(name: str) -> Any:  # noqa: ANN401
+    if name in __all__:
+        from p2psync.node import node
+
+        return getattr(node, name)
+    raise AttributeError(name)

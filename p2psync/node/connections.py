@@ -1,0 +1,446 @@
+"""Connections: accepts and dials, proves who is there, and keeps exactly one connection to each known device.
+
+Discovery, static and last known addresses are hints; identity comes from the handshake alone. A device that is not
+known is noted for a person to approve, or pairs by code, and otherwise turned away.
+"""
+
+from __future__ import annotations
+
+import ipaddress
+from collections import OrderedDict
+from collections.abc import Awaitable, Callable, Sequence
+from contextlib import suppress
+from dataclasses import dataclass, field
+from typing import Literal
+
+import trio
+
+import p2psync
+from p2psync.crypto.handshake import SecureHandshake
+from p2psync.crypto.identity import DeviceKeys
+from p2psync.errors import ConnectionLost, ProtocolError
+from p2psync.model.ids import DeviceId, device_tag, format_device_id, short_id, tag_matches
+from p2psync.net.addresses import parse_address
+from p2psync.net.backoff import Backoff
+from p2psync.net.channel import SecureChannel, handshake
+from p2psync.node.logs import get_logger
+from p2psync.node.pairing import PairingHost
+from p2psync.ports import ByteStream, Sighting, StreamListener, World
+from p2psync.protocol import messages as m
+from p2psync.protocol.arbiter import Arbiter, Decision, Verdict
+from p2psync.protocol.bulk import Item
+from p2psync.protocol.limits import MIN_PROTOCOL_VERSION, PROTOCOL_VERSION
+from p2psync.protocol.session import Session
+from p2psync.sync.peer import Limits, Peer
+from p2psync.sync.pulse import Pulse
+from p2psync.sync.synchronizer import Synchronizer
+
+MAX_STRANGERS = 64
+"""Connections of unproven or unknown devices at one time, and unknown devices remembered."""
+MAX_SIGHTINGS = 64
+STRANGER_TIME = 120.0
+"""Seconds a device that is not known may stay: long enough to pair."""
+TAG_NONCE = 8
+
+_log = get_logger(__name__)
+
+
+@dataclass
+class Contact:
+    """What is known about reaching one device."""
+
+    addresses: list[str] = field(default_factory=list)
+    """Static ones first, then where it was reached last."""
+    sighted: OrderedDict[str, None] = field(default_factory=OrderedDict)
+    poke: Pulse = field(default_factory=Pulse)
+    peer: Peer | None = None
+    last_seen: float | None = None
+
+
+@dataclass(frozen=True)
+class Stranger:
+    """A device that asked for a connection and is not known here."""
+
+    name: str
+    address: str
+    at: float
+
+
+class Connections:
+    """The node's side of every connection."""
+
+    def __init__(
+        self,
+        world: World,
+        keys: DeviceKeys,
+        name: Callable[[], str],
+        synchronizer: Synchronizer,
+        pairing: PairingHost,
+        limits: Limits,
+        *,
+        connect_timeout: float,
+        on_connect: Callable[[Peer, bool], None],
+        on_disconnect: Callable[[Peer], None],
+        on_stranger: Callable[[DeviceId, Stranger], None],
+    ) -> None:
+        """`name` is this device's; `on_connect` also hears whether we dialled."""
+        self._world = world
+        self._keys = keys
+        self._name = name
+        self._synchronizer = synchronizer
+        self._pairing = pairing
+        self._limits = limits
+        self._timeout = connect_timeout
+        self._on_connect = on_connect
+        self._on_disconnect = on_disconnect
+        self._on_stranger = on_stranger
+        self._instance = world.rng.token(16)
+        self.contacts: dict[DeviceId, Contact] = {}
+        self.strangers: OrderedDict[DeviceId, Stranger] = OrderedDict()
+        self.listening: list[str] = []
+        self.sightings: OrderedDict[str, Sighting] = OrderedDict()
+        self._arbiters: dict[DeviceId, Arbiter[Peer]] = {}
+        self._dialled: set[Peer] = set()
+        self._nursery: trio.Nursery | None = None
+        self._unproven = trio.CapacityLimiter(MAX_STRANGERS)
+        self._scopes: dict[DeviceId, trio.CancelScope] = {}
+
+    # ── life ────────────────────────────────────────────────────────────────────────────────────────────────────────
+    async def run(
+        self, listen: Sequence[str], *, task_status: trio.TaskStatus[list[str]] = trio.TASK_STATUS_IGNORED
+    ) -> None:
+        """Listen, dial and serve until cancelled; says goodbye at the end. OSError when an address cannot be used."""
+        listeners = [one for address in listen for one in await self._world.network.listen(address)]
+        self.listening = [address for one in listeners for address in one.addresses]
+        try:
+            async with trio.open_nursery() as self._nursery:
+                for listener in listeners:
+                    self._nursery.start_soon(self._accept, listener)
+                for device in list(self.contacts):
+                    self._start_dialling(device)
+                if self._world.discovery is not None:
+                    self._nursery.start_soon(self._discover)
+                task_status.started(self.listening)
+                await trio.sleep_forever()
+        finally:
+            with trio.CancelScope(shield=True), trio.move_on_after(2.0):
+                for listener in listeners:
+                    await listener.aclose()
+
+    def start_soon(self, work: Callable[..., Awaitable[object]], *arguments: object) -> None:
+        """Run something on the side, for as long as the connections live."""
+        if self._nursery is not None:
+            self._nursery.start_soon(work, *arguments)
+
+    async def say_goodbye(self) -> None:
+        """End every connection in an orderly way, within a second."""
+        with trio.CancelScope(shield=True), trio.move_on_after(1.0):
+            async with trio.open_nursery() as nursery:
+                for peer in [c.peer for c in self.contacts.values() if c.peer is not None]:
+                    nursery.start_soon(peer.close, m.GoodbyeCode.SHUTTING_DOWN, "the node is stopping")
+
+    def know(self, device: DeviceId, addresses: Sequence[str]) -> None:
+        """A device may connect, and is dialled at these addresses and wherever it is sighted."""
+        contact = self.contacts.setdefault(device, Contact())
+        contact.addresses = list(addresses)
+        self.strangers.pop(device, None)
+        for sighting in self.sightings.values():
+            self._note(device, contact, sighting)
+        self._start_dialling(device)
+        contact.poke.fire()
+
+    async def forget(self, device: DeviceId) -> None:
+        """A device is no longer known: end its connection and do not dial it."""
+        contact = self.contacts.pop(device, None)
+        if device in self._scopes:
+            self._scopes.pop(device).cancel()
+        if contact is not None and contact.peer is not None:
+            await contact.peer.close(m.GoodbyeCode.REMOVED, "this device was removed")
+
+    def announce(self) -> None:
+        """Tell discovery anew, for instance because a pairing has begun or ended."""
+        if self._nursery is not None and self._world.discovery is not None:
+            self._nursery.start_soon(self._announce)
+
+    # ── discovery ───────────────────────────────────────────────────────────────────────────────────────────────────
+    async def _announce(self) -> None:
+        discovery = self._world.discovery
+        if discovery is None or not self.listening:
+            return
+        tag = device_tag(self._keys.device_id, self._world.rng.token(TAG_NONCE))
+        nameplates = self._pairing.nameplates()
+        port = parse_address(self.listening[0]).port
+        await discovery.announce(port, tag, str(nameplates[0]) if nameplates else None)
+
+    async def _discover(self) -> None:
+        discovery = self._world.discovery
+        assert discovery is not None
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(discovery.run)
+            nursery.start_soon(self._announce)
+            async for sighting in discovery.sightings():
+                self.sightings[sighting.tag] = sighting
+                while len(self.sightings) > MAX_SIGHTINGS:
+                    self.sightings.popitem(last=False)
+                for device, contact in self.contacts.items():
+                    self._note(device, contact, sighting)
+
+    def _note(self, device: DeviceId, contact: Contact, sighting: Sighting) -> None:
+        if not tag_matches(sighting.tag, device):
+            return
+        fresh = False
+        for address in sighting.addresses:
+            fresh |= address not in contact.sighted
+            contact.sighted[address] = None
+            contact.sighted.move_to_end(address)
+        while len(contact.sighted) > 16:
+            contact.sighted.popitem(last=False)
+        if fresh or contact.peer is None:
+            contact.poke.fire()
+
+    # ── dialling ────────────────────────────────────────────────────────────────────────────────────────────────────
+    def _start_dialling(self, device: DeviceId) -> None:
+        if self._nursery is not None and device not in self._scopes:
+            self._scopes[device] = trio.CancelScope()
+            self._nursery.start_soon(self._keep_dialling, device)
+
+    async def _keep_dialling(self, device: DeviceId) -> None:
+        contact = self.contacts[device]
+        backoff = Backoff(self._world.rng)
+        with self._scopes[device]:
+            while True:
+                seen = contact.poke.count
+                if contact.peer is not None:
+                    await contact.peer.closed.wait()
+                    backoff.succeeded()
+                    await trio.sleep(self._world.rng.uniform(0.0, 0.2))
+                    continue
+                for address in [*dict.fromkeys([*reversed(contact.sighted), *contact.addresses])]:
+                    if contact.peer is None and await self._dial(device, address):
+                        backoff.succeeded()
+                        break
+                with trio.move_on_after(backoff.failed()):
+                    await contact.poke.wait_beyond(seen)
+
+    async def _dial(self, device: DeviceId, address: str) -> bool:
+        """One attempt; True once a connection was proven. It then lives on by itself."""
+        assert self._nursery is not None
+        try:
+            with trio.fail_after(self._timeout):
+                stream = await self._world.network.dial(address)
+                peer, channel = await self._prove(stream, expected=device, dialling=True)
+        except (OSError, trio.TooSlowError, ConnectionLost, ProtocolError) as error:
+            _log.debug("could not connect", device=short_id(device), address=address, error=str(error))
+            return False
+        self._dialled.add(peer)
+        await self._nursery.start(self._serve, peer, channel)
+        return True
+
+    async def dial_stranger(self, address: str) -> tuple[Peer, SecureChannel]:
+        """A proven connection to whatever device answers at an address, for pairing; the caller runs and closes it."""
+        with trio.fail_after(self._timeout):
+            stream = await self._world.network.dial(address)
+            return await self._prove(stream, expected=None, dialling=True)
+
+    async def _accept(self, listener: StreamListener) -> None:
+        assert self._nursery is not None
+        while True:
+            stream = await listener.accept()
+            if self._unproven.available_tokens < 1:
+                await stream.aclose()
+                continue
+            self._nursery.start_soon(self._receive, stream)
+
+    async def _receive(self, stream: ByteStream) -> None:
+        """A stream has come in: find out who it is."""
+        assert self._nursery is not None
+        async with self._unproven:
+            try:
+                with trio.fail_after(self._timeout):
+                    peer, channel = await self._prove(stream, expected=None, dialling=False)
+            except (trio.TooSlowError, ConnectionLost, ProtocolError) as error:
+                _log.debug("refused a connection", address=stream.remote, error=str(error))
+                return
+            if peer.device not in self.contacts:
+                with trio.move_on_after(STRANGER_TIME):
+                    await self._serve(peer, channel)
+                return
+        await self._serve(peer, channel)
+
+    async def _prove(
+        self, stream: ByteStream, *, expected: DeviceId | None, dialling: bool
+    ) -> tuple[Peer, SecureChannel]:
+        """Handshake; the stream is closed when it fails."""
+        seed = self._world.rng.token(32)
+        machine = (
+            SecureHandshake.initiate(self._keys, seed, expected=expected)
+            if dialling
+            else SecureHandshake.respond(self._keys, seed)
+        )
+        try:
+            established = await handshake(stream, machine)
+            device = established.card.device_id
+            if device == self._keys.device_id:
+                raise ProtocolError("this node is connected to itself")
+        except BaseException:
+            with trio.CancelScope(shield=True), trio.move_on_after(1.0):
+                await stream.aclose()
+            raise
+        channel = SecureChannel(stream, established, machine.trailing)
+        hello = self._hello(named=dialling or device in self.contacts or bool(self._pairing.nameplates()))
+        session = Session(hello, trio.current_time(), arbiter=self._arbiter(device).arbitrates)
+        return Peer(
+            channel, established.card, established.handshake_hash, session, self._limits, initiator=dialling
+        ), channel
+
+    def _hello(self, *, named: bool) -> m.Hello:
+        """Who we are; our name only for those we know or have dialled."""
+        return m.Hello(
+            PROTOCOL_VERSION,
+            MIN_PROTOCOL_VERSION,
+            [],
+            self._name()[:255] if named else "",
+            self._instance,
+            0,
+            self._world.clock.wall_ns(),
+            f"p2psync/{p2psync.__version__}",
+        )
+
+    def _arbiter(self, device: DeviceId) -> Arbiter[Peer]:
+        if device not in self.contacts:
+            return Arbiter(self._keys.device_id, device)
+        return self._arbiters.setdefault(device, Arbiter(self._keys.device_id, device))
+
+    # ── serving ─────────────────────────────────────────────────────────────────────────────────────────────────────
+    async def _serve(
+        self,
+        peer: Peer,
+        channel: SecureChannel,
+        *,
+        task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED,
+    ) -> None:
+        """Run a proven connection to its end."""
+        task_status.started()
+        try:
+            async with trio.open_nursery() as nursery:
+                handler = _Handler(self, nursery)
+                nursery.start_soon(pump, channel)
+                await peer.run(handler)
+                nursery.cancel_scope.cancel()
+        finally:
+            with trio.CancelScope(shield=True), trio.move_on_after(1.0):
+                await channel.aclose()
+            self._dialled.discard(peer)
+            await self._ended(peer)
+
+    async def _ended(self, peer: Peer) -> None:
+        contact = self.contacts.get(peer.device)
+        if contact is not None and contact.peer is peer:
+            contact.peer = None
+            contact.last_seen = self._world.clock.wall_ns() / 1e9
+            self._on_disconnect(peer)
+            contact.poke.fire()
+        if peer.device in self._arbiters:
+            with trio.CancelScope(shield=True), trio.move_on_after(1.0):
+                await self._apply(self._arbiters[peer.device].closed(peer))
+
+    async def _apply(self, decisions: Sequence[Decision[Peer]]) -> None:
+        for decision in decisions:
+            peer = decision.connection
+            with suppress(ConnectionLost, ProtocolError):
+                match decision.verdict:
+                    case Verdict.WELCOME:
+                        await peer.send(m.Welcome())
+                        self._adopt(peer)
+                    case Verdict.PING:
+                        await peer.ping()
+                        assert self._nursery is not None
+                        self._nursery.start_soon(self._await_answer, peer.device)
+                    case Verdict.DUPLICATE:
+                        await peer.close(m.GoodbyeCode.DUPLICATE, "another connection is in use")
+
+    async def _await_answer(self, device: DeviceId) -> None:
+        arbiter = self._arbiters[device]
+        while (deadline := arbiter.next_deadline()) is not None:
+            await trio.sleep_until(deadline)
+            await self._apply(arbiter.handle_timer(trio.current_time()))
+
+    def _adopt(self, peer: Peer) -> None:
+        """This is the connection in use from now on."""
+        contact = self.contacts.get(peer.device)
+        if contact is None:
+            return
+        contact.peer = peer
+        contact.last_seen = self._world.clock.wall_ns() / 1e9
+        peer.chosen.set()
+        self._on_connect(peer, peer in self._dialled)
+
+    def _remember_stranger(self, peer: Peer) -> None:
+        stranger = Stranger(peer.name, peer.address, self._world.clock.wall_ns() / 1e9)
+        known = peer.device in self.strangers
+        self.strangers[peer.device] = stranger
+        while len(self.strangers) > MAX_STRANGERS:
+            self.strangers.popitem(last=False)
+        if not known:
+            self._on_stranger(peer.device, stranger)
+
+
+async def pump(channel: SecureChannel) -> None:
+    """Send what is queued on a channel until it ends, one way or another."""
+    with suppress(ConnectionLost):
+        await channel.pump()
+
+
+class _Handler:
+    """What one connection means to the node."""
+
+    def __init__(self, connections: Connections, nursery: trio.Nursery) -> None:
+        self._c = connections
+        self._nursery = nursery
+
+    async def greeted(self, peer: Peer) -> None:
+        """Known devices go to the arbiter, others wait for a pairing or are turned away."""
+        assert peer.hello is not None
+        if peer.device in self._c.contacts:
+            self._nursery.start_soon(self._serve_folders, peer)
+            await self._c._apply(self._c._arbiter(peer.device).greeted(peer, peer.hello.instance, trio.current_time()))
+        elif not self._c._pairing.nameplates():
+            self._c._remember_stranger(peer)
+            self._nursery.start_soon(
+                peer.close,
+                m.GoodbyeCode.UNKNOWN_DEVICE,
+                f"not known here: add it with `p2psync device add {format_device_id(peer.device)}`",
+            )
+
+    async def _serve_folders(self, peer: Peer) -> None:
+        await peer.chosen.wait()
+        with suppress(ConnectionLost):
+            await self._c._synchronizer.serve_peer(peer)
+
+    async def ready(self, peer: Peer) -> None:
+        """The other side has chosen this connection."""
+        decisions = self._c._arbiter(peer.device).welcomed(peer)
+        self._c._adopt(peer)
+        await self._c._apply(decisions)
+
+    async def answered(self, peer: Peer) -> None:
+        """A ping was answered."""
+        await self._c._apply(self._c._arbiter(peer.device).answered(peer))
+
+    async def message(self, peer: Peer, message: m.Message) -> None:
+        """Pairing messages belong to the pairing, everything else to the folders."""
+        if isinstance(message, m.PairHello | m.PairMessage):
+            await self._c._pairing.message(peer, message)
+        else:
+            await self._c._synchronizer.message(peer, message)
+
+    async def serve(self, peer: Peer, request: m.ChunkRequest) -> Sequence[Item]:
+        """Content for a device."""
+        return await self._c._synchronizer.serve(peer, request)
+
+
+def via(address: str) -> Literal["lan", "direct"]:
+    """How a device is reached: over the local network, or directly from elsewhere."""
+    with suppress(ValueError):
+        return "lan" if ipaddress.ip_address(parse_address(address).host.split("%")[0]).is_private else "direct"
+    return "direct"

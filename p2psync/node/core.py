@@ -1,0 +1,193 @@
+"""What every operation of a node works on: its home, its keys, its folders and its connections."""
+
+from __future__ import annotations
+
+import os
+import socket
+from collections.abc import Callable
+from pathlib import Path
+
+import msgspec
+import trio
+
+from p2psync.crypto.identity import DeviceKeys
+from p2psync.errors import InputError, StateError
+from p2psync.model.ids import DeviceId, FolderId, format_device_id, format_folder_id, parse_device_id, parse_folder_id
+from p2psync.model.paths import RelPath
+from p2psync.node.config import Config
+from p2psync.node.connections import Connections
+from p2psync.node.events import EventLog
+from p2psync.node.home import DeviceEntry, FolderEntry, Home
+from p2psync.node.lookup import find
+from p2psync.node.pairing import PairedDevice, PairingHost
+from p2psync.ports import World
+from p2psync.sync import founding
+from p2psync.sync.context import Emit, SyncSettings
+from p2psync.sync.folder import Folder
+from p2psync.sync.peer import Limits
+from p2psync.sync.synchronizer import Synchronizer
+from p2psync.transfer.rates import TokenBucket
+
+MIB = 1024 * 1024
+
+
+class Core:
+    """The state of a node, online or not. Operations are added by subclasses, each in a module of its own."""
+
+    def __init__(self, home: Home, world: World, keys: DeviceKeys, config: Config, *, online: bool) -> None:
+        self.home = home
+        self.world = world
+        self.keys = keys
+        self.config = config
+        self.online = online
+        self.started = world.clock.monotonic()
+        self.state = home.load_state()
+        self.event_log = EventLog(lambda: world.clock.wall_ns() / 1e9)
+        self.synchronizer = Synchronizer(keys.device_id)
+        self.pairing = PairingHost(world, keys.device_id, lambda: self.name, self.on_paired)
+        now = trio.current_time()
+        network = config.network
+        self.limits = Limits(
+            TokenBucket(network.max_send_rate, max(network.max_send_rate / 4, MIB), now),
+            TokenBucket(network.max_receive_rate, max(network.max_receive_rate / 4, 4 * MIB), now),
+        )
+        self.connections: Connections | None = None
+        self._state_lock = trio.Lock()
+
+    # ── names ───────────────────────────────────────────────────────────────────────────────────────────────────────
+    @property
+    def device_id(self) -> DeviceId:
+        """This device."""
+        return self.keys.device_id
+
+    @property
+    def name(self) -> str:
+        """What this device calls itself."""
+        return self.config.device.name or socket.gethostname()
+
+    def device_name(self, device: bytes) -> str:
+        """What a person here calls a device; its short ID when nothing better is known."""
+        if device == self.device_id:
+            return self.name
+        text = format_device_id(device)
+        return next((d.name for d in self.state.devices if d.id == text and d.name), text.split("-")[0])
+
+    def find_device(self, text: str) -> DeviceEntry:
+        """The known device a person means. InputError when there is none."""
+        found = find("device", text, [(d.id, d.name) for d in self.state.devices])
+        return next(d for d in self.state.devices if d.id == found)
+
+    def find_folder(self, text: str) -> Folder:
+        """The folder a person means. InputError when there is none."""
+        found = find("folder", text, [(f.id, f.label) for f in self.state.folders])
+        return self.synchronizer.folders[parse_folder_id(found)]
+
+    def folder_of(self, path: bytes) -> tuple[Folder, RelPath]:
+        """The folder an absolute path lies in, and the path in it. InputError when it lies in none."""
+        for folder in self.synchronizer.folders.values():
+            top = folder.context.path
+            if path.startswith(top + b"/"):
+                return folder, RelPath(path[len(top) + 1 :])
+        raise InputError(f"{os.fsdecode(path)} is in no shared folder; see: p2psync folder list")
+
+    async def on_paired(self, paired: PairedDevice) -> None:
+        """A device has typed our code."""
+        raise StateError("this node does not pair")
+
+    # ── state ───────────────────────────────────────────────────────────────────────────────────────────────────────
+    async def save(
+        self,
+        *,
+        devices: Callable[[list[DeviceEntry]], list[DeviceEntry]] = lambda known: known,
+        folders: Callable[[list[FolderEntry]], list[FolderEntry]] = lambda known: known,
+    ) -> None:
+        """Change the lists of devices and folders, durably before it is in force."""
+        async with self._state_lock:
+            changed = msgspec.structs.replace(
+                self.state,
+                devices=tuple(devices(list(self.state.devices))),
+                folders=tuple(folders(list(self.state.folders))),
+            )
+            if changed != self.state:
+                await self.world.offload.run(lambda: self.home.save_state(changed))
+                self.state = changed
+
+    def emitter(self, folder: FolderId) -> Emit:
+        """How a folder tells what happens in it."""
+        folder_text = format_folder_id(folder)
+
+        def emit(
+            kind: str,
+            text: str = "",
+            *,
+            device: str | None = None,
+            path: str | None = None,
+            **data: str | int | float | bool | None,
+        ) -> object:
+            return self.event_log.publish(kind, text, folder=folder_text, device=device, path=path, **data)
+
+        return emit
+
+    # ── folders ─────────────────────────────────────────────────────────────────────────────────────────────────────
+    def sync_settings(self) -> SyncSettings:
+        """What the configuration says about synchronising."""
+        sync, history, guards = self.config.sync, self.config.history, self.config.guards
+        return SyncSettings(
+            rescan_interval=sync.rescan_interval_s or float("inf"),
+            debounce=sync.debounce_ms / 1000,
+            quiet=sync.quiet_ms / 1000,
+            fetch_window=sync.fetch_window_bytes,
+            hash_threads=sync.hash_threads,
+            max_delete_count=guards.max_delete_count,
+            max_delete_percent=guards.max_delete_percent,
+            max_overwrite_count=guards.max_overwrite_count,
+            max_overwrite_percent=guards.max_overwrite_percent,
+            guard_window=guards.window_s,
+            reserve_percent=guards.min_free_percent,
+            reserve_bytes=guards.min_free_bytes,
+            keep_days=history.keep_days,
+            history_bytes=history.max_bytes,
+            unsafe_symlinks=guards.follow_unsafe_symlinks,
+        )
+
+    def open_folder(self, entry: FolderEntry) -> Folder:
+        """Open the index of a folder of this home. Blocks."""
+        folder_id = parse_folder_id(entry.id)
+        index = founding.open_index(self.world, self.index_path(entry.id), folder_id, self.device_id)
+        try:
+            membership = founding.load_membership(index)
+        except BaseException:
+            index.close()
+            raise
+        return Folder(
+            self.world,
+            self.keys,
+            index,
+            membership,
+            entry.label,
+            os.fsencode(entry.path),
+            self.sync_settings(),
+            self.emitter(folder_id),
+            paused=entry.paused,
+            members_changed=self.synchronizer.changed.fire,
+        )
+
+    def index_path(self, folder: str) -> bytes:
+        """Where the index of a folder lies."""
+        path = self.home.index(folder)
+        path.mkdir(mode=0o700, parents=True, exist_ok=True)
+        return os.fsencode(path)
+
+    def device_entry(self, text: str) -> DeviceId:
+        """The device a person means by a full ID, or by name or prefix among the known ones."""
+        try:
+            return parse_device_id(text)
+        except InputError:
+            return parse_device_id(self.find_device(text).id)
+
+
+def home_path(home: Path | str | None) -> Path:
+    """A home as programs give it."""
+    from p2psync.node.home import resolve_home
+
+    return resolve_home(home).path

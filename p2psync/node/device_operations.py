@@ -1,0 +1,201 @@
+"""Operations on devices: who this one is, whom it knows, and pairing."""
+
+from __future__ import annotations
+
+from contextlib import suppress
+from functools import partial
+
+import msgspec
+import trio
+
+from p2psync.errors import AuthenticationError, ConnectionLost, InputError, PermissionDenied, ProtocolError, StateError
+from p2psync.membership.links import Remove, Role
+from p2psync.model.ids import DeviceId, format_device_id, parse_device_id, replica_device_prefix, short_id
+from p2psync.net.addresses import parse_peer_address
+from p2psync.node.connections import Connections, pump, via
+from p2psync.node.core import Core
+from p2psync.node.home import DeviceEntry
+from p2psync.node.pairing import PairedDevice, PairingGuest
+from p2psync.node.views import DeviceView, Identity, PairingOffer, Peer, Rates
+
+DISCOVERY_TIME = 15.0
+"""Seconds to look for the other device of a pairing."""
+MAX_LAST_ADDRESSES = 4
+
+
+class DeviceOperations(Core):
+    """See `Operations`."""
+
+    async def identity(self) -> Identity:
+        """Who this device is."""
+        return Identity(format_device_id(self.device_id), self.name, short_id(self.device_id))
+
+    async def device_list(self) -> list[DeviceView]:
+        """Known devices by name, then those that have asked to be known."""
+        known = [self._view(entry) for entry in self.state.devices]
+        strangers = self.connections.strangers if self.connections is not None else {}
+        asking = [
+            DeviceView(format_device_id(d), s.name, address=s.address, paired=False, last_seen=s.at)
+            for d, s in strangers.items()
+        ]
+        return sorted(known, key=lambda d: (d.name, d.id)) + asking
+
+    def _view(self, entry: DeviceEntry) -> DeviceView:
+        contact = self.connections.contacts.get(parse_device_id(entry.id)) if self.connections is not None else None
+        peer = contact.peer if contact is not None else None
+        now = trio.current_time()
+        if contact is None or peer is None:
+            seen = contact.last_seen if contact is not None else None
+            return DeviceView(entry.id, entry.name, addresses=list(entry.addresses), last_seen=seen)
+        return DeviceView(
+            entry.id,
+            entry.name or peer.name,
+            connected=True,
+            address=peer.address,
+            via=via(peer.address),
+            addresses=list(entry.addresses),
+            last_seen=self.world.clock.wall_ns() / 1e9,
+            rates=Rates(peer.incoming.rate(now), peer.outgoing.rate(now)),
+            skew_s=round(peer.skew_ns / 1e9, 3),
+            sent_bytes=peer.sent_bytes,
+            received_bytes=peer.received_bytes,
+        )
+
+    async def device_add(self, device: str, name: str | None = None, addresses: list[str] = []) -> DeviceView:  # noqa: B006
+        """Know a device by its full ID."""
+        device_id = parse_device_id(device)
+        if device_id == self.device_id:
+            raise InputError("that is this device's own ID; give the ID that the other device shows")
+        checked = tuple(str(parse_peer_address(a)) for a in addresses)
+        return self._view(await self._know(device_id, name, checked))
+
+    async def _know(self, device: DeviceId, name: str | None, addresses: tuple[str, ...]) -> DeviceEntry:
+        text = format_device_id(device)
+        prefix = replica_device_prefix(device)
+        if any(d.id != text and replica_device_prefix(parse_device_id(d.id)) == prefix for d in self.state.devices):
+            raise InputError(
+                "another known device has an ID that begins like this one; one of them was made to deceive"
+            )
+
+        def change(known: list[DeviceEntry]) -> list[DeviceEntry]:
+            old = next((d for d in known if d.id == text), None)
+            if old is None:
+                now = self.world.clock.wall_ns() // 10**9
+                return [*known, DeviceEntry(id=text, name=name or "", addresses=addresses, added_at=now)]
+            new = msgspec.structs.replace(
+                old, name=old.name if name is None else name, addresses=addresses or old.addresses
+            )
+            return [new if d is old else d for d in known]
+
+        await self.save(devices=change)
+        entry = next(d for d in self.state.devices if d.id == text)
+        if self.connections is not None:
+            self.connections.know(device, [*entry.addresses, *entry.last_addresses])
+        self.event_log.publish("device.added", f"{entry.name or short_id(device)} is known now", device=text)
+        return entry
+
+    async def device_remove(self, device: str) -> None:
+        """Forget a device: out of the folders this device owns, then off the line."""
+        entry = self.find_device(device)
+        device_id = parse_device_id(entry.id)
+        for folder in list(self.synchronizer.folders.values()):
+            membership = folder.context.membership
+            if membership.role(device_id) is not None and folder.role is Role.OWNER:
+                with suppress(PermissionDenied):
+                    await folder.act(Remove(device_id, await self.world.offload.run(partial(folder.cut, device_id))))
+        await self.save(devices=lambda known: [d for d in known if d.id != entry.id])
+        if self.connections is not None:
+            await self.connections.forget(device_id)
+        self.event_log.publish("device.removed", f"{entry.name or entry.id[:7]} is no longer known", device=entry.id)
+
+    # ── pairing ─────────────────────────────────────────────────────────────────────────────────────────────────────
+    async def pair_open(self) -> PairingOffer:
+        """Show a code."""
+        self._require_online()
+        code, expires = self.pairing.open()
+        return PairingOffer(code, expires)
+
+    async def pair_wait(self, code: str) -> Peer:
+        """Wait for the other side to type the code."""
+        paired = await self.pairing.wait(code)
+        return Peer(format_device_id(paired.device), paired.name)
+
+    async def pair_join(self, code: str, address: str | None = None) -> Peer:
+        """Type a code that another device shows."""
+        connections = self._require_online()
+        from p2psync.crypto.pairing import parse_code
+
+        parsed = parse_code(code)
+        candidates = [str(parse_peer_address(address))] if address is not None else None
+        with trio.move_on_after(DISCOVERY_TIME):
+            tried: set[str] = set()
+            while True:
+                sighted = [s for s in connections.sightings.values() if s.pairing == str(parsed.nameplate)]
+                found = candidates or [a for s in sighted for a in s.addresses]
+                for where in found:
+                    if where in tried:
+                        continue
+                    tried.add(where)
+                    paired = await self._try_to_pair(PairingGuest(self.world, self.device_id, self.name, parsed), where)
+                    if paired is not None:
+                        await self._know_paired(paired, (where,))
+                        return Peer(format_device_id(paired.device), paired.name)
+                if candidates is not None:
+                    break
+                await trio.sleep(0.1)
+        if address is not None:
+            raise StateError(
+                f"no pairing number {parsed.nameplate} is open at {address}; check the address and that the code is "
+                "still shown there"
+            )
+        raise StateError(
+            f"no device on the local network offers pairing number {parsed.nameplate}; is the code still shown there? "
+            "If the network has no multicast, give its address: p2psync pair CODE --address HOST:PORT"
+        )
+
+    async def _try_to_pair(self, guest: PairingGuest, address: str) -> PairedDevice | None:
+        """One try at one address; None when no pairing answers there. AuthenticationError when the code is wrong."""
+        assert self.connections is not None
+        try:
+            peer, channel = await self.connections.dial_stranger(address)
+        except (OSError, trio.TooSlowError, ConnectionLost, AuthenticationError, ProtocolError):
+            return None
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(pump, channel)
+            try:
+                return await guest.run(peer)
+            except ConnectionLost:
+                return None
+            finally:
+                nursery.cancel_scope.cancel()
+                with trio.CancelScope(shield=True), trio.move_on_after(1.0):
+                    await channel.aclose()
+
+    async def on_paired(self, paired: PairedDevice) -> None:
+        """A device has typed our code: it is known from now on, and will dial us."""
+        await self._know_paired(paired, ())
+
+    async def _know_paired(self, paired: PairedDevice, addresses: tuple[str, ...]) -> None:
+        await self._know(paired.device, paired.name, addresses)
+        self.event_log.publish("device.paired", f"paired with {paired.name}", device=format_device_id(paired.device))
+
+    def _require_online(self) -> Connections:
+        if self.connections is None:
+            raise StateError("no node runs on this home; start it with: p2psync run")
+        return self.connections
+
+    async def remember_address(self, device: DeviceId, address: str) -> None:
+        """A device was reached at an address we dialled: try it first next time."""
+        text = format_device_id(device)
+
+        def change(known: list[DeviceEntry]) -> list[DeviceEntry]:
+            return [
+                msgspec.structs.replace(
+                    d, last_addresses=tuple(dict.fromkeys([address, *d.last_addresses]))[:MAX_LAST_ADDRESSES]
+                )
+                if d.id == text
+                else d
+                for d in known
+            ]
+
+        await self.save(devices=change)

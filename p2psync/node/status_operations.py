@@ -1,0 +1,198 @@
+"""Operations that tell how things stand: status, waiting until all is equal, and events."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import AsyncIterator
+from contextlib import AbstractAsyncContextManager
+
+import trio
+
+import p2psync
+from p2psync.model.ids import DeviceId, format_device_id
+from p2psync.model.paths import display
+from p2psync.node.device_operations import DeviceOperations
+from p2psync.node.folder_operations import FolderOperations
+from p2psync.node.views import (
+    Event,
+    FolderEquality,
+    FolderView,
+    NodeView,
+    Problem,
+    Progress,
+    Rates,
+    Status,
+    WaitResult,
+    path_fields,
+)
+from p2psync.sync.exchange import Exchange
+from p2psync.sync.folder import Folder
+
+SHOWN_PROBLEMS = 200
+HEX_OF_ROOT = 16
+GREETING_TIME = 3.0
+POLL = 0.25
+"""Seconds between looks while waiting, where no signal tells of a change."""
+
+
+class StatusOperations(DeviceOperations, FolderOperations):
+    """See `Operations`."""
+
+    async def status(self) -> Status:
+        """Everything at a glance."""
+        folders = [self.synchronizer.folders[i] for i in sorted(self.synchronizer.folders)]
+        views = [self._folder_view(folder) for folder in sorted(folders, key=lambda f: f.label)]
+        return Status(await self.identity(), views, await self.device_list(), self._node_view())
+
+    def _node_view(self) -> NodeView | None:
+        if self.connections is None:
+            return None
+        peers = [c.peer for c in self.connections.contacts.values() if c.peer is not None]
+        now = trio.current_time()
+        return NodeView(
+            p2psync.__version__,
+            os.getpid(),
+            self.world.clock.monotonic() - self.started,
+            list(self.connections.listening),
+            "off" if self.world.discovery is None else "on",
+            Rates(sum(p.incoming.rate(now) for p in peers), sum(p.outgoing.rate(now) for p in peers)),
+        )
+
+    def _folder_view(self, folder: Folder) -> FolderView:
+        context = folder.context
+        with context.index.read() as reader:
+            totals, root, problems = reader.totals(), reader.root(), reader.problems()
+        need = totals.need_bytes
+        context.progress.sample(trio.current_time())
+        progress = (
+            Progress(context.progress.received, context.progress.received + need, context.progress.rate,
+                     context.progress.eta(need))
+            if need
+            else None
+        )  # fmt: skip
+        text, raw = path_fields(context.path)
+        shown = [*context.problems.values(), *(p for p in problems if p.code != "ignored")][:SHOWN_PROBLEMS]
+        views = [Problem(p.code, p.text, p.remedy, display(p.path) if p.path else None) for p in shown]
+        if totals.diverged:
+            views.append(
+                Problem(
+                    "local-changes",
+                    f"{totals.diverged} changes were made here only: this device may read the folder, not write it",
+                    "ask an owner for the role of editor, or undo the changes",
+                )
+            )
+        return FolderView(
+            context.name,
+            folder.label,
+            text,
+            self.state_name(folder),  # type: ignore[arg-type]
+            totals.files,
+            totals.bytes,
+            totals.need_files,
+            need,
+            totals.conflicts,
+            need_deletes=totals.need_deletes,
+            role=folder.role.label if folder.role is not None else "viewer",  # type: ignore[arg-type]
+            problems=views,
+            progress=progress,
+            root=root.hex()[:HEX_OF_ROOT],
+            equal_with=[format_device_id(d) for d in self._equal_with(folder, root)],
+            watch=folder.watch,
+            path_b64=raw,
+        )
+
+    @staticmethod
+    def _equal_with(folder: Folder, root: bytes) -> list[DeviceId]:
+        return sorted(
+            device
+            for device, exchange in folder.exchanges.items()
+            if (a := exchange.theirs.announce) is not None and a.root == root and not a.need_files
+        )
+
+    # ── waiting ─────────────────────────────────────────────────────────────────────────────────────────────────────
+    async def wait(self, timeout_s: float) -> WaitResult:
+        """Rescan here and on every connected member, then wait until every folder is identical on all of them."""
+        folders = list(self.synchronizer.folders.values())
+        missing = {folder.label: [f"{folder.label}: not scanned in time"] for folder in folders}
+
+        async def settle(folder: Folder) -> None:
+            await self._settle(folder, missing)
+
+        with trio.move_on_after(timeout_s):
+            async with trio.open_nursery() as nursery:
+                for folder in folders:
+                    nursery.start_soon(settle, folder)
+        texts = [text for label in sorted(missing) for text in missing[label]]
+        equalities = []
+        for folder in folders:
+            with folder.context.index.read() as reader:
+                root = reader.root()
+            equal = [format_device_id(d) for d in self._equal_with(folder, root)]
+            identical = not missing[folder.label]
+            equalities.append(FolderEquality(folder.context.name, folder.label, identical, root.hex()[:16], equal))
+        return WaitResult(not texts, texts, equalities)
+
+    async def _settle(self, folder: Folder, missing: dict[str, list[str]]) -> None:
+        """Wait until the folder is settled; `missing` always says what is not yet."""
+        asked: dict[Exchange, int] = {}
+        wanted = folder.observer.ask_scan() if not folder.paused else 0
+        while True:
+            for exchange in list(folder.exchanges.values()):
+                if exchange not in asked and exchange.theirs.announce is not None:
+                    asked[exchange] = await exchange.ask_rescan()
+            missing[folder.label] = self._missing(folder, wanted, asked)
+            if not missing[folder.label]:
+                return
+            with trio.move_on_after(POLL):
+                await folder.context.state_changed.wait_beyond(folder.context.state_changed.count)
+
+    def _missing(self, folder: Folder, wanted: int, asked: dict[Exchange, int]) -> list[str]:
+        """In words, what keeps the folder from being identical everywhere."""
+        name = folder.label
+        problem = next(iter(folder.context.problems.values()), None)
+        if folder.paused:
+            return [f"{name}: paused here"]
+        if folder.observer.generation < wanted or not folder.observer.idle:
+            return [f"{name}: {problem.text}" if problem is not None else f"{name}: this device is still scanning"]
+        with folder.context.index.read() as reader:
+            totals, root = reader.totals(), reader.root()
+        texts = []
+        if totals.need_files or totals.need_deletes:
+            texts.append(
+                f"{name}: {totals.need_files} files ({totals.need_bytes} bytes) to fetch and {totals.need_deletes} to "
+                f"remove here" + (f"; {problem.text}" if problem is not None else "")
+            )
+        if totals.held:
+            texts.append(f"{name}: {totals.held} entries cannot be held here; see: p2psync status")
+        if totals.diverged:
+            texts.append(f"{name}: {totals.diverged} changes made here only, by a viewer")
+        for device in folder.context.membership.members:
+            exchange = folder.exchanges.get(device)
+            if exchange is None:
+                continue
+            if exchange.theirs.announce is None:
+                # A device that has not accepted the folder never answers; one that has does so at once.
+                if trio.current_time() < exchange.since + GREETING_TIME:
+                    texts.append(f"{name}: {self.device_name(device)} has not answered yet")
+                continue
+            texts += self._missing_at(name, self.device_name(device), exchange, asked, root)
+        return texts
+
+    @staticmethod
+    def _missing_at(name: str, device: str, exchange: Exchange, asked: dict[Exchange, int], root: bytes) -> list[str]:
+        theirs = exchange.theirs.announce
+        assert theirs is not None
+        if theirs.paused:
+            return [f"{name}: paused on {device}"]
+        if exchange.theirs.scanned < asked.get(exchange, 1):
+            return [f"{name}: {device} is still scanning"]
+        if theirs.root != root:
+            return [f"{name}: {device} has other records"]
+        if theirs.need_files:
+            return [f"{name}: {device} still needs {theirs.need_files} entries ({theirs.need_bytes} bytes)"]
+        return []
+
+    # ── events ──────────────────────────────────────────────────────────────────────────────────────────────────────
+    def events(self, after: int | None = None) -> AbstractAsyncContextManager[AsyncIterator[Event]]:
+        """What happens from now on, or after a cursor."""
+        return self.event_log.subscribe(after)

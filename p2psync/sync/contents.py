@@ -1,0 +1,362 @@
+"""Contents: gathers what files are made of, from local files first and then from every peer that holds it.
+
+The pure `Swarm` says which piece to ask of whom; this module sends the requests, verifies what comes where it is stored,
+and keeps memory within the swarm's window. What is verified on disk is never fetched again, also after a restart.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from contextlib import suppress
+from functools import partial
+
+import trio
+
+from p2psync.errors import ConnectionLost, EscapeError, InputError, IntegrityError, ProtocolError
+from p2psync.model.hashing import digest
+from p2psync.model.manifest import MAX_MANIFEST, Manifest, content_root, decode_manifest
+from p2psync.model.paths import PathKey
+from p2psync.model.records import FileRecord
+from p2psync.protocol.bulk import Absent
+from p2psync.reconcile.guards import room_for
+from p2psync.sync.context import FolderContext
+from p2psync.sync.link import Link
+from p2psync.sync.pulse import Pulse
+from p2psync.transfer.swarm import Piece, Refusal, Request, Swarm
+from p2psync.transfer.window import Window
+from p2psync.workspace import chunker
+from p2psync.workspace.staging import Stage, stage_small
+
+PATIENCE = 15.0
+"""Seconds without a single piece after which a job gives its place to others."""
+COPY_BYTES = 32 * 1024 * 1024
+"""Bytes of local content copied in one thread hop."""
+
+Sink = Callable[[memoryview], None]
+"""Verifies and stores one piece; runs in a worker thread. IntegrityError when the bytes are not what was asked for."""
+
+Staged = dict[PathKey, tuple[bytes, bytes]]
+"""Path key → (staged path, encoded manifest)."""
+
+
+class Unavailable(Exception):
+    """No connected peer has delivered anything for a while: come back when something has changed."""
+
+
+class DiskFull(OSError):
+    """Fetching would use up the reserve that is left free on purpose."""
+
+
+class ContentJobs:
+    """Fetches contents for one folder."""
+
+    def __init__(self, context: FolderContext) -> None:
+        self._context = context
+        self._swarm: Swarm[bytes] = Swarm(context.settings.fetch_window)
+        self._links: dict[bytes, Link] = {}
+        self._sinks: dict[Piece, list[Sink]] = {}
+        self._scopes: dict[int, trio.CancelScope] = {}
+        self._arrived = Pulse()
+        self._changed = Pulse()
+        self._chunks_staged: dict[bytes, tuple[Stage, int]] = {}
+
+    # ── peers ───────────────────────────────────────────────────────────────────────────────────────────────────────
+    def attach(self, link: Link) -> None:
+        """A peer can be asked from now on."""
+        self._links[link.device] = link
+        self._swarm.add_peer(link.device, Window(trio.current_time()))
+        self._changed.fire()
+
+    def detach(self, link: Link) -> None:
+        """A peer is gone."""
+        if self._links.get(link.device) is link:
+            del self._links[link.device]
+            self._swarm.remove_peer(link.device)
+            self._changed.fire()
+
+    def possesses(self, device: bytes, roots: Sequence[bytes]) -> None:
+        """A peer says that it holds these contents."""
+        for root in roots:
+            if self._swarm.wants(root):
+                self._swarm.set_holds(device, root, True)
+        self._changed.fire()
+
+    def staged_chunk(self, chunk: bytes) -> bytes | None:
+        """A verified chunk of a file still being assembled, to serve to others. Blocks."""
+        found = self._chunks_staged.get(chunk)
+        return found[0].read(found[1]) if found is not None else None
+
+    async def run(self) -> None:
+        """Send requests as the swarm decides. Never returns."""
+        async with trio.open_nursery() as nursery:
+            while True:
+                seen = self._changed.count
+                for request in self._swarm.next_requests(trio.current_time()):
+                    nursery.start_soon(self._ask, request)
+                for _, request_id in self._swarm.take_cancelled():
+                    if (scope := self._scopes.get(request_id)) is not None:
+                        scope.cancel()
+                deadline = self._swarm.next_deadline()
+                with trio.move_on_at(deadline if deadline is not None else trio.current_time() + 3600):
+                    await self._changed.wait_beyond(seen)
+
+    # ── jobs ────────────────────────────────────────────────────────────────────────────────────────────────────────
+    async def obtain(self, records: Sequence[FileRecord], started: trio.Event) -> tuple[Staged, set[PathKey]]:
+        """Stage the contents of these records durably: (what is staged, what could not be had).
+
+        `started` is set once everything that local files can give has been read. One large file, or many small ones.
+        Raises Unavailable when nothing could be had, OSError as the disk has it.
+        """
+        await self._check_room(sum(record.size for record in records))
+        manifests = await self._manifests(records)
+        if len(records) == 1 and manifests and len(manifests[records[0].key].lengths) > 1:
+            return await self._obtain_large(records[0], manifests[records[0].key], started), set()
+        return await self._obtain_small([r for r in records if r.key in manifests], manifests, started, records)
+
+    async def _check_room(self, needed: int) -> None:
+        context = self._context
+        settings = context.settings
+        free, total = await context.world.offload.run(context.root.free_space)
+        if not room_for(
+            free, total, needed, reserve_percent=settings.reserve_percent, reserve_bytes=settings.reserve_bytes
+        ):
+            raise DiskFull(28, "the disk would be left with less than its reserve")
+
+    async def _manifests(self, records: Sequence[FileRecord]) -> dict[PathKey, Manifest]:
+        """The manifest of each record, fetched where it is too long to be part of the record."""
+        context = self._context
+
+        def known() -> dict[PathKey, Manifest]:
+            found = {}
+            with context.index.read() as reader:
+                for record in records:
+                    encoded = record.manifest or reader.manifest(record.content)
+                    if encoded is not None:
+                        found[record.key] = decode_manifest(encoded)
+            return found
+
+        found = await context.world.offload.run(known)
+        lacking = {record.content: record for record in records if record.key not in found}
+        if not lacking:
+            return found
+        fetched: dict[bytes, bytes] = {}
+
+        def sink_for(root: bytes) -> Sink:
+            def sink(data: memoryview) -> None:
+                encoded = bytes(data)
+                if content_root(encoded) != root:
+                    raise IntegrityError("a manifest does not match its root")
+                fetched[root] = encoded
+
+            return sink
+
+        pieces = {Piece(root, MAX_MANIFEST, manifest=True): sink_for(root) for root in lacking}
+        await self._gather({root + b"m": [piece] for piece in pieces for root in [piece.hash]}, pieces)
+        for record in records:
+            if record.content in fetched:
+                try:
+                    manifest = decode_manifest(fetched[record.content])
+                except InputError:
+                    continue
+                if manifest.size == record.size:
+                    found[record.key] = manifest
+        return found
+
+    async def _obtain_small(
+        self,
+        records: Sequence[FileRecord],
+        manifests: dict[PathKey, Manifest],
+        started: trio.Event,
+        asked: Sequence[FileRecord],
+    ) -> tuple[Staged, set[PathKey]]:
+        context = self._context
+        data: dict[bytes, bytes | memoryview] = {}
+        wanted = {c: manifests[r.key] for r in records for c, _, _ in manifests[r.key].chunks()}
+
+        def reuse() -> None:
+            for record in records:
+                for chunk, _, length in manifests[record.key].chunks():
+                    if chunk not in data and (found := self._local(chunk, length)) is not None:
+                        data[chunk] = found
+                        context.progress.reused += length
+
+        await context.world.offload.run(reuse)
+        started.set()
+
+        def sink_for(chunk: bytes) -> Sink:
+            def sink(content: memoryview) -> None:
+                if digest(wanted[chunk].algorithm, content) != chunk:
+                    raise IntegrityError("a chunk does not match its hash")
+                data[chunk] = content
+
+            return sink
+
+        groups: dict[bytes, list[Piece]] = {}
+        sinks: dict[Piece, Sink] = {}
+        for record in records:
+            lacking = [Piece(c, n) for c, _, n in manifests[record.key].chunks() if c not in data]
+            if lacking:
+                groups.setdefault(record.content, lacking)
+                sinks.update({piece: sink_for(piece.hash) for piece in lacking})
+        with suppress(Unavailable):
+            await self._gather(groups, sinks)
+        complete = [r for r in records if all(c in data for c, _, _ in manifests[r.key].chunks())]
+        if not complete:
+            raise Unavailable
+
+        def stage() -> Staged:
+            names = [_stage_name(record) for record in complete]
+            contents = [b"".join(data[c] for c, _, _ in manifests[r.key].chunks()) for r in complete]
+            paths = stage_small(context.root, list(zip(names, contents, strict=True)))
+            context.root.sync_all()
+            return {r.key: (path, manifests[r.key].encode()) for r, path in zip(complete, paths, strict=True)}
+
+        staged = await context.world.offload.run(stage)
+        return staged, {record.key for record in asked} - set(staged)
+
+    async def _obtain_large(self, record: FileRecord, manifest: Manifest, started: trio.Event) -> Staged:
+        context, offload = self._context, self._context.world.offload
+        stage = await offload.run(lambda: Stage.open(context.root, manifest, _stage_name(record)))
+        chunks = manifest.chunks()
+        places: dict[bytes, list[int]] = {}
+        for index, (chunk, _, _) in enumerate(chunks):
+            places.setdefault(chunk, []).append(index)
+        try:
+            missing = stage.missing()
+            self._chunks_staged.update({chunk: (stage, at[0]) for chunk, at in places.items()})
+            while missing:
+                missing = await offload.run(partial(self._copy_local, stage, manifest, missing))
+            started.set()
+
+            def sink_for(indices: list[int]) -> Sink:
+                def sink(content: memoryview) -> None:
+                    for index in indices:
+                        stage.put(index, content)
+
+                return sink
+
+            lacking = dict.fromkeys(chunks[index][0] for index in stage.missing())
+            pieces = {Piece(c, chunks[places[c][0]][2]): sink_for(places[c]) for c in lacking}
+            await self._gather({record.content: list(pieces)}, pieces)
+            await offload.run(stage.sync)
+        finally:
+            for chunk in places:
+                if (found := self._chunks_staged.get(chunk)) is not None and found[0] is stage:
+                    del self._chunks_staged[chunk]
+            stage.close()
+        return {record.key: (stage.path, manifest.encode())}
+
+    def _copy_local(self, stage: Stage, manifest: Manifest, missing: Sequence[int]) -> list[int]:
+        """Copy what other local files hold, a bounded amount at a time; what is left to look at."""
+        chunks = manifest.chunks()
+        copied = 0
+        for position, index in enumerate(missing):
+            if copied >= COPY_BYTES:
+                return list(missing[position:])
+            chunk, _, length = chunks[index]
+            data = self._local(chunk, length)
+            if data is not None:
+                stage.put(index, data)
+                copied += length
+                self._context.progress.reused += length
+        return []
+
+    def _local(self, chunk: bytes, length: int) -> bytes | None:
+        """A chunk from any synced file of this folder, verified."""
+        context = self._context
+        with context.index.read() as reader:
+            places = reader.locate(chunk)
+        for place in places:
+            if place.length != length:
+                continue
+            try:
+                data = chunker.read_chunk(
+                    context.root, place.path, place.offset, length, expected=chunk, algorithm=context.algorithm
+                )
+            except (OSError, EscapeError):
+                continue
+            if data is not None:
+                return data
+        return None
+
+    # ── requests ────────────────────────────────────────────────────────────────────────────────────────────────────
+    async def _gather(self, groups: dict[bytes, list[Piece]], sinks: dict[Piece, Sink]) -> None:
+        """Have every piece delivered to its sink; Unavailable when nothing comes for `PATIENCE` seconds."""
+        if not groups:
+            return
+        if not self._links:
+            raise Unavailable
+        for piece, sink in sinks.items():
+            self._sinks.setdefault(piece, []).append(sink)
+        for root, pieces in groups.items():
+            self._swarm.want(root, pieces)
+        self._changed.fire()
+        try:
+            while any(self._swarm.wants(root) for root in groups):
+                seen = self._arrived.count
+                with trio.move_on_after(PATIENCE) as waiting:
+                    await self._arrived.wait_beyond(seen)
+                if waiting.cancelled_caught or not self._links:
+                    raise Unavailable
+        finally:
+            for root in groups:
+                self._swarm.drop(root)
+            for piece, sink in sinks.items():
+                self._sinks[piece].remove(sink)
+                if not self._sinks[piece]:
+                    del self._sinks[piece]
+            self._changed.fire()
+
+    async def _ask(self, request: Request[bytes]) -> None:
+        """Send one request and store what comes."""
+        link = self._links.get(request.peer)
+        if link is None:
+            return
+        now = trio.current_time
+        manifests = request.pieces[0].manifest
+        try:
+            with trio.CancelScope() as scope:
+                self._scopes[request.id] = scope
+                items = await link.fetch(
+                    self._context.folder,
+                    [(piece.hash, piece.length) for piece in request.pieces],
+                    manifests=manifests,
+                    progress=lambda amount: self._swarm.progress(request.id, amount, now()),
+                )
+                await self._store(request, items)
+        except (ConnectionLost, ProtocolError):
+            self._swarm.failed(request.id, now())
+        finally:
+            self._scopes.pop(request.id, None)
+            self._changed.fire()
+
+    async def _store(self, request: Request[bytes], items: Sequence[memoryview | Absent]) -> None:
+        def store() -> list[Refusal | None]:
+            verdicts: list[Refusal | None] = []
+            for piece, item in zip(request.pieces, items, strict=True):
+                if isinstance(item, Absent):
+                    verdicts.append(Refusal.GONE if item is Absent.GONE else Refusal.LATER)
+                    continue
+                try:
+                    for sink in list(self._sinks.get(piece, ())):
+                        sink(item)
+                except IntegrityError:
+                    verdicts.append(Refusal.CORRUPT)
+                else:
+                    verdicts.append(None)
+            return verdicts
+
+        verdicts = await self._context.world.offload.run(store)
+        progress = self._context.progress
+        for piece, item, verdict in zip(request.pieces, items, verdicts, strict=True):
+            if verdict is not None:
+                self._swarm.refused(request.id, piece, verdict, trio.current_time())
+            elif self._swarm.delivered(request.id, piece) and not isinstance(item, Absent):
+                progress.received += len(item)
+                progress.completed(len(item), trio.current_time())
+                self._arrived.fire()
+
+
+def _stage_name(record: FileRecord) -> bytes:
+    """Names a stage by content and path: found again after a restart, and never shared by two paths."""
+    return record.content.hex().encode() + b"-" + record.key[:4].hex().encode()

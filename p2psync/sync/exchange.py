@@ -1,0 +1,447 @@
+"""Exchange: brings one folder's records and membership to the same state on this device and one connected peer.
+
+On connect both announce where they stand. Equal roots end it there. Otherwise each sends what the other's cursor lacks,
+or, where the cursor is void (a lost index, a pair that never met), compares Merkle summaries first. Afterwards changes
+are pushed as they are committed. Tasks that receive never send, so two peers cannot block each other: answers to
+queries are sent by tasks of their own.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Awaitable, Callable, Iterable, Sequence
+from dataclasses import dataclass
+from functools import partial
+
+import trio
+
+from p2psync.errors import AuthenticationError, ConnectionLost, InputError, PermissionDenied, ProtocolError
+from p2psync.index.reader import Reader
+from p2psync.index.writer import Writer
+from p2psync.membership.batches import open_batch
+from p2psync.membership.fold import Membership
+from p2psync.model.descent import MerkleDriver, answer
+from p2psync.model.hashing import DIGEST_SIZE
+from p2psync.model.merkle import EMPTY_HASH
+from p2psync.model.paths import KEY_SIZE, PathKey
+from p2psync.model.records import FileRecord, SignedBatch, record_id
+from p2psync.protocol import messages as m
+from p2psync.protocol.batcher import Outgoing, expand, pack
+from p2psync.protocol.limits import MAX_KEYS, MAX_LINKS_PER_MESSAGE
+from p2psync.sync.compare import Trie, decode_answer, decode_query, encode_answer, encode_query
+from p2psync.sync.context import FolderContext
+from p2psync.sync.link import Link
+from p2psync.sync.pulse import Pulse
+
+FEED_PAGE = 2000
+ANNOUNCE_DELAY = 0.05
+"""Seconds between two announcements at least: status changes often, peers need it rarely."""
+MAX_QUERIES = 64
+"""Unanswered queries a peer may have with us."""
+REPAIR_FIRST = 3.0
+REPAIR_LIMIT = 300.0
+"""Seconds of unexplained difference before the summaries are compared, doubling up to the limit."""
+ANSWER_TIMEOUT = 60.0
+
+
+@dataclass
+class Standing:
+    """What the peer last said about the folder."""
+
+    announce: m.FolderAnnounce | None = None
+    scanned: int = 0
+    """Highest of our rescan requests that it has answered."""
+    heard: float = -math.inf
+    """trio time of its last records."""
+
+
+class Exchange:
+    """One folder with one peer, for as long as the connection lives."""
+
+    def __init__(
+        self,
+        context: FolderContext,
+        link: Link,
+        *,
+        announce: Callable[[bytes, int], m.FolderAnnounce],
+        rescan: Callable[[], Awaitable[int]],
+        absorb_links: Callable[[Sequence[bytes]], Awaitable[None]],
+        possesses: Callable[[bytes, Sequence[bytes]], None],
+    ) -> None:
+        """`announce(cursor_index_id, cursor_sequence)` builds our announcement; `rescan` scans and gives the generation;
+        `absorb_links` adds membership links to the folder; `possesses` hears which contents the peer says it holds.
+        """
+        self._context = context
+        self._link = link
+        self._announce = announce
+        self._rescan = rescan
+        self._absorb_links = absorb_links
+        self._possesses = possesses
+        self.since = trio.current_time()
+        self.theirs = Standing()
+        self.changed = Pulse()
+        """Fires when the peer's standing changes."""
+        self._inbox_in, self._inbox = trio.open_memory_channel[m.Message](16)
+        self._queries_in, self._queries = trio.open_memory_channel[m.Message](MAX_QUERIES)
+        self._answers: dict[int, trio.MemorySendChannel[m.MerkleAnswer]] = {}
+        self._request = 0
+        self._sent = -1
+        """Feed sequence up to which the peer has everything; -1 until that is known."""
+        self._links_known: tuple[bytes, ...] | None = None
+        """Heads of the membership links that the peer has, as far as we know."""
+        self._rescans = 0
+        self._repair = trio.Event()
+
+    @property
+    def peer_reads(self) -> bool:
+        """Whether the peer may be given records and content."""
+        return self._context.membership.may_read(self._link.device)
+
+    async def deliver(self, message: m.Message) -> None:
+        """Take a message of this folder from the connection. ProtocolError when the peer asks too much at once."""
+        match message:
+            case m.MerkleQuery() | m.RecordsRequest() | m.Rescan() | m.LinksRequest():
+                try:
+                    self._queries_in.send_nowait(message)
+                except trio.WouldBlock:
+                    raise ProtocolError("the other side asks more at once than may be") from None
+            case m.MerkleAnswer(request=request):
+                waiting = self._answers.pop(request, None)
+                if waiting is not None:
+                    waiting.send_nowait(message)
+            case _:
+                await self._inbox_in.send(message)
+
+    async def run(self) -> None:
+        """Exchange until cancelled; ConnectionLost when the peer goes, ProtocolError when it breaks the rules."""
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(self._receive)
+            nursery.start_soon(self._answer_queries)
+            nursery.start_soon(self._announce_changes)
+            nursery.start_soon(self._send)
+
+    async def part(self) -> None:
+        """Let a member that has been removed know, as the last thing it hears of this folder."""
+        await self._update_links()
+
+    async def ask_rescan(self) -> int:
+        """Have the peer scan its disk; compare the result with `theirs.scanned`."""
+        self._rescans += 1
+        await self._link.send(m.Rescan(self._rescans, self._context.folder))
+        return self._rescans
+
+    # ── receiving ───────────────────────────────────────────────────────────────────────────────────────────────────
+    async def _receive(self) -> None:
+        async for message in self._inbox:
+            match message:
+                case m.FolderAnnounce():
+                    await self._on_announce(message)
+                case m.Records():
+                    await self._on_records(message)
+                case m.Possession():
+                    await self._on_possession(message)
+                case m.Links(links=links):
+                    await self._absorb_links(links)
+                case m.RescanDone(request=request):
+                    self.theirs.scanned = max(self.theirs.scanned, request)
+                    self.changed.fire()
+                case _:
+                    pass
+
+    async def _on_announce(self, announce: m.FolderAnnounce) -> None:
+        before, self.theirs.announce = self.theirs.announce, announce
+        if before is None or before.heads != announce.heads:
+            self._links_known = tuple(announce.heads)
+        if before is None or announce.need_files < before.need_files:
+            self._possesses(self._link.device, ())
+        self.changed.fire()
+        self._context.state_changed.fire()
+
+    async def _on_records(self, message: m.Records) -> None:
+        context, peer = self._context, self._link.device
+        membership = context.membership
+        now_ns = context.world.clock.wall_ns()
+        if not membership.may_read(peer):
+            return
+        self.theirs.heard = trio.current_time()
+
+        def work() -> tuple[list[PathKey], list[str]]:
+            opened, refused = _open_groups(context.folder, message, membership)
+
+            def commit(writer: Writer) -> list[PathKey]:
+                changed: list[PathKey] = []
+                for batch, items in opened:
+                    changed += writer.merge(batch, items, origin=peer)
+                if message.upto_sequence and message.index_id:
+                    writer.set_cursor(peer, message.index_id, message.upto_sequence)
+                if writer.rolled_back:
+                    writer.new_incarnation(max(writer.incarnation + 1, now_ns // 10**9))
+                return changed
+
+            return (context.index.write(commit) if opened or message.upto_sequence else []), refused
+
+        changed, refused = await context.world.offload.run(work)
+        for text in refused:
+            context.raise_problem(
+                "refused-changes",
+                text,
+                "nothing to do here: the change stays on that device; its role may need raising",
+            )
+        if changed:
+            context.records_changed.fire()
+            context.state_changed.fire()
+
+    async def _on_possession(self, message: m.Possession) -> None:
+        context, peer = self._context, self._link.device
+
+        def work() -> list[bytes]:
+            context.index.write(lambda writer: writer.set_cursor(peer, message.index_id, message.upto_sequence))
+            with context.index.read() as reader:
+                return [r.content for key in _split_keys(message.keys) for r in reader.siblings(key) if not r.deleted]
+
+        self._possesses(peer, await context.world.offload.run(work))
+
+    async def _save_cursor(self, index_id: bytes, sequence: int) -> None:
+        context, peer = self._context, self._link.device
+        if index_id and sequence:
+            await context.world.offload.run(
+                lambda: context.index.write(lambda writer: writer.set_cursor(peer, index_id, sequence))
+            )
+
+    # ── answering ───────────────────────────────────────────────────────────────────────────────────────────────────
+    async def _answer_queries(self) -> None:
+        context, folder = self._context, self._context.folder
+        async for message in self._queries:
+            match message:
+                case m.LinksRequest(heads=heads):
+                    await self._send_links(context.membership.links_after(heads))
+                case m.Rescan(request=request):
+                    generation = await self._rescan()
+                    mine = self._announce(b"", 0)
+                    await self._link.send(m.RescanDone(request, folder, generation, mine.root, mine.need_files))
+                case _ if not self.peer_reads:
+                    continue
+                case m.MerkleQuery(request=request, nodes=nodes):
+
+                    def look(nodes: list[bytes] = nodes) -> tuple[bytes, list[bytes]]:
+                        with context.index.read() as reader:
+                            return reader.root(), encode_answer(answer(reader.trie(), decode_query(nodes)))
+
+                    root, found = await context.world.offload.run(look)
+                    await self._link.send(m.MerkleAnswer(request, folder, root, found))
+                case m.RecordsRequest(keys=keys):
+                    await self._send_records(_split_keys(keys))
+                case _:
+                    pass
+
+    async def _send_links(self, links: Sequence[bytes]) -> None:
+        for start in range(0, len(links), MAX_LINKS_PER_MESSAGE):
+            part = list(links[start : start + MAX_LINKS_PER_MESSAGE])
+            more = start + MAX_LINKS_PER_MESSAGE < len(links)
+            await self._link.send(m.Links(self._context.folder, part, more))
+
+    async def _send_records(self, keys: Sequence[PathKey]) -> None:
+        """Send everything stored at these paths, outside the feed."""
+        context = self._context
+        for start in range(0, len(keys), FEED_PAGE):
+            part = keys[start : start + FEED_PAGE]
+
+            def read(part: Sequence[PathKey] = part) -> list[m.Records]:
+                with context.index.read() as reader:
+                    return list(pack(context.folder, b"", _outgoing(reader, part, context)))
+
+            for message in await context.world.offload.run(read):
+                await self._link.send(message)
+
+    # ── announcing ──────────────────────────────────────────────────────────────────────────────────────────────────
+    async def _announce_changes(self) -> None:
+        context, peer = self._context, self._link.device
+        last: m.FolderAnnounce | None = None
+        heard = False
+        while True:
+            seen = context.state_changed.count
+            # A peer that has only now taken up the folder has dropped what we announced before.
+            first_heard = not heard and self.theirs.announce is not None
+            heard |= first_heard
+
+            def cursor() -> tuple[bytes, int]:
+                with context.index.read() as reader:
+                    known = reader.cursor(peer)
+                    return (known.index_id, known.sequence) if known is not None else (b"", 0)
+
+            # Links go first, so that the peer never meets a record whose author it cannot know.
+            await self._update_links()
+            current = self._announce(*(await context.world.offload.run(cursor)))
+            if current != last or first_heard:
+                await self._link.send(current)
+                last = current
+            await trio.sleep(ANNOUNCE_DELAY)
+            await context.state_changed.wait_beyond(seen)
+
+    async def _update_links(self) -> None:
+        membership = self._context.membership
+        if self._links_known is not None and membership.heads != self._links_known:
+            await self._send_links(membership.links_after(self._links_known))
+            self._links_known = membership.heads
+
+    # ── sending ─────────────────────────────────────────────────────────────────────────────────────────────────────
+    async def _send(self) -> None:
+        """Bring the peer up to date, then follow the feed."""
+        context = self._context
+        while self.theirs.announce is None:
+            await self.changed.wait_beyond(self.changed.count)
+        await self._choose_start(self.theirs.announce)
+        delay = REPAIR_FIRST
+        while True:
+            seen = context.records_changed.count
+            if self.peer_reads:
+                await self._update_links()
+                await self._send_feed()
+            with trio.move_on_after(delay) as quiet:
+                await context.records_changed.wait_beyond(seen)
+            if not quiet.cancelled_caught or not self._differs_for(REPAIR_FIRST):
+                delay = REPAIR_FIRST
+                continue
+            await self._compare(both_ways=True)
+            delay = min(REPAIR_LIMIT, delay * 2)
+
+    async def _choose_start(self, theirs: m.FolderAnnounce) -> None:
+        """Decide from the peer's first announcement where in our feed it stands."""
+        context = self._context
+
+        def look() -> tuple[bytes, bytes, int, bool]:
+            with context.index.read() as reader:
+                cursor = reader.cursor(self._link.device)
+                ours_valid = cursor is not None and cursor.index_id == theirs.index_id
+                return reader.root(), reader.index_id, reader.sequence(), ours_valid
+
+        root, index_id, sequence, ours_valid = await context.world.offload.run(look)
+        if root == theirs.root:
+            await self._save_cursor(theirs.index_id, theirs.sequence)
+            self._sent = sequence
+        elif theirs.root == EMPTY_HASH:
+            self._sent = 0
+        elif theirs.cursor_index_id == index_id and theirs.cursor_sequence <= sequence:
+            self._sent = theirs.cursor_sequence
+        elif root == EMPTY_HASH or (not ours_valid and context.device > self._link.device):
+            # Nothing to compare, or the peer compares for both: what it lacks it will ask for.
+            self._sent = sequence
+        else:
+            await self._compare(both_ways=not ours_valid)
+            self._sent = sequence
+            await self._link.send(m.Records(context.folder, [], index_id, sequence, final=True))
+
+    def _differs_for(self, seconds: float) -> bool:
+        """Whether the roots have been different for so long with nothing under way that would explain it."""
+        theirs = self.theirs.announce
+        if theirs is None or not self.peer_reads or trio.current_time() - self.theirs.heard < seconds:
+            return False
+        return theirs.root != self._announce(b"", 0).root and theirs.heads == list(self._context.membership.heads)
+
+    async def _send_feed(self) -> None:
+        context = self._context
+        while True:
+
+            def read() -> tuple[list[m.Records], m.Possession | None, int]:
+                with context.index.read() as reader:
+                    return _feed_messages(reader, self._sent, self._link.device, context)
+
+            records, possession, upto = await context.world.offload.run(read)
+            if upto == self._sent:
+                return
+            for message in records:
+                await self._link.send(message)
+            if possession is not None:
+                await self._link.send(possession)
+            self._sent = upto
+
+    # ── comparing ───────────────────────────────────────────────────────────────────────────────────────────────────
+    async def _compare(self, *, both_ways: bool) -> None:
+        """Merkle descent: send what the peer lacks and, when `both_ways`, ask for what we lack."""
+        context = self._context
+
+        offload = context.world.offload
+        driver = await offload.run(lambda: MerkleDriver(Trie(context.index)))
+        while queries := driver.next_queries():
+            reply = decode_answer((await self._ask(encode_query(queries))).nodes)
+            await offload.run(partial(driver.feed, reply))
+        await self._send_records(driver.mine_to_send)
+        if both_ways:
+            keys = driver.theirs_to_fetch
+            for start in range(0, len(keys), MAX_KEYS):
+                self._request += 1
+                part = b"".join(keys[start : start + MAX_KEYS])
+                await self._link.send(m.RecordsRequest(self._request, context.folder, part))
+
+    async def _ask(self, nodes: list[bytes]) -> m.MerkleAnswer:
+        self._request += 1
+        send, receive = trio.open_memory_channel[m.MerkleAnswer](1)
+        self._answers[self._request] = send
+        await self._link.send(m.MerkleQuery(self._request, self._context.folder, nodes))
+        with trio.move_on_after(ANSWER_TIMEOUT):
+            return await receive.receive()
+        raise ConnectionLost(f"{self._link.name} did not answer within {ANSWER_TIMEOUT:.0f} s")
+
+
+def _open_groups(
+    folder: bytes, message: m.Records, membership: Membership
+) -> tuple[list[tuple[SignedBatch, list[tuple[FileRecord, bytes]]]], list[str]]:
+    """Verify what came: what may be merged, and in words what was refused."""
+    opened, refused = [], []
+    for group in message.groups:
+        incoming = expand(folder, group)
+        try:
+            opened.append((incoming.batch, open_batch(incoming.batch, membership, incoming.records)))
+        except PermissionDenied as error:
+            refused.append(str(error))
+        except (AuthenticationError, InputError) as error:
+            raise ProtocolError(f"the other side sent records that do not verify: {error}") from error
+    return opened, refused
+
+
+def _split_keys(keys: bytes) -> list[PathKey]:
+    return [PathKey(keys[i : i + KEY_SIZE]) for i in range(0, len(keys), KEY_SIZE)]
+
+
+def _outgoing(reader: Reader, keys: Iterable[PathKey], context: FolderContext, upto: int = 0) -> Iterable[Outgoing]:
+    """Everything stored at `keys`, grouped by the batch it was signed in."""
+    batches: dict[bytes, tuple[SignedBatch, dict[int, bytes], set[int]]] = {}
+    for key in keys:
+        for stored in reader.stored(key):
+            if stored.batch_id not in batches:
+                batch = reader.batch(stored.batch_id)
+                assert batch is not None, "a stored record has its batch"
+                batches[stored.batch_id] = (batch, {}, set())
+            batch, records, held = batches[stored.batch_id]
+            index = _position(batch, stored.encoded)
+            records[index] = stored.encoded
+            synced = reader.synced(stored.record.path)
+            if synced is not None and synced.identity == stored.record.identity:
+                held.add(index)
+    entries = list(batches.values())
+    for number, (batch, records, held) in enumerate(entries, 1):
+        yield Outgoing(batch, records, frozenset(held), upto if number == len(entries) else 0)
+
+
+def _position(batch: SignedBatch, encoded: bytes) -> int:
+    identifier = record_id(encoded)
+    at = batch.ids.find(identifier)
+    while at % DIGEST_SIZE:
+        at = batch.ids.find(identifier, at + 1)
+    assert at >= 0, "a batch covers its records"
+    return at // DIGEST_SIZE
+
+
+def _feed_messages(
+    reader: Reader, since: int, peer: bytes, context: FolderContext
+) -> tuple[list[m.Records], m.Possession | None, int]:
+    """One page of the feed for a peer, without what came from it."""
+    entries = reader.feed(since, FEED_PAGE)
+    if not entries:
+        return [], None, since
+    upto = entries[-1].sequence
+    wanted = [e.key for e in entries if not e.possession and e.origin != peer]
+    possessed = [e.key for e in entries if e.possession]
+    records = list(pack(context.folder, reader.index_id, _outgoing(reader, wanted, context), upto=upto))
+    possession = m.Possession(context.folder, b"".join(possessed), reader.index_id, upto) if possessed else None
+    return records, possession, upto

@@ -1,0 +1,447 @@
+"""One shared folder on this device: supervises its parts, watches over its root, and says how it stands."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from contextlib import ExitStack
+from dataclasses import replace
+from typing import Literal
+
+import structlog
+import trio
+
+from p2psync.crypto.identity import DeviceKeys
+from p2psync.errors import P2PSyncError, PermissionDenied, StateError
+from p2psync.index.index import Index
+from p2psync.index.values import Totals
+from p2psync.index.writer import Writer
+from p2psync.membership.fold import Membership, make_link
+from p2psync.membership.links import Action, Role, decode_link
+from p2psync.membership.pool import LinkPool
+from p2psync.model.ids import DeviceId, FolderId, replica_device_prefix, short_id
+from p2psync.model.ignore import IGNORE_FILE, MAX_BYTES, IgnoreMatcher
+from p2psync.model.paths import ROOT, RelPath
+from p2psync.ports import Watch, World
+from p2psync.protocol import messages as m
+from p2psync.protocol.bulk import Item
+from p2psync.protocol.limits import MAX_LINKS_PER_MESSAGE
+from p2psync.sync import founding
+from p2psync.sync.applier import Applier
+from p2psync.sync.contents import ContentJobs
+from p2psync.sync.context import Emit, FolderContext, SyncSettings
+from p2psync.sync.exchange import Exchange
+from p2psync.sync.link import Link
+from p2psync.sync.observer import Observer
+from p2psync.sync.recovery import recover
+from p2psync.sync.retention import Retention
+from p2psync.sync.serving import Server
+from p2psync.workspace import marker
+
+ROOT_CHECK_INTERVAL = 5.0
+RESTART_DELAY = 10.0
+
+_log = structlog.get_logger(__name__)
+
+
+class Folder:
+    """A folder that this device takes part in, paused or not."""
+
+    def __init__(
+        self,
+        world: World,
+        keys: DeviceKeys,
+        index: Index,
+        membership: Membership,
+        label: str,
+        path: bytes,
+        settings: SyncSettings,
+        emit: Emit,
+        *,
+        paused: bool,
+        members_changed: Callable[[], None],
+    ) -> None:
+        self.context = FolderContext(
+            world, keys, membership.folder, label, path, index, membership, settings, IgnoreMatcher(), emit
+        )
+        self.paused = paused
+        self.exchanges: dict[DeviceId, Exchange] = {}
+        self._members_changed = members_changed
+        self._pool = LinkPool()
+        self._scopes: dict[DeviceId, trio.CancelScope] = {}
+        self._running: trio.CancelScope | None = None
+        self._wake = trio.Event()
+        self._fatal = ""
+        self._ignores = b""
+        self.observer = Observer(self.context)
+        self.contents = ContentJobs(self.context)
+        self.applier = Applier(self.context, self.observer, self.contents)
+        self._server = Server(self.context, self.observer, self.contents)
+        self.context.ignores_changed = self._load_ignores
+        self.watch: Literal["live", "degraded", "off"] = "off"
+
+    @property
+    def id(self) -> FolderId:
+        """The folder's ID."""
+        return self.context.folder
+
+    @property
+    def label(self) -> str:
+        """What people call it here."""
+        return self.context.label
+
+    @property
+    def role(self) -> Role | None:
+        """This device's role; None once it has been removed."""
+        return self.context.membership.role(self.context.device)
+
+    # ── state ───────────────────────────────────────────────────────────────────────────────────────────────────────
+    def totals(self) -> Totals:
+        """Counts over the whole folder."""
+        with self.context.index.read() as reader:
+            return reader.totals()
+
+    @property
+    def state(self) -> m.FolderState:
+        """What the folder is doing."""
+        problems = self.context.problems
+        if self.paused or {"mass-delete", "mass-delete-incoming", "mass-overwrite"} & set(problems):
+            return m.FolderState.PAUSED
+        if self._fatal or self._running is None:
+            return m.FolderState.ERROR if self._fatal else m.FolderState.SCANNING
+        if self.context.progress.scanning:
+            return m.FolderState.SCANNING
+        totals = self.totals()
+        if totals.need_files or totals.need_deletes or not self.applier.idle:
+            return m.FolderState.SYNCING
+        return m.FolderState.IDLE if self.observer.generation else m.FolderState.SCANNING
+
+    def announcement(self, cursor_index_id: bytes, cursor_sequence: int) -> m.FolderAnnounce:
+        """Where this device stands, for a peer whose feed we have processed up to the cursor."""
+        context = self.context
+        with context.index.read() as reader:
+            totals = reader.totals()
+            return m.FolderAnnounce(
+                context.folder,
+                context.membership.label,
+                list(context.membership.heads),
+                context.membership.link_count,
+                reader.index_id,
+                reader.sequence(),
+                reader.root(),
+                cursor_index_id,
+                cursor_sequence,
+                totals.need_files + totals.need_deletes + totals.held,
+                totals.need_bytes,
+                self.state,
+                self.observer.generation,
+                self.paused,
+            )
+
+    # ── life ────────────────────────────────────────────────────────────────────────────────────────────────────────
+    async def run(self) -> None:
+        """Keep the folder going until cancelled: through pauses, missing mounts and errors."""
+        while True:
+            self._wake = trio.Event()
+            wait = ROOT_CHECK_INTERVAL
+            if self.paused:
+                wait = float("inf")
+            else:
+                try:
+                    await self._run_once()
+                except* P2PSyncError as group:
+                    self._stop_with("index", str(group.exceptions[0]), "run: p2psync check --repair")
+                    wait = RESTART_DELAY
+                except* Exception as group:  # noqa: BLE001  (one folder's bug must not end the node)
+                    _log.exception("a folder stopped", folder=self.context.name, exc_info=group)
+                    self._stop_with("internal", f"internal error: {group.exceptions[0]!r}", "see the log; it restarts")
+                    wait = RESTART_DELAY
+            with trio.move_on_after(wait):
+                await self._wake.wait()
+
+    async def _run_once(self) -> None:
+        """Run until the root is no longer to be trusted, or the folder is paused."""
+        context, world = self.context, self.context.world
+        check = await world.offload.run(self._open_root)
+        if not check.ok:
+            self._stop_with("root", check.text, check.remedy)
+            return
+        self._fatal = ""
+        for code in ("root", "index", "internal"):
+            context.clear_problem(code)
+        with ExitStack() as stack:
+            stack.callback(self._closed)
+            stack.callback(context.close_root)
+            self._running = stack.enter_context(trio.CancelScope())
+            await world.offload.run(lambda: recover(context))
+            await world.offload.run(self._load_ignores)
+            self.observer.start()
+            watch = await world.offload.run(self._start_watch)
+            if watch is not None:
+                stack.callback(watch.close)
+            async with trio.open_nursery() as nursery:
+                nursery.start_soon(self.observer.run)
+                nursery.start_soon(self.contents.run)
+                nursery.start_soon(self.applier.run)
+                nursery.start_soon(Retention(context).run)
+                nursery.start_soon(self._guard_root)
+                while True:
+                    self.watch = "off" if watch is None else "live" if watch.live else "degraded"
+                    await trio.sleep(ROOT_CHECK_INTERVAL)
+
+    def _open_root(self) -> marker.RootCheck:
+        context = self.context
+        try:
+            root = context.world.storage.open_root(context.path)
+        except OSError as error:
+            return marker.unreachable(error)
+        place = founding.load_place(context.index)
+        check = marker.check(root, place.marker(context.folder), founding.root_identity(place, root))
+        if check.ok:
+            context.set_root(root)
+        else:
+            root.close()
+        return check
+
+    def _start_watch(self) -> Watch | None:
+        context = self.context
+        if context.world.watcher is None:
+            return None
+        try:
+            return context.world.watcher.watch(context.path, self.observer.inbox.put)
+        except OSError as error:
+            _log.warning("cannot watch; relying on scans", folder=context.name, error=str(error))
+            return None
+
+    async def _guard_root(self) -> None:
+        """Stop everything as soon as the root is not the folder any more (I19)."""
+        context = self.context
+        while True:
+            await trio.sleep(ROOT_CHECK_INTERVAL)
+            check = await context.world.offload.run(context.check_root)
+            if not check.ok:
+                self._stop_with("root", check.text, check.remedy)
+                assert self._running is not None
+                self._running.cancel()
+
+    def _stop_with(self, code: str, text: str, remedy: str) -> None:
+        self._fatal = code
+        self.context.raise_problem(code, text, remedy)
+
+    def _closed(self) -> None:
+        self._running = None
+        self.watch = "off"
+        self.context.state_changed.fire()
+
+    def _load_ignores(self) -> None:
+        """Read `.p2psyncignore` again; entries it no longer ignores are worked on again."""
+        context = self.context
+        try:
+            file = context.root.open(IGNORE_FILE)
+        except OSError:
+            text = b""
+        else:
+            try:
+                buffer = bytearray(MAX_BYTES)
+                text = bytes(buffer[: file.pread_into(memoryview(buffer), 0)])
+            finally:
+                file.close()
+        if text == self._ignores:
+            return
+        self._ignores, context.ignore = text, IgnoreMatcher(text)
+        if context.ignore.errors:
+            bad = context.ignore.errors[0]
+            context.raise_problem(
+                "ignore", f"{IGNORE_FILE.decode()}, line {bad.line}: {bad.text!r}: {bad.problem}", "correct that line"
+            )
+        else:
+            context.clear_problem("ignore")
+
+        def release(writer: Writer) -> None:
+            for problem in writer.problems():
+                if problem.held and problem.code == "ignored":
+                    writer.release(RelPath(problem.path))
+
+        context.index.write(release)
+
+    # ── control ─────────────────────────────────────────────────────────────────────────────────────────────────────
+    def pause(self) -> None:
+        """Neither scan nor exchange until `resume`."""
+        self.paused = True
+        self._interrupt()
+
+    def resume(self, *, confirm: bool) -> None:
+        """Go on; with `confirm` a held mass change goes through once."""
+        context = self.context
+        for code in ("mass-delete", "mass-delete-incoming", "mass-overwrite"):
+            if not confirm:
+                context.clear_problem(code)
+        context.confirmed = confirm
+        self.paused = False
+        self._wake.set()
+        self.observer.ask_scan()
+        self.applier.retry()
+        self._members_changed()
+        context.state_changed.fire()
+
+    async def adopt(self) -> None:
+        """Take the directory that now stands at the folder's path for the folder, if it carries its marker."""
+        context = self.context
+
+        def work() -> None:
+            root = context.world.storage.open_root(context.path)
+            try:
+                found = marker.read(root)
+                if found is None or found.folder != context.folder:
+                    raise StateError(
+                        "the directory has no marker of this folder; remove the folder and accept it again at this path"
+                    )
+                place = founding.Place(found.marker_id, found.created_ns, root.identity().ino)
+                founding.store_place(context.index, place)
+            finally:
+                root.close()
+
+        await context.world.offload.run(work)
+        self._wake.set()
+
+    def _interrupt(self) -> None:
+        if self._running is not None:
+            self._running.cancel()
+        for scope in self._scopes.values():
+            scope.cancel()
+        self._wake.set()
+        self.context.state_changed.fire()
+
+    def close(self) -> None:
+        """Close the index; nothing of this folder may run any more."""
+        self.context.index.close()
+
+    # ── membership ──────────────────────────────────────────────────────────────────────────────────────────────────
+    async def act(self, action: Action) -> None:
+        """Sign a membership change and tell the members. PermissionDenied when this device may not."""
+        context = self.context
+        encoded = make_link(context.keys, context.membership, action)
+        await self.absorb_links([encoded])
+
+    async def absorb_links(self, links: Sequence[bytes]) -> None:
+        """Take in membership links from anywhere, in any order; what no longer may stand leaves the index."""
+        context = self.context
+
+        def work() -> Membership:
+            before = context.membership
+            grown = self._pool.add(before, links)
+            fresh = [decode_link(encoded) for encoded in grown.links_after(before.heads)]
+
+            def commit(writer: Writer) -> None:
+                for link in fresh:
+                    writer.add_link(link.hash, link.encoded)
+                if any(link.revokes for link in fresh):
+                    _withdraw(writer, grown, context.device)
+
+            if fresh:
+                context.index.write(commit)
+            return grown
+
+        async with context.commit_lock:
+            before, context.membership = context.membership, await context.world.offload.run(work)
+        if context.membership.heads == before.heads:
+            return
+        for device, scope in list(self._scopes.items()):
+            if context.membership.role(device) is None:
+                scope.cancel()
+        if self.role is None:
+            context.raise_problem(
+                "removed",
+                "this device was removed from the folder; nothing more is exchanged, its files stay where they are",
+                f"p2psync folder remove {context.label}",
+            )
+        self.observer.ask_scan()
+        context.records_changed.fire()
+        context.state_changed.fire()
+        self._members_changed()
+
+    def cut(self, device: bytes) -> list[tuple[bytes, int]]:
+        """What this device has seen of another's changes: what still counts once that one has lost the right. Blocks."""
+        highest: dict[bytes, int] = {}
+        prefix = replica_device_prefix(device)
+        with self.context.index.read() as reader:
+            after = b""
+            while keys := reader.keys(after):
+                after = keys[-1]
+                for key in keys:
+                    for record in reader.siblings(key):
+                        for replica, counter in record.version.entries:
+                            if replica[:8] == prefix:
+                                highest[replica] = max(counter, highest.get(replica, 0))
+        return sorted(highest.items())
+
+    # ── peers ───────────────────────────────────────────────────────────────────────────────────────────────────────
+    def wants(self, device: DeviceId) -> bool:
+        """Whether an exchange with this device should be running."""
+        membership = self.context.membership
+        return (
+            not self.paused
+            and membership.role(device) is not None
+            and self.role is not None
+            and device not in self.exchanges
+        )
+
+    async def exchange(self, link: Link) -> None:
+        """Exchange with a connected member until one side stops. ConnectionLost and ProtocolError come through."""
+        exchange = Exchange(
+            self.context,
+            link,
+            announce=self.announcement,
+            rescan=self.rescan,
+            absorb_links=self.absorb_links,
+            possesses=self._possesses,
+        )
+        device = link.device
+        self.exchanges[device] = exchange
+        self.contents.attach(link)
+        self.applier.retry()
+        try:
+            with trio.CancelScope() as self._scopes[device]:
+                await exchange.run()
+            if self.context.membership.role(device) is None:
+                await exchange.part()
+        finally:
+            self.contents.detach(link)
+            del self._scopes[device]
+            del self.exchanges[device]
+            self.context.state_changed.fire()
+
+    def offer(self, device: DeviceId) -> m.FolderOffer | None:
+        """What tells a member that may not know the folder about it."""
+        membership = self.context.membership
+        role = membership.role(device)
+        if role is None:
+            return None
+        links = membership.encoded_links()
+        return m.FolderOffer(self.id, membership.label, role, len(links), links[:MAX_LINKS_PER_MESSAGE])
+
+    async def rescan(self) -> int:
+        """Scan now; the generation of that scan. Returns at once when the folder cannot be scanned."""
+        if self.paused or self._fatal:
+            return self.observer.generation
+        asked = self.observer.ask_scan()
+        await self.observer.wait_scanned(asked)
+        return asked
+
+    async def serve(self, device: bytes, request: m.ChunkRequest) -> list[Item]:
+        """Answer a chunk request."""
+        if self.paused:
+            raise PermissionDenied(f"{short_id(device)} asked for content of a paused folder")
+        return await self._server.serve(device, request)
+
+    def _possesses(self, device: bytes, roots: Sequence[bytes]) -> None:
+        self.contents.possesses(device, roots)
+        self.applier.retry()
+
+
+def _withdraw(writer: Writer, membership: Membership, device: DeviceId) -> None:
+    """Take back what a removal or demotion has voided; our own voided changes stay on this disk as local ones."""
+    writer.drop_records(lambda author, r: not membership.may_write(author, r.dot.replica, r.dot.counter))
+    for entry in list(writer.below(ROOT)):
+        own = [dot for dot in entry.sources if replica_device_prefix(dot.replica) == replica_device_prefix(device)]
+        if own and not any(membership.may_write(device, dot.replica, dot.counter) for dot in own):
+            writer.put_synced(replace(entry, diverged=True, sources=()))

@@ -1,0 +1,106 @@
+"""Turns a flood of watcher hints into few due paths: per-path debounce, bounded memory, safe from any thread."""
+
+from __future__ import annotations
+
+import threading
+from dataclasses import dataclass
+
+import trio
+
+from p2psync.ports import Hint
+
+MAX_PATHS = 20_000
+"""More distinct dirty paths than this are cheaper to find by a scan."""
+
+
+@dataclass(frozen=True, slots=True)
+class Due:
+    """What to look at now. `everything` means that hints were lost or too many: scan the whole folder."""
+
+    paths: tuple[bytes, ...]
+    everything: bool
+
+
+class HintInbox:
+    """Collects hints and hands out those that have been quiet long enough.
+
+    `debounce` is the quiet time in seconds after a settled change (closed, moved, removed), `quiet` after any other: a
+    file still being written is left alone until its writer pauses that long.
+    """
+
+    def __init__(self, debounce: float, quiet: float) -> None:
+        self._debounce = debounce
+        self._quiet = quiet
+        self._lock = threading.Lock()
+        self._arrived: dict[bytes, bool] = {}
+        self._due: dict[bytes, float] = {}
+        self._everything = False
+        self._wake = trio.Event()
+        self._token: trio.lowlevel.TrioToken | None = None
+
+    def open(self) -> None:
+        """Bind to the running trio loop; hints before this are kept too."""
+        self._token = trio.lowlevel.current_trio_token()
+
+    def put(self, hint: Hint) -> None:
+        """Take a hint; callable from any thread, returns at once."""
+        with self._lock:
+            if hint.path is None or len(self._arrived) >= MAX_PATHS:
+                self._everything = True
+                self._arrived.clear()
+            elif not self._everything:
+                self._arrived[hint.path] = hint.settled
+        if self._token is None:
+            return
+        try:
+            trio.lowlevel.current_task()
+        except RuntimeError:
+            try:
+                self._token.run_sync_soon(self._notify, idempotent=True)
+            except trio.RunFinishedError:
+                return
+        else:
+            self._notify()
+
+    def defer(self, path: bytes, delay: float) -> None:
+        """Look at `path` again in `delay` seconds unless a hint makes it due earlier. Only from the trio loop."""
+        due = trio.current_time() + delay
+        self._due[path] = min(due, self._due.get(path, due))
+        self._notify()
+
+    @property
+    def idle(self) -> bool:
+        """Whether nothing is waiting to be looked at."""
+        return not (self._arrived or self._due or self._everything)
+
+    async def wait_due(self, deadline: float) -> Due:
+        """The next paths whose quiet time is over; an empty Due when `deadline` (trio time) comes first."""
+        while True:
+            self._wake = trio.Event()
+            self._absorb()
+            now = trio.current_time()
+            if self._everything:
+                self._everything = False
+                self._due.clear()
+                return Due((), everything=True)
+            ready = tuple(sorted(path for path, due in self._due.items() if due <= now))
+            if ready:
+                for path in ready:
+                    del self._due[path]
+                return Due(ready, everything=False)
+            if now >= deadline:
+                return Due((), everything=False)
+            with trio.move_on_at(min(deadline, *self._due.values()) if self._due else deadline):
+                await self._wake.wait()
+
+    def _absorb(self) -> None:
+        now = trio.current_time()
+        with self._lock:
+            arrived, self._arrived = self._arrived, {}
+        for path, is_settled in arrived.items():
+            self._due[path] = now + (self._debounce if is_settled else self._quiet)
+        if len(self._due) > MAX_PATHS:
+            self._everything = True
+
+    def _notify(self) -> None:
+        self._wake.set()

@@ -1,0 +1,384 @@
+"""Observe: turns what watcher and scans find on disk into signed records, and nothing else into anything.
+
+Hints and scans yield findings; their content is read and hashed in threads; the pure room `reconcile.observe` says what
+each one means; one index transaction per batch makes it so. Removals wait until everything else of a pass is known,
+because only then can a removal be told from a move and a mass removal be held back (I20).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field, replace
+from math import ceil, inf
+
+import trio
+
+from p2psync.index.reader import Reader
+from p2psync.index.values import Problem
+from p2psync.index.writer import Writer
+from p2psync.membership.batches import sign_batch
+from p2psync.model.entries import Synced
+from p2psync.model.manifest import INLINE_CHUNKS, decode_manifest
+from p2psync.model.paths import ROOT, RelPath, display, path_key
+from p2psync.model.records import CONFIRMED, MAX_BATCH, FileRecord
+from p2psync.ports import Kind
+from p2psync.reconcile.conflicts import LookUp
+from p2psync.reconcile.guards import Tally
+from p2psync.reconcile.observe import (
+    Adopt,
+    DiskState,
+    Forget,
+    KeepLocal,
+    Publish,
+    Refresh,
+    Unchanged,
+    observe,
+)
+from p2psync.sync.context import FolderContext
+from p2psync.sync.hints import HintInbox
+from p2psync.sync.pulse import Pulse
+from p2psync.workspace import chunker
+from p2psync.workspace.scanner import Batch, Finding, ScanProblem, examine, scan
+
+COMMIT_SIZE = 1000
+GROUP_FILES = 64
+GROUP_BYTES = 8 * 1024 * 1024
+RETRY_FIRST = 0.5
+RETRY_LIMIT = 30.0
+MAX_PROBLEMS = 1000
+"""Problems of one pass that are shown; the rest are like them."""
+
+
+@dataclass
+class _Pass:
+    """What one look at the disk has found so far."""
+
+    missing: list[Finding] = field(default_factory=list)
+    retry: list[bytes] = field(default_factory=list)
+    problems: list[ScanProblem] = field(default_factory=list)
+    published: int = 0
+    examined: int = 0
+
+
+class Observer:
+    """Watches one folder's disk and records what a person changed."""
+
+    def __init__(self, context: FolderContext) -> None:
+        self._context = context
+        settings = context.settings
+        self.inbox = HintInbox(settings.debounce, settings.quiet)
+        self._guard = settings.brake()
+        self._attempts: dict[bytes, int] = {}
+        self._asked = 0
+        self._done = 0
+        self._scanned = Pulse()
+        self._next_scan = -inf
+        self._busy = False
+
+    @property
+    def idle(self) -> bool:
+        """Whether nothing seen on disk still waits to be recorded."""
+        return not self._busy and self.inbox.idle and self._done >= self._asked
+
+    @property
+    def generation(self) -> int:
+        """How many complete scans have been asked for and done."""
+        return self._done
+
+    def ask_scan(self) -> int:
+        """Have the whole folder scanned soon; the number to give to `wait_scanned`."""
+        self._asked += 1
+        self._next_scan = -inf
+        self.inbox._notify()
+        return self._asked
+
+    def look_at(self, path: bytes) -> None:
+        """Have one path compared soon."""
+        self.inbox.defer(path, 0.0)
+
+    def start(self) -> None:
+        """Before `run`: a fresh start scans everything."""
+        self.ask_scan()
+
+    async def wait_scanned(self, generation: int) -> None:
+        """Wait until a scan that began after `ask_scan` returned `generation` is complete."""
+        while self._done < generation:
+            await self._scanned.wait_beyond(self._scanned.count)
+
+    async def run(self) -> None:
+        """Scan once, then follow hints, with a full scan every `rescan_interval` seconds. Never returns."""
+        self.inbox.open()
+        while True:
+            now = trio.current_time()
+            if now >= self._next_scan:
+                await self._full_scan()
+                continue
+            due = await self.inbox.wait_due(self._next_scan)
+            if due.everything:
+                self._next_scan = -inf
+            elif due.paths:
+                await self._look(due.paths)
+
+    async def _full_scan(self) -> None:
+        asked, self._asked = self._asked, self._asked
+        self._next_scan = trio.current_time() + self._context.settings.rescan_interval
+        self._busy = True
+        self._context.progress.scanning += 1
+        self._context.state_changed.fire()
+        try:
+            context = self._context
+            found = await self._observe(scan(context.root, _View(context), context.ignore.ignored), full=True)
+        finally:
+            self._busy = False
+            self._context.progress.scanning -= 1
+        self._done = max(self._done, asked)
+        self._scanned.fire()
+        self._context.emit(
+            "folder.scanned", examined=found.examined, published=found.published, problems=len(found.problems)
+        )
+        self._context.state_changed.fire()
+
+    async def _look(self, paths: Sequence[bytes]) -> None:
+        self._busy = True
+        try:
+            view = _View(self._context)
+            await self._observe(examine(self._context.root, view, self._context.ignore.ignored, paths), full=False)
+        finally:
+            self._busy = False
+        self._context.state_changed.fire()
+
+    async def _observe(self, batches: Iterator[Batch], *, full: bool) -> _Pass:
+        """Drive one pass: findings in, hashes in parallel, commits in order, removals last."""
+        found = _Pass()
+        states_in, states_out = trio.open_memory_channel[list[tuple[Finding, DiskState | None]]](4)
+        groups_in, groups_out = trio.open_memory_channel[list[Finding]](4)
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(self._commit_stream, states_out, found)
+            async with states_in, groups_in, trio.open_nursery() as readers:
+                for _ in range(self._context.settings.hash_threads):
+                    readers.start_soon(self._hash_stream, groups_out.clone(), states_in.clone(), found)
+                groups_out.close()
+                await self._find(batches, groups_in, found)
+                groups_in.close()
+        await self._commit_missing(found)
+        await self._context.world.offload.run(lambda: self._note_problems(found, full=full))
+        for path in found.retry:
+            self._retry_later(path)
+        return found
+
+    async def _find(
+        self, batches: Iterator[Batch], groups: trio.MemorySendChannel[list[Finding]], found: _Pass
+    ) -> None:
+        while (batch := await self._context.world.offload.run(lambda: next(batches, None))) is not None:
+            found.examined += batch.examined
+            found.problems.extend(batch.problems)
+            if batch.ignored:
+                await self._forget(batch.ignored)
+            present = [finding for finding in batch.findings if finding.stat is not None]
+            found.missing.extend(finding for finding in batch.findings if finding.stat is None)
+            for group in _groups(present):
+                await groups.send(group)
+
+    async def _hash_stream(
+        self,
+        groups: trio.MemoryReceiveChannel[list[Finding]],
+        states: trio.MemorySendChannel[list[tuple[Finding, DiskState | None]]],
+        found: _Pass,
+    ) -> None:
+        context = self._context
+        async with groups, states:
+            async for group in groups:
+
+                def read(group: list[Finding] = group) -> tuple[list[tuple[Finding, DiskState | None]], list[bytes]]:
+                    done: list[tuple[Finding, DiskState | None]] = []
+                    unsettled: list[bytes] = []
+                    for finding in group:
+                        try:
+                            state = chunker.observe(
+                                context.root, finding.path, context.algorithm, context.world.clock.wall_ns
+                            )
+                        except chunker.Unsettled:
+                            unsettled.append(finding.path)
+                        except OSError as error:
+                            found.problems.append(ScanProblem.of(finding.path, error))
+                        else:
+                            done.append((finding, state))
+                    return done, unsettled
+
+                done, unsettled = await context.world.offload.run(read)
+                found.retry.extend(unsettled)
+                context.progress.hashed += sum(state.size for _, state in done if state is not None)
+                await states.send(done)
+
+    async def _commit_stream(
+        self, states: trio.MemoryReceiveChannel[list[tuple[Finding, DiskState | None]]], found: _Pass
+    ) -> None:
+        async with states:
+            async for batch in states:
+                pending = batch
+                while len(pending) < COMMIT_SIZE:
+                    try:
+                        pending = pending + states.receive_nowait()
+                    except (trio.WouldBlock, trio.EndOfChannel):
+                        break
+                await self._commit(pending, found)
+
+    async def _commit_missing(self, found: _Pass) -> None:
+        """Record removals, unless so much would go that a person must say so first."""
+        context = self._context
+        if not found.missing:
+            return
+        with context.index.read() as reader:
+            total = reader.totals().files
+            gone = {finding.path for finding in found.missing}
+            lost = sum(
+                1
+                for finding in found.missing
+                if finding.synced is not None
+                and finding.synced.kind is Kind.FILE
+                and all(path in gone for path in reader.find_content(finding.synced.content))
+            )
+        if not context.confirmed and self._guard.check(total, Tally(deletes=lost), trio.current_time()) is not None:
+            context.raise_problem(
+                "mass-delete",
+                f"{lost} of {total} files have disappeared from this folder; nothing was removed on other devices",
+                f"if you meant it: p2psync folder resume {context.label} --confirm; "
+                f"if not: put the files back, then: p2psync folder resume {context.label}",
+            )
+            return
+        context.clear_problem("mass-delete")
+        for start in range(0, len(found.missing), COMMIT_SIZE):
+            batch = found.missing[start : start + COMMIT_SIZE]
+            await self._commit([(finding, None) for finding in batch], found)
+        context.confirmed = False
+
+    async def _commit(self, states: list[tuple[Finding, DiskState | None]], found: _Pass) -> None:
+        context = self._context
+        may_write = context.may_write()
+        flags = CONFIRMED if context.confirmed else 0
+
+        def work(writer: Writer) -> tuple[list[FileRecord], list[bytes]]:
+            records: list[FileRecord] = []
+            entries: list[tuple[Synced, bytes]] = []
+            overtaken: list[bytes] = []
+            for finding, state in states:
+                synced = writer.synced(finding.path)
+                if synced != finding.synced:
+                    overtaken.append(finding.path)
+                    continue
+                state, manifest = _inline(state)
+                siblings = writer.siblings(path_key(finding.path))
+                look_up = look_up_in(writer)
+                match observe(finding.path, state, synced, siblings, may_write=may_write, look_up=look_up):
+                    case Unchanged():
+                        pass
+                    case Forget():
+                        writer.drop_synced(finding.path)
+                    case Refresh(entry) | Adopt(entry) | KeepLocal(entry):
+                        writer.put_synced(entry, manifest)
+                    case Publish() as change:
+                        record, shown = change.finish(writer.tick())
+                        records.append(replace(record, flags=flags))
+                        if shown is not None:
+                            entries.append((shown, manifest))
+            publish(context, writer, records)
+            for record in records:
+                if record.deleted:
+                    writer.drop_synced(record.path)
+            for entry, manifest in entries:
+                writer.put_synced(entry, manifest)
+            return records, overtaken
+
+        async with context.commit_lock:
+            records, overtaken = await context.world.offload.run(lambda: context.index.write(work))
+        found.retry.extend(overtaken)
+        found.published += len(records)
+        for finding, _ in states:
+            self._attempts.pop(finding.path, None)
+        for record in records:
+            context.emit("file.deleted" if record.deleted else "file.changed", path=display(record.path), by="here")
+        context.records_changed.fire()
+
+    async def _forget(self, paths: Sequence[RelPath]) -> None:
+        """Entries that are now ignored leave the synced tree; nobody is told that they are gone, for they are not."""
+        context = self._context
+
+        def work(writer: Writer) -> None:
+            for path in paths:
+                writer.drop_synced(path)
+
+        async with context.commit_lock:
+            await context.world.offload.run(lambda: context.index.write(work))
+
+    def _note_problems(self, found: _Pass, *, full: bool) -> None:
+        now_ns = self._context.world.clock.wall_ns()
+
+        def work(writer: Writer) -> None:
+            if full:
+                for old in writer.problems():
+                    if not old.held:
+                        writer.clear_problem(old.path, old.code)
+            for p in found.problems[:MAX_PROBLEMS]:
+                writer.note_problem(Problem(p.path, p.code, p.text, p.remedy, now_ns))
+
+        if found.problems or full:
+            self._context.index.write(work)
+
+    def _retry_later(self, path: bytes) -> None:
+        attempts = self._attempts.get(path, 0)
+        self._attempts[path] = attempts + 1
+        delay = min(RETRY_LIMIT, RETRY_FIRST * 2 ** min(attempts, 10))
+        self.inbox.defer(path, delay)
+
+
+class _View:
+    """The synced tree as the scanner reads it: one short read transaction per directory."""
+
+    def __init__(self, context: FolderContext) -> None:
+        self._index = context.index
+
+    def children(self, directory: bytes) -> list[Synced]:
+        with self._index.read() as reader:
+            return list(reader.children(RelPath(directory)))
+
+    def entry(self, path: bytes) -> Synced | None:
+        with self._index.read() as reader:
+            return reader.synced(RelPath(path)) if path != ROOT else None
+
+
+def _groups(findings: Sequence[Finding]) -> Iterator[list[Finding]]:
+    """Cut findings so that one thread hop reads many small files or one large one."""
+    group: list[Finding] = []
+    size = 0
+    for finding in findings:
+        assert finding.stat is not None
+        if group and (len(group) >= GROUP_FILES or size + finding.stat.size > GROUP_BYTES):
+            yield group
+            group, size = [], 0
+        group.append(finding)
+        size += finding.stat.size
+    if group:
+        yield group
+
+
+def _inline(state: DiskState | None) -> tuple[DiskState | None, bytes]:
+    """The state as records and entries carry it, with an empty manifest when it is long, and the manifest itself."""
+    if state is None or not state.manifest:
+        return state, b""
+    if decode_manifest(state.manifest).count <= INLINE_CHUNKS:
+        return state, state.manifest
+    return replace(state, manifest=b""), state.manifest
+
+
+def look_up_in(reader: Reader) -> LookUp:
+    """What the conflict rules ask: the records at a path, and what this disk shows there."""
+    return lambda path: (reader.siblings(path_key(path)), reader.synced(path))
+
+
+def publish(context: FolderContext, writer: Writer, records: Sequence[FileRecord]) -> None:
+    """Sign records in batches and merge them into the index."""
+    for batch_number in range(ceil(len(records) / MAX_BATCH)):
+        part = records[batch_number * MAX_BATCH : (batch_number + 1) * MAX_BATCH]
+        encoded = [record.encode() for record in part]
+        batch = sign_batch(context.keys, context.folder, context.membership.epoch, encoded)
+        writer.merge(batch, list(zip(part, encoded, strict=True)))

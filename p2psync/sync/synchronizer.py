@@ -1,0 +1,159 @@
+"""The synchronizer: every folder of this device, and which connected device exchanges which of them."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import structlog
+import trio
+
+from p2psync.errors import AuthenticationError, ConnectionLost, InputError, ProtocolError
+from p2psync.membership.fold import Membership, fold
+from p2psync.membership.links import Role
+from p2psync.model.ids import DeviceId, FolderId
+from p2psync.protocol import messages as m
+from p2psync.protocol.bulk import Absent, Item
+from p2psync.sync.folder import Folder
+from p2psync.sync.peer import Peer
+from p2psync.sync.pulse import Pulse
+
+MAX_OFFERS = 256
+MAX_OFFER_LINKS = 10_000
+
+_log = structlog.get_logger(__name__)
+
+
+@dataclass(frozen=True)
+class Offer:
+    """A folder that a connected device has told us we are a member of."""
+
+    membership: Membership
+    label: str
+    role: Role
+    device: DeviceId
+    device_name: str
+
+
+class Synchronizer:
+    """Runs folders, and exchanges with connected devices for each."""
+
+    def __init__(self, device: DeviceId) -> None:
+        self._device = device
+        self.folders: dict[FolderId, Folder] = {}
+        self.offers: dict[FolderId, Offer] = {}
+        self.peers: dict[DeviceId, Peer] = {}
+        self.changed = Pulse()
+        """Fires when folders, offers, members or peers have changed."""
+        self._nursery: trio.Nursery | None = None
+        self._scopes: dict[FolderId, trio.CancelScope] = {}
+        self._ended: dict[FolderId, trio.Event] = {}
+
+    async def run(self) -> None:
+        """Run every folder there is and every one added later. Never returns."""
+        async with trio.open_nursery() as self._nursery:
+            for folder in self.folders.values():
+                self._start(folder)
+            await trio.sleep_forever()
+
+    def add(self, folder: Folder) -> None:
+        """Take up a folder."""
+        self.folders[folder.id] = folder
+        self.offers.pop(folder.id, None)
+        self._start(folder)
+        self.changed.fire()
+
+    async def remove(self, folder: Folder) -> None:
+        """Stop a folder and wait until nothing of it runs any more."""
+        del self.folders[folder.id]
+        folder.pause()
+        if folder.id in self._scopes:
+            self._scopes.pop(folder.id).cancel()
+            await self._ended.pop(folder.id).wait()
+        while folder.exchanges:
+            await trio.sleep(0.01)
+        folder.close()
+        self.changed.fire()
+
+    def _start(self, folder: Folder) -> None:
+        if self._nursery is not None and folder.id not in self._scopes:
+            self._scopes[folder.id] = trio.CancelScope()
+            self._ended[folder.id] = trio.Event()
+            self._nursery.start_soon(self._run_folder, folder)
+
+    async def _run_folder(self, folder: Folder) -> None:
+        ended = self._ended[folder.id]
+        try:
+            with self._scopes[folder.id]:
+                await folder.run()
+        finally:
+            ended.set()
+
+    # ── peers ───────────────────────────────────────────────────────────────────────────────────────────────────────
+    async def serve_peer(self, peer: Peer) -> None:
+        """Exchange every common folder with a device until its connection ends."""
+        self.peers[peer.device] = peer
+        self.changed.fire()
+        offered: dict[FolderId, tuple[bytes, ...]] = {}
+        try:
+            async with trio.open_nursery() as nursery:
+                while True:
+                    seen = self.changed.count
+                    for folder in list(self.folders.values()):
+                        if folder.wants(peer.device):
+                            heads = folder.context.membership.heads
+                            if offered.get(folder.id) != heads and (offer := folder.offer(peer.device)) is not None:
+                                offered[folder.id] = heads
+                                await peer.send(offer)
+                            nursery.start_soon(self._exchange, folder, peer)
+                            await trio.lowlevel.checkpoint()
+                    await self.changed.wait_beyond(seen)
+        finally:
+            if self.peers.get(peer.device) is peer:
+                del self.peers[peer.device]
+            self.changed.fire()
+
+    async def _exchange(self, folder: Folder, peer: Peer) -> None:
+        try:
+            await folder.exchange(peer)
+        except* ConnectionLost:
+            pass
+        except* ProtocolError as group:
+            _log.warning("a device broke the protocol", device=peer.name, error=str(group.exceptions[0]))
+            await peer.close(m.GoodbyeCode.PROTOCOL_ERROR, "protocol error in a folder")
+        self.changed.fire()
+
+    async def message(self, peer: Peer, message: m.Message) -> None:
+        """A message about a folder has come."""
+        if isinstance(message, m.FolderOffer):
+            self._on_offer(peer, message)
+            return
+        folder = self.folders.get(FolderId(getattr(message, "folder", b"")))
+        exchange = folder.exchanges.get(peer.device) if folder is not None else None
+        if exchange is not None:
+            await exchange.deliver(message)
+
+    async def serve(self, peer: Peer, request: m.ChunkRequest) -> Sequence[Item]:
+        """Content that a device asks for."""
+        folder = self.folders.get(FolderId(request.folder))
+        if folder is None or folder.paused:
+            return [Absent.GONE] * len(request.lengths)
+        return await folder.serve(peer.device, request)
+
+    def _on_offer(self, peer: Peer, message: m.FolderOffer) -> None:
+        """Remember a folder we are offered, if its links prove that we are a member."""
+        folder_id = FolderId(message.folder)
+        if folder_id in self.folders or (len(self.offers) >= MAX_OFFERS and folder_id not in self.offers):
+            return
+        try:
+            membership = fold(message.links)
+        except (InputError, AuthenticationError) as error:
+            raise ProtocolError(f"the other side offered a folder that does not verify: {error}") from error
+        role = membership.role(self._device)
+        if membership.folder != folder_id:
+            raise ProtocolError("the other side offered a folder under another's ID")
+        if role is None:
+            self.offers.pop(folder_id, None)
+        else:
+            self.offers[folder_id] = Offer(membership, membership.label, role, peer.device, peer.name)
+        self.changed.fire()
