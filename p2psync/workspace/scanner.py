@@ -96,7 +96,7 @@ class ScanProblem:
                 return ScanProblem(
                     RelPath(path), "moving", f"{where} vanished while it was scanned", _AGAIN, Severity.NOTE
                 )
-            case OSError() if error.errno in {errno.EIO, errno.EUCLEAN if hasattr(errno, "EUCLEAN") else errno.EIO}:
+            case OSError() if error.errno in {errno.EIO, getattr(errno, "EUCLEAN", errno.EIO)}:
                 return ScanProblem(
                     RelPath(path),
                     "io-error",
@@ -127,7 +127,8 @@ class Batch:
     examined: int = 0
 
     @property
-    def _full(self) -> bool:
+    def full(self) -> bool:
+        """Whether it is time to hand it out."""
         return (
             len(self.findings) + len(self.problems) + len(self.ignored) >= MAX_FINDINGS or self.examined >= MAX_EXAMINED
         )
@@ -180,7 +181,7 @@ class _Scan:
         while stack:
             self._directory(stack.pop())
             stack.extend(reversed(self.take_entered()))
-            if self.batch._full:
+            if self.batch.full:
                 yield self.batch
                 self.batch = Batch()
         if self.batch.examined or self.batch.problems:
