@@ -235,6 +235,10 @@ class Storage(Protocol):
         """Open a directory as a root. FileNotFoundError, NotADirectoryError or PermissionError when it cannot be."""
         ...
 
+    def make_directories(self, path: bytes) -> None:
+        """Make a directory and what is missing above it, durably. FileExistsError when something else stands there."""
+        ...
+
 
 class Watch(Protocol):
     """A running watch of one tree; closing it stops the events."""

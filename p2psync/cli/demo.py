@@ -1,4 +1,4 @@
-"""`p2psync demo`: the main job on this machine, start to end, checked by content hashes; exits non-zero on a difference."""
+"""`p2psync demo`: the main job on this machine, start to end, checked by content hashes after every step."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from pathlib import Path
 from rich.console import Console
 from rich.table import Table
 
-from p2psync.testing.processes import CommandFailed, Device, difference, introduce
+from p2psync.testing.processes import CommandFailedError, Device, difference, introduce
 
 BIG = 256 * 1024 * 1024
 MIB = 1024 * 1024
@@ -46,7 +46,7 @@ class Demo:
         self.left = Device(base, "laptop", discovery=True)
         self.right = Device(base, "desktop", discovery=True)
         self.here, self.there = base / "laptop" / "library", base / "desktop" / "library"
-        self.random = random.Random(7)
+        self.random = random.Random(7)  # noqa: S311  (content to move, no secret)
 
     def run(self) -> bool:
         """All steps in order; True when every comparison was equal."""
@@ -105,7 +105,7 @@ class Demo:
         try:
             self._step("pair them", pair, sync=False)
             self.left.connected(self.right, DISCOVERY_TIMEOUT)
-        except CommandFailed as error:
+        except CommandFailedError as error:
             self.console.print(f"discovery found nothing ({str(error).splitlines()[-1]}); using addresses", style="dim")
             self.left.end_pairing()
             self._step("pair them", pair_by_address, sync=False)
@@ -233,7 +233,7 @@ def main(keep: Path | None = None, files: int | None = None, big: int = BIG) -> 
     (base / "laptop").mkdir()
     try:
         return 0 if Demo(base, console, files, big).run() else 1
-    except CommandFailed as error:
+    except CommandFailedError as error:
         console.print(f"the demo failed: {error}", style="bold red", markup=False)
         return 1
     finally:

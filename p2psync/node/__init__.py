@@ -13,7 +13,7 @@ if TYPE_CHECKING:
 __all__ = ["Node", "init", "open_offline", "run"]
 
 
-def __getattr__(name: str) -> Any:  # noqa: ANN401
+def __getattr__(name: str) -> Any:
     if name in __all__:
         from p2psync.node import node
 

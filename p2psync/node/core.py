@@ -6,6 +6,7 @@ import os
 import socket
 from collections.abc import Callable
 from pathlib import Path
+from typing import Protocol
 
 import msgspec
 import trio
@@ -17,7 +18,7 @@ from p2psync.model.paths import RelPath
 from p2psync.node.config import Config
 from p2psync.node.connections import Connections
 from p2psync.node.events import EventLog
-from p2psync.node.home import DeviceEntry, FolderEntry, Home
+from p2psync.node.home import DeviceEntry, FolderEntry, HomeState
 from p2psync.node.lookup import find
 from p2psync.node.pairing import PairedDevice, PairingHost
 from p2psync.ports import World
@@ -27,14 +28,45 @@ from p2psync.sync.folder import Folder
 from p2psync.sync.peer import Limits
 from p2psync.sync.synchronizer import Synchronizer
 from p2psync.transfer.rates import TokenBucket
+from p2psync.workspace.posix import current_umask
 
 MIB = 1024 * 1024
+
+
+class HomeStore(Protocol):
+    """Where a node keeps its own state: `Home` on a disk, or a simulated one."""
+
+    @property
+    def path(self) -> Path:
+        """The home itself: never shared, and no folder may hold it."""
+        ...
+
+    @property
+    def config_file(self) -> Path:
+        """Settings, written by people."""
+        ...
+
+    def index(self, folder_id: str) -> Path:
+        """Directory of one folder's database."""
+        ...
+
+    def load_state(self) -> HomeState:
+        """The devices and folders."""
+        ...
+
+    def save_state(self, state: HomeState) -> None:
+        """Replace them durably."""
+        ...
+
+    def forget_folder(self, folder_id: str) -> None:
+        """Remove everything kept about a folder."""
+        ...
 
 
 class Core:
     """The state of a node, online or not. Operations are added by subclasses, each in a module of its own."""
 
-    def __init__(self, home: Home, world: World, keys: DeviceKeys, config: Config, *, online: bool) -> None:
+    def __init__(self, home: HomeStore, world: World, keys: DeviceKeys, config: Config, *, online: bool) -> None:
         self.home = home
         self.world = world
         self.keys = keys
@@ -148,6 +180,7 @@ class Core:
             keep_days=history.keep_days,
             history_bytes=history.max_bytes,
             unsafe_symlinks=guards.follow_unsafe_symlinks,
+            umask=current_umask(),
         )
 
     def open_folder(self, entry: FolderEntry) -> Folder:
@@ -164,19 +197,17 @@ class Core:
             self.keys,
             index,
             membership,
-            entry.label,
-            os.fsencode(entry.path),
-            self.sync_settings(),
-            self.emitter(folder_id),
+            label=entry.label,
+            path=os.fsencode(entry.path),
+            settings=self.sync_settings(),
+            emit=self.emitter(folder_id),
             paused=entry.paused,
             members_changed=self.synchronizer.changed.fire,
         )
 
     def index_path(self, folder: str) -> bytes:
         """Where the index of a folder lies."""
-        path = self.home.index(folder)
-        path.mkdir(mode=0o700, parents=True, exist_ok=True)
-        return os.fsencode(path)
+        return os.fsencode(self.home.index(folder))
 
     def device_entry(self, text: str) -> DeviceId:
         """The device a person means by a full ID, or by name or prefix among the known ones."""
@@ -184,10 +215,3 @@ class Core:
             return parse_device_id(text)
         except InputError:
             return parse_device_id(self.find_device(text).id)
-
-
-def home_path(home: Path | str | None) -> Path:
-    """A home as programs give it."""
-    from p2psync.node.home import resolve_home
-
-    return resolve_home(home).path

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from contextlib import suppress
 
 import msgspec
 
@@ -67,19 +68,11 @@ class FolderOperations(Core):
         self._check_new(path, label)
 
         def work() -> None:
-            made = not os.path.lexists(path)
-            if made:
-                os.makedirs(path)
+            root = founding.check_directory(self.world, path, make=True)
             try:
-                root = founding.check_directory(self.world, path)
-                try:
-                    founding.establish(self.world, self.keys, root, offer.membership, self.index_path(found))
-                finally:
-                    root.close()
-            except BaseException:
-                if made:
-                    os.rmdir(path)
-                raise
+                founding.establish(self.world, self.keys, root, offer.membership, self.index_path(found))
+            finally:
+                root.close()
 
         await self.world.offload.run(work)
         return await self._take_up(offer.membership, label, path)
@@ -220,14 +213,13 @@ class FolderOperations(Core):
 
         def tidy() -> None:
             """Without its marker the directory can become a folder again; history stays with the files."""
-            for place in (path + b"/" + MARKER,):
-                if os.path.lexists(place):
-                    os.unlink(place)
-            index = self.home.folders / text
-            for below, _, names in os.walk(index, topdown=False):
-                for name in names:
-                    os.unlink(os.path.join(below, name))
-                os.rmdir(below)
+            with suppress(OSError):
+                root = self.world.storage.open_root(path)
+                try:
+                    root.unlink(MARKER)
+                finally:
+                    root.close()
+            self.home.forget_folder(text)
 
         await self.world.offload.run(tidy)
         self.event_log.publish("folder.removed", f"{gone.label} is no longer synchronised here", folder=text)

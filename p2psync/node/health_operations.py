@@ -178,7 +178,7 @@ def _plain(value: object) -> str | int | float | bool | list[str]:
 
 
 def _check_files(folder: Folder, root: Root, *, repair: bool) -> list[Finding]:
-    """Hash every file that looks untouched: rot is damage under an unchanged fingerprint. A repair has it fetched again."""
+    """Hash every file that looks untouched: rot is damage under an unchanged fingerprint. Repaired by fetching anew."""
     context = folder.context
     found: list[Finding] = []
     with context.index.read() as reader:

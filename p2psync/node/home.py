@@ -10,6 +10,7 @@ from __future__ import annotations
 import fcntl
 import os
 import re
+import shutil
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -113,6 +114,10 @@ class Home:
     def index(self, folder_id: str) -> Path:
         """Directory of one folder's database; `folder_id` in its text form."""
         return self.folders / folder_id / "index"
+
+    def forget_folder(self, folder_id: str) -> None:
+        """Remove one folder's own data; its files are elsewhere and stay."""
+        shutil.rmtree(self.folders / folder_id, ignore_errors=True)
 
     @property
     def initialised(self) -> bool:

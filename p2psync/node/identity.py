@@ -13,7 +13,7 @@ from p2psync.node.home import Home
 from p2psync.ports import Rng
 
 KEY_FILE = "device.key"
-PASSPHRASE_VARIABLE = "P2PSYNC_PASSPHRASE"
+PASSPHRASE_VARIABLE = "P2PSYNC_PASSPHRASE"  # noqa: S105  (the name of a variable)
 """Environment variable that holds the passphrase where nobody is there to type it."""
 
 

@@ -11,11 +11,13 @@ from typing import Self
 
 import trio
 
+from p2psync.crypto.identity import DeviceKeys
 from p2psync.errors import StateError
 from p2psync.model.ids import DeviceId, format_device_id, parse_device_id, short_id
-from p2psync.node.config import load_config, render_default_config, set_setting
+from p2psync.node.config import Config, load_config, render_default_config, set_setting
 from p2psync.node.connections import Connections, Stranger
 from p2psync.node.control import serve_control
+from p2psync.node.core import HomeStore
 from p2psync.node.files import replace_file
 from p2psync.node.health_operations import HealthOperations
 from p2psync.node.home import Home, HomeState, resolve_home
@@ -94,22 +96,12 @@ class Node:
             keys = load_keys(self._home)
             wanted = config.network.discovery if self._discovery is None else self._discovery
             world = self._world if self._world is not None else real_world(discovery=wanted)
-            operations = NodeOperations(self._home, world, keys, config, online=True)
-            stack.callback(operations.close)
-            await operations.load()
-            connections = _connections(operations)
-            operations.connections = connections
-            for device in operations.state.devices:
-                connections.know(parse_device_id(device.id), [*device.addresses, *device.last_addresses])
-            nursery = await stack.enter_async_context(_cancelled_at_end())
-            nursery.start_soon(operations.synchronizer.run)
-            await nursery.start(connections.run, self._listen or list(config.network.listen))
-            stack.push_async_callback(connections.say_goodbye)
-            operations.pairing.changed = connections.announce
+            listen = self._listen or list(config.network.listen)
+            operations = await stack.enter_async_context(running(self._home, world, keys, config, listen))
             if self._control:
+                nursery = await stack.enter_async_context(_cancelled_at_end())
                 await nursery.start(serve_control, operations, self._home.path)
             self._operations = operations
-            operations.event_log.publish("node.ready", "the node accepts connections")
             self._stack = stack.pop_all()
         return self
 
@@ -119,6 +111,30 @@ class Node:
         """Say goodbye to the peers, stop every task, close the databases."""
         self._operations = None
         await self._stack.aclose()
+
+
+@asynccontextmanager
+async def running(
+    home: HomeStore, world: World, keys: DeviceKeys, config: Config, listen: list[str]
+) -> AsyncIterator[NodeOperations]:
+    """A node in any world: folders synchronised and devices connected for as long as the block lasts."""
+    operations = NodeOperations(home, world, keys, config, online=True)
+    try:
+        await operations.load()
+        connections = operations.connections = _connections(operations)
+        operations.pairing.changed = connections.announce
+        for device in operations.state.devices:
+            connections.know(parse_device_id(device.id), [*device.addresses, *device.last_addresses])
+        async with _cancelled_at_end() as nursery:
+            nursery.start_soon(operations.synchronizer.run)
+            await nursery.start(connections.run, listen)
+            operations.event_log.publish("node.ready", "the node accepts connections")
+            try:
+                yield operations
+            finally:
+                await connections.say_goodbye()
+    finally:
+        operations.close()
 
 
 @asynccontextmanager
@@ -150,9 +166,9 @@ def _connections(operations: NodeOperations) -> Connections:
         operations.world,
         operations.keys,
         lambda: operations.name,
-        operations.synchronizer,
-        operations.pairing,
-        operations.limits,
+        synchronizer=operations.synchronizer,
+        pairing=operations.pairing,
+        limits=operations.limits,
         connect_timeout=operations.config.network.connect_timeout_s,
         on_connect=on_connect,
         on_disconnect=on_disconnect,

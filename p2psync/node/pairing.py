@@ -207,7 +207,7 @@ class PairingGuest:
         if self._refused:
             raise ConnectionLost(_NO_PAIRING)
         raise AuthenticationError(
-            "pairing failed: the code was wrong, or has been used; make a new one on the other device with: p2psync pair"
+            "pairing failed: the code was wrong or has been used; make a new one on the other device with: p2psync pair"
         )
 
 

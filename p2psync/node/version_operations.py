@@ -122,7 +122,12 @@ class VersionOperations(Core):
                 target, restored.kind, restored.staged, restored.target, restored.mode, restored.mtime_ns, expect
             )
             (outcome,) = materialiser.apply(
-                root, [place], stamp, now_ns=self.world.clock.wall_ns, pause=self.world.clock.pause
+                root,
+                [place],
+                stamp,
+                umask=context.settings.umask,
+                now_ns=self.world.clock.wall_ns,
+                pause=self.world.clock.pause,
             )
             match outcome:
                 case ops.Done(displaced=displaced):

@@ -1,7 +1,8 @@
 """Contents: gathers what files are made of, from local files first and then from every peer that holds it.
 
-The pure `Swarm` says which piece to ask of whom; this module sends the requests, verifies what comes where it is stored,
-and keeps memory within the swarm's window. What is verified on disk is never fetched again, also after a restart.
+The pure `Swarm` says which piece to ask of whom; this module sends the requests, verifies what comes where it is
+stored, and keeps memory within the swarm's window. What is verified on disk is never fetched again, even after a
+restart.
 """
 
 from __future__ import annotations
@@ -39,11 +40,11 @@ Staged = dict[PathKey, tuple[bytes, bytes]]
 """Path key → (staged path, encoded manifest)."""
 
 
-class Unavailable(Exception):
+class UnavailableError(Exception):
     """No connected peer has delivered anything for a while: come back when something has changed."""
 
 
-class DiskFull(OSError):
+class DiskFullError(OSError):
     """Fetching would use up the reserve that is left free on purpose."""
 
 
@@ -105,7 +106,7 @@ class ContentJobs:
         """Stage the contents of these records durably: (what is staged, what could not be had).
 
         `started` is set once everything that local files can give has been read. One large file, or many small ones.
-        Raises Unavailable when nothing could be had, OSError as the disk has it.
+        Raises UnavailableError when nothing could be had, OSError as the disk has it.
         """
         await self._check_room(sum(record.size for record in records))
         manifests = await self._manifests(records)
@@ -120,7 +121,7 @@ class ContentJobs:
         if not room_for(
             free, total, needed, reserve_percent=settings.reserve_percent, reserve_bytes=settings.reserve_bytes
         ):
-            raise DiskFull(28, "the disk would be left with less than its reserve")
+            raise DiskFullError(28, "the disk would be left with less than its reserve")
 
     async def _manifests(self, records: Sequence[FileRecord]) -> dict[PathKey, Manifest]:
         """The manifest of each record, fetched where it is too long to be part of the record."""
@@ -198,11 +199,11 @@ class ContentJobs:
             if lacking:
                 groups.setdefault(record.content, lacking)
                 sinks.update({piece: sink_for(piece.hash) for piece in lacking})
-        with suppress(Unavailable):
+        with suppress(UnavailableError):
             await self._gather(groups, sinks)
         complete = [r for r in records if all(c in data for c, _, _ in manifests[r.key].chunks())]
         if not complete:
-            raise Unavailable
+            raise UnavailableError
 
         def stage() -> Staged:
             names = [_stage_name(record) for record in complete]
@@ -281,11 +282,11 @@ class ContentJobs:
 
     # ── requests ────────────────────────────────────────────────────────────────────────────────────────────────────
     async def _gather(self, groups: dict[bytes, list[Piece]], sinks: dict[Piece, Sink]) -> None:
-        """Have every piece delivered to its sink; Unavailable when nothing comes for `PATIENCE` seconds."""
+        """Have every piece delivered to its sink; UnavailableError when nothing comes for `PATIENCE` seconds."""
         if not groups:
             return
         if not self._links:
-            raise Unavailable
+            raise UnavailableError
         for piece, sink in sinks.items():
             self._sinks.setdefault(piece, []).append(sink)
         for root, pieces in groups.items():
@@ -297,7 +298,7 @@ class ContentJobs:
                 with trio.move_on_after(PATIENCE) as waiting:
                     await self._arrived.wait_beyond(seen)
                 if waiting.cancelled_caught or not self._links:
-                    raise Unavailable
+                    raise UnavailableError
         finally:
             for root in groups:
                 self._swarm.drop(root)

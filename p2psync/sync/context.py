@@ -36,7 +36,9 @@ class Emit(Protocol):
         device: str | None = None,
         path: str | None = None,
         **data: str | int | float | bool | None,
-    ) -> object: ...
+    ) -> object:
+        """Publish an event; never waits."""
+        ...
 
 
 class SyncSettings(msgspec.Struct, frozen=True):
@@ -57,6 +59,8 @@ class SyncSettings(msgspec.Struct, frozen=True):
     keep_days: float = 30.0
     history_bytes: int = 0
     unsafe_symlinks: bool = False
+    umask: int = 0o022
+    """Permission bits that new files do not get."""
 
     def brake(self) -> MassChangeGuard:
         """A fresh brake with these limits; a count of 0 switches that one off."""
@@ -103,8 +107,11 @@ class FolderContext:
     ignores_changed: Callable[[], None] = lambda: None
     """Called in a worker thread when `.p2psyncignore` may have changed."""
 
-    confirmed: bool = False
-    """A person has confirmed the mass change that the brake held back."""
+    confirmed_outgoing: bool = False
+    """A person has confirmed the mass removal that was held back here; good for one scan."""
+
+    confirmed_incoming: bool = False
+    """A person has confirmed the mass change from other devices that was held back; good for one sweep."""
 
     _root: Root | None = None
 

@@ -68,8 +68,10 @@ class Exchange:
         absorb_links: Callable[[Sequence[bytes]], Awaitable[None]],
         possesses: Callable[[bytes, Sequence[bytes]], None],
     ) -> None:
-        """`announce(cursor_index_id, cursor_sequence)` builds our announcement; `rescan` scans and gives the generation;
-        `absorb_links` adds membership links to the folder; `possesses` hears which contents the peer says it holds.
+        """`announce(cursor_index_id, cursor_sequence)` builds our announcement.
+
+        `rescan` scans and gives the generation; `absorb_links` adds membership links to the folder; `possesses` hears
+        which contents the peer says it holds.
         """
         self._context = context
         self._link = link

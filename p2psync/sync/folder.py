@@ -52,11 +52,11 @@ class Folder:
         keys: DeviceKeys,
         index: Index,
         membership: Membership,
+        *,
         label: str,
         path: bytes,
         settings: SyncSettings,
         emit: Emit,
-        *,
         paused: bool,
         members_changed: Callable[[], None],
     ) -> None:
@@ -275,7 +275,7 @@ class Folder:
         for code in ("mass-delete", "mass-delete-incoming", "mass-overwrite"):
             if not confirm:
                 context.clear_problem(code)
-        context.confirmed = confirm
+        context.confirmed_outgoing = context.confirmed_incoming = confirm
         self.paused = False
         self._wake.set()
         self.observer.ask_scan()
@@ -360,7 +360,7 @@ class Folder:
         self._members_changed()
 
     def cut(self, device: bytes) -> list[tuple[bytes, int]]:
-        """What this device has seen of another's changes: what still counts once that one has lost the right. Blocks."""
+        """What this device has seen of another's changes: what still counts once it has lost the right. Blocks."""
         highest: dict[bytes, int] = {}
         prefix = replica_device_prefix(device)
         with self.context.index.read() as reader:
@@ -409,6 +409,11 @@ class Folder:
             del self._scopes[device]
             del self.exchanges[device]
             self.context.state_changed.fire()
+
+    async def wait_quiet(self) -> None:
+        """Wait until no exchange runs any more."""
+        while self.exchanges:
+            await self.context.state_changed.wait_beyond(self.context.state_changed.count)
 
     def offer(self, device: DeviceId) -> m.FolderOffer | None:
         """What tells a member that may not know the folder about it."""

@@ -73,26 +73,26 @@ def found(world: World, keys: DeviceKeys, label: str, algorithm: Algorithm, name
     return create_folder(keys, label, algorithm, world.rng.token(16), name=name)
 
 
-def check_directory(world: World, path: bytes) -> Root:
-    """Open a directory that is to become a folder; InputError or StateError says why it cannot."""
+def check_directory(world: World, path: bytes, *, make: bool = False) -> Root:
+    """Open a directory that is to become a folder, made first with `make`; InputError or StateError when it cannot."""
+    above = marker.enclosing(world.storage, path)
+    if above is not None:
+        raise StateError(f"{display(path)} lies inside the folder {display(above)}; folders cannot contain each other")
     try:
+        if make:
+            world.storage.make_directories(path)
         root = world.storage.open_root(path)
     except FileNotFoundError:
         raise InputError(f"{display(path)} does not exist; make it first, or mount its disk") from None
-    except NotADirectoryError:
+    except (NotADirectoryError, FileExistsError):
         raise InputError(f"{display(path)} is not a directory") from None
     except OSError as error:
         raise InputError(f"{display(path)} cannot be opened: {error.strerror}") from None
     try:
-        above = marker.enclosing(world.storage, path)
-        if above is not None:
-            raise StateError(
-                f"{display(path)} lies inside the folder {display(above)}; folders cannot contain each other"
-            )
         if marker.read(root) is not None:
             raise StateError(
-                f"{display(path)} is a p2psync folder already, of this or another device; if that device is gone, remove "
-                f"{display(path + b'/' + MARKER)} and try again"
+                f"{display(path)} is a p2psync folder already, of this or another device; if that device is gone, "
+                f"remove {display(path + b'/' + MARKER)} and try again"
             )
         below = _marker_below(root)
         if below is not None:

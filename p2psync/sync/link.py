@@ -17,10 +17,14 @@ class Link(Protocol):
     """A welcome connection to one device."""
 
     @property
-    def device(self) -> DeviceId: ...
+    def device(self) -> DeviceId:
+        """The device at the other end."""
+        ...
 
     @property
-    def name(self) -> str: ...
+    def name(self) -> str:
+        """What people call it."""
+        ...
 
     async def send(self, message: Message) -> None:
         """Queue a control message. ConnectionLost when the device is gone."""

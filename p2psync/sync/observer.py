@@ -18,6 +18,7 @@ from p2psync.index.values import Problem
 from p2psync.index.writer import Writer
 from p2psync.membership.batches import sign_batch
 from p2psync.model.entries import Synced
+from p2psync.model.ignore import IGNORE_FILE
 from p2psync.model.manifest import INLINE_CHUNKS, decode_manifest
 from p2psync.model.paths import ROOT, RelPath, display, path_key
 from p2psync.model.records import CONFIRMED, MAX_BATCH, FileRecord
@@ -96,6 +97,12 @@ class Observer:
         """Have one path compared soon."""
         self.inbox.defer(path, 0.0)
 
+    async def reload_ignores(self) -> None:
+        """The ignore file has changed: read it again, then look at everything in its light."""
+        await self._context.world.offload.run(self._context.ignores_changed)
+        self.ask_scan()
+        self._context.records_changed.fire()
+
     def start(self) -> None:
         """Before `run`: a fresh start scans everything."""
         self.ask_scan()
@@ -132,6 +139,7 @@ class Observer:
             self._busy = False
             self._context.progress.scanning -= 1
         self._done = max(self._done, asked)
+        self._context.confirmed_outgoing = False
         self._scanned.fire()
         self._context.emit(
             "folder.scanned", examined=found.examined, published=found.published, problems=len(found.problems)
@@ -238,7 +246,10 @@ class Observer:
                 and finding.synced.kind is Kind.FILE
                 and all(path in gone for path in reader.find_content(finding.synced.content))
             )
-        if not context.confirmed and self._guard.check(total, Tally(deletes=lost), trio.current_time()) is not None:
+        if (
+            not context.confirmed_outgoing
+            and self._guard.check(total, Tally(deletes=lost), trio.current_time()) is not None
+        ):
             context.raise_problem(
                 "mass-delete",
                 f"{lost} of {total} files have disappeared from this folder; nothing was removed on other devices",
@@ -250,23 +261,22 @@ class Observer:
         for start in range(0, len(found.missing), COMMIT_SIZE):
             batch = found.missing[start : start + COMMIT_SIZE]
             await self._commit([(finding, None) for finding in batch], found)
-        context.confirmed = False
 
     async def _commit(self, states: list[tuple[Finding, DiskState | None]], found: _Pass) -> None:
         context = self._context
         may_write = context.may_write()
-        flags = CONFIRMED if context.confirmed else 0
+        flags = CONFIRMED if context.confirmed_outgoing else 0
 
         def work(writer: Writer) -> tuple[list[FileRecord], list[bytes]]:
             records: list[FileRecord] = []
             entries: list[tuple[Synced, bytes]] = []
             overtaken: list[bytes] = []
-            for finding, state in states:
+            for finding, read in states:
                 synced = writer.synced(finding.path)
                 if synced != finding.synced:
                     overtaken.append(finding.path)
                     continue
-                state, manifest = _inline(state)
+                state, manifest = _inline(read)
                 siblings = writer.siblings(path_key(finding.path))
                 look_up = look_up_in(writer)
                 match observe(finding.path, state, synced, siblings, may_write=may_write, look_up=look_up):
@@ -293,6 +303,8 @@ class Observer:
             records, overtaken = await context.world.offload.run(lambda: context.index.write(work))
         found.retry.extend(overtaken)
         found.published += len(records)
+        if any(finding.path == IGNORE_FILE for finding, _ in states):
+            await self.reload_ignores()
         for finding, _ in states:
             self._attempts.pop(finding.path, None)
         for record in records:

@@ -14,7 +14,7 @@ ABANDONED_NS = 7 * 86_400 * 1_000_000_000
 
 
 def recover(context: FolderContext) -> None:
-    """Bring disk and index out of whatever a crash left. The scan that follows records what is then on the disk. Blocks."""
+    """Bring disk and index out of whatever a crash left; the scan that follows records what is then there. Blocks."""
     make_private(context.root)
     with context.index.read() as reader:
         journal = reader.intents()

@@ -48,7 +48,7 @@ class Retention:
         context.index.write(work)
 
     async def _follow_late_writers(self) -> None:
-        """A program that still had a displaced file open may write into it: such bytes become a version of their own."""
+        """A program that still had a displaced file open may write into it: that becomes a version of its own."""
         context = self._context
         while True:
             await trio.sleep(history.LATE_BYTES_DELAY)

@@ -70,8 +70,7 @@ class Synchronizer:
         if folder.id in self._scopes:
             self._scopes.pop(folder.id).cancel()
             await self._ended.pop(folder.id).wait()
-        while folder.exchanges:
-            await trio.sleep(0.01)
+        await folder.wait_quiet()
         folder.close()
         self.changed.fire()
 

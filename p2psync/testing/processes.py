@@ -21,7 +21,7 @@ READY_TIMEOUT = 30.0
 STOP_TIMEOUT = 20.0
 
 
-class CommandFailed(AssertionError):
+class CommandFailedError(AssertionError):
     """A command ended with another exit code than was asked for; the text holds what it printed."""
 
 
@@ -61,8 +61,8 @@ class Device:
         cwd: Path | None = None,
         environment: dict[str, str] | None = None,
     ) -> subprocess.CompletedProcess[str]:
-        """Run a command to its end; CommandFailed when its exit code is not `expect` (None: any)."""
-        result = subprocess.run(
+        """Run a command to its end; CommandFailedError when its exit code is not `expect` (None: any)."""
+        result = subprocess.run(  # noqa: S603  (our own command)
             self.command(*arguments),
             capture_output=True,
             text=True,
@@ -73,7 +73,7 @@ class Device:
             check=False,
         )
         if expect is not None and result.returncode != expect:
-            raise CommandFailed(
+            raise CommandFailedError(
                 f"{self.name}: {arguments} ended with {result.returncode}, not {expect}\n{result.stdout}{result.stderr}"
             )
         return result
@@ -93,13 +93,13 @@ class Device:
         if not self.discovery:
             arguments.append("--no-discovery")
         with self.log.open("a") as log:
-            self.process = subprocess.Popen(
+            self.process = subprocess.Popen(  # noqa: S603
                 self.command(*arguments), stdout=subprocess.PIPE, stderr=log, text=True, start_new_session=True
             )
         self.ready_line = _first_line(self.process, READY_TIMEOUT)
         if not self.ready_line.startswith("ready"):
             self.kill()
-            raise CommandFailed(
+            raise CommandFailedError(
                 f"{self.name} did not become ready: {self.ready_line!r}\n{self.log.read_text()[-4000:]}"
             )
 
@@ -124,7 +124,7 @@ class Device:
             code = self.process.wait(STOP_TIMEOUT)
         except subprocess.TimeoutExpired:
             os.killpg(self.process.pid, signal.SIGKILL)
-            raise CommandFailed(f"{self.name} did not stop within {STOP_TIMEOUT} s") from None
+            raise CommandFailedError(f"{self.name} did not stop within {STOP_TIMEOUT} s") from None
         finally:
             if self.process.stdout is not None:
                 self.process.stdout.close()
@@ -151,7 +151,7 @@ class Device:
             if condition(status):
                 return status
             if time.monotonic() > deadline:
-                raise CommandFailed(f"{self.name}: not within {timeout} s: {what}\n{json.dumps(status, indent=1)}")
+                raise CommandFailedError(f"{self.name}: not within {timeout} s: {what}\n{json.dumps(status, indent=1)}")
             time.sleep(0.05)
 
     def connected(self, other: Device, timeout: float = 30.0) -> None:
@@ -167,19 +167,19 @@ class Device:
         deadline = time.monotonic() + timeout
         while not any(folder in {offer["id"], offer["label"]} for offer in self.json("folder", "offers")):
             if time.monotonic() > deadline:
-                raise CommandFailed(f"{self.name} was not offered {folder} within {timeout} s")
+                raise CommandFailedError(f"{self.name} was not offered {folder} within {timeout} s")
             time.sleep(0.05)
 
     def pairing_code(self) -> str:
         """Open a pairing in the background, as `p2psync pair` does; returns the code it shows."""
-        self._pairing = subprocess.Popen(
+        self._pairing = subprocess.Popen(  # noqa: S603
             self.command("pair", "--json"), stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True
         )
         line = _first_line(self._pairing, READY_TIMEOUT)
         match = re.search(r"\d+-[a-z]+-[a-z]+", line)
         if match is None:
             self.end_pairing()
-            raise CommandFailed(f"{self.name}: no pairing code in {line!r}")
+            raise CommandFailedError(f"{self.name}: no pairing code in {line!r}")
         return match[0]
 
     def end_pairing(self) -> None:

@@ -127,6 +127,21 @@ class PosixStorage:
         """Open a directory as a root. The path to the root itself may pass through symlinks: the user chose it."""
         return PosixRoot(path)
 
+    def make_directories(self, path: bytes) -> None:
+        """Make a directory and what is missing above it, durably; they are the user's, so the umask decides modes."""
+        missing = []
+        current = path
+        while current and not os.path.isdir(current):
+            missing.append(current)
+            current = os.path.dirname(current)
+        for directory in reversed(missing):
+            os.mkdir(directory)
+            fd = os.open(os.path.dirname(directory) or b"/", os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+            try:
+                os.fsync(fd)
+            finally:
+                os.close(fd)
+
 
 class _Parent:
     """A directory descriptor for one operation: closed afterwards unless the batch keeps it."""
