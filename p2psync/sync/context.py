@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Protocol
 
 import msgspec
@@ -163,14 +164,31 @@ class FolderContext:
             return self.membership.may_write(self.device, reader.replica, reader.clock() + 1)
 
     def raise_problem(self, code: str, text: str, remedy: str) -> None:
-        """Show a folder-wide problem until `clear_problem`."""
+        """Show a folder-wide problem until `clear_problem`; callable from worker threads too."""
+        _on_loop(partial(self._raise, code, text, remedy))
+
+    def clear_problem(self, code: str) -> None:
+        """The problem is over."""
+        if code in self.problems:
+            _on_loop(partial(self._clear, code))
+
+    def _raise(self, code: str, text: str, remedy: str) -> None:
         if code not in self.problems or self.problems[code].text != text:
             self.problems[code] = Problem(b"", code, text, remedy, self.world.clock.wall_ns(), held=False)
             self.emit("folder.problem", text, code=code, remedy=remedy)
             self.state_changed.fire()
 
-    def clear_problem(self, code: str) -> None:
-        """The problem is over."""
+    def _clear(self, code: str) -> None:
         if self.problems.pop(code, None) is not None:
             self.emit("folder.problem_cleared", code=code)
             self.state_changed.fire()
+
+
+def _on_loop(work: Callable[[], None]) -> None:
+    """Run `work` in the trio loop's thread and wait for it."""
+    try:
+        trio.lowlevel.current_task()
+    except RuntimeError:
+        trio.from_thread.run_sync(work)
+    else:
+        work()

@@ -35,6 +35,7 @@ class HintInbox:
         self._arrived: dict[bytes, bool] = {}
         self._due: dict[bytes, float] = {}
         self._everything = False
+        self._interrupted = False
         self._wake = trio.Event()
         self._token: trio.lowlevel.TrioToken | None = None
 
@@ -68,13 +69,18 @@ class HintInbox:
         self._due[path] = min(due, self._due.get(path, due))
         self._notify()
 
+    def interrupt(self) -> None:
+        """Have `wait_due` return at once, with nothing due. Only from the trio loop."""
+        self._interrupted = True
+        self._notify()
+
     @property
     def idle(self) -> bool:
         """Whether nothing is waiting to be looked at."""
         return not (self._arrived or self._due or self._everything)
 
     async def wait_due(self, deadline: float) -> Due:
-        """The next paths whose quiet time is over; an empty Due when `deadline` (trio time) comes first."""
+        """The next paths whose quiet time is over; an empty Due at `deadline` (trio time) or when interrupted."""
         while True:
             self._wake = trio.Event()
             self._absorb()
@@ -88,7 +94,8 @@ class HintInbox:
                 for path in ready:
                     del self._due[path]
                 return Due(ready, everything=False)
-            if now >= deadline:
+            if now >= deadline or self._interrupted:
+                self._interrupted = False
                 return Due((), everything=False)
             with trio.move_on_at(min(deadline, *self._due.values()) if self._due else deadline):
                 await self._wake.wait()

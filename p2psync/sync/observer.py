@@ -90,7 +90,7 @@ class Observer:
         """Have the whole folder scanned soon; the number to give to `wait_scanned`."""
         self._asked += 1
         self._next_scan = -inf
-        self.inbox._notify()
+        self.inbox.interrupt()
         return self._asked
 
     def look_at(self, path: bytes) -> None:

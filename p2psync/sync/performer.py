@@ -178,11 +178,9 @@ class Performer:
             if fingerprint is None:
                 writer.drop_synced(step.path)
                 continue
-            moved = entries.get(source_of(step))
-            manifest = item.manifest or (moved.manifest if moved is not None and isinstance(step, order.Move) else b"")
-            entry = plan.applied(action, entries[step.path], siblings, fingerprint, manifest)
+            entry = plan.applied(action, entries[step.path], siblings, fingerprint)
             if entry is not None:
-                writer.put_synced(entry)
+                writer.put_synced(entry, item.manifest)
                 writer.possess(entry.key)
             writer.clear_problem(step.path, "failed")
         writer.clear_intents(intents)

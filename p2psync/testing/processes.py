@@ -103,10 +103,13 @@ class Device:
                 f"{self.name} did not become ready: {self.ready_line!r}\n{self.log.read_text()[-4000:]}"
             )
 
+        # A restarted device must be found where it was.
+        self.listen = self.ready_line.split()[-1]
+
     @property
     def address(self) -> str:
-        """One address the node listens on, from its status."""
-        return str(self.status()["node"]["listen"][0])
+        """An address the node listens on."""
+        return self.listen
 
     def stop(self) -> int:
         """Ask the node to end with SIGTERM; returns its exit code."""
