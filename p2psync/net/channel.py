@@ -100,7 +100,8 @@ class SecureChannel:
         queue = self._bulk if bulk else self._control
         size = sum(map(len, parts))
         while queue.bytes and queue.bytes + size > queue.limit and not self._closed:
-            queue.room = trio.Event()
+            if queue.room.is_set():
+                queue.room = trio.Event()
             await queue.room.wait()
         if self._closed:
             raise ConnectionLost("the connection is closed")
