@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 from dataclasses import dataclass
 from functools import cached_property
 
@@ -11,7 +10,7 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey,
 from cryptography.hazmat.primitives.asymmetric.x25519 import X25519PrivateKey
 
 from p2psync.errors import AuthenticationError, InputError
-from p2psync.model.ids import DeviceId, short_id
+from p2psync.model.ids import DeviceId, device_id_of, short_id
 
 SEED_SIZE = 64
 KEY_SIZE = 32
@@ -44,7 +43,7 @@ class DeviceCard:
     @property
     def device_id(self) -> DeviceId:
         """The identity this card claims; proven only together with `verify`."""
-        return DeviceId(hashlib.sha256(self.signing_key).digest())
+        return device_id_of(self.signing_key)
 
     def encode(self) -> bytes:
         """Suite byte, signing key, agreement key, binding: 129 bytes."""

@@ -22,6 +22,7 @@ from p2psync.membership.links import (
     SetRole,
     decode_link,
     sign_link,
+    target_of,
 )
 from p2psync.model.hashing import Algorithm
 from p2psync.model.ids import DeviceId, FolderId, replica_device_prefix
@@ -33,17 +34,13 @@ MAX_MEMBERS = 1_000
 
 @dataclass(frozen=True, slots=True)
 class Member:
-    """One device of a folder. `order` counts from 0 in the order of joining."""
+    """One device of a folder. `order` counts from 0 in the order of joining; `card` is None when no link brought it."""
 
-    card: DeviceCard
+    device_id: DeviceId
     role: Role
     name: str
     order: int
-
-    @property
-    def device_id(self) -> DeviceId:
-        """The member's device."""
-        return self.card.device_id
+    card: DeviceCard | None
 
 
 @dataclass(slots=True)
@@ -114,20 +111,15 @@ class Membership:
 
     def can(self, author: bytes, action: Action) -> bool:
         """Whether a link by `author` with this action would count if it were made now."""
-        link = Link(self.folder, self.heads, DeviceId(author), action, b"")
-        target_role = self.role(link.target) if link.target else None
-        fits = not isinstance(action, Add) or self._has_room(link.target or b"")
-        return fits and permitted(self.role(author) or 0, target_role or 0, link)
+        target = target_of(action)
+        target_role = self.role(target) if target else None
+        fits = not isinstance(action, Add) or self._has_room(action.device)
+        return fits and permitted(author, self.role(author) or 0, target_role or 0, action)
 
     def _has_room(self, device: bytes) -> bool:
         prefix = replica_device_prefix(device)
         known = [d for d in (*self.members, *self.former) if replica_device_prefix(d) == prefix and d != device]
         return not known and len(self.members) < MAX_MEMBERS
-
-    def card(self, device: bytes) -> DeviceCard | None:
-        """The card of a member or former member."""
-        member = self.members.get(DeviceId(device)) or self.former.get(DeviceId(device))
-        return member.card if member else None
 
     # ── links ───────────────────────────────────────────────────────────────────────────────────────────────────────
     @property
@@ -192,7 +184,7 @@ def create_folder(
     chunker: Chunker = Chunker.FIXED,
 ) -> Membership:
     """Found a folder owned by `keys`. `random16` makes its id unique, `name` is what others see of the owner."""
-    genesis = Genesis(keys.card.encode(), name, label, algorithm, chunker, random16)
+    genesis = Genesis(keys.device_id, name, label, algorithm, chunker, random16, keys.card.encode())
     return fold([sign_link(keys, b"", (), genesis).encoded])
 
 
@@ -251,7 +243,7 @@ def connected(links: Mapping[bytes, Link], known: Callable[[bytes], bool]) -> li
 class _Life:
     """One device's way through the valid links."""
 
-    card: DeviceCard
+    card: DeviceCard | None
     name: str
     joined: tuple[int, bytes]
     role: Role | None
@@ -314,13 +306,13 @@ def _snapshot(graph: LinkGraph) -> Membership:
 
 def _join(lives: dict[DeviceId, _Life], node: Node, name: str, role: Role, floor: int) -> None:
     link = node.link
-    assert link.card is not None
     assert link.target is not None
     life = lives.get(link.target)
     if life is None:
         life = lives[link.target] = _Life(link.card, name, (node.rank[0], link.target), None, role, [])
     elif life.role is None:
-        life.card, life.name, life.joined = link.card, name, (node.rank[0], link.target)
+        life.name, life.joined = name, (node.rank[0], link.target)
+    life.card = life.card or link.card
     life.grant(role, floor)
 
 
@@ -335,7 +327,7 @@ def _split(lives: dict[DeviceId, _Life]) -> tuple[dict[DeviceId, Member], dict[D
     for device, life in sorted(lives.items(), key=lambda item: item[1].joined):
         first = owner_of_prefix.setdefault(replica_device_prefix(device), device) == device
         place = members if life.role is not None and first and len(members) < MAX_MEMBERS else former
-        place[device] = Member(life.card, life.role or life.last_role, life.name, len(members) + len(former))
+        place[device] = Member(device, life.role or life.last_role, life.name, len(members) + len(former), life.card)
         if not first:
             life.windows.clear()
     return members, former

@@ -19,9 +19,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from p2psync.crypto.identity import DeviceCard
 from p2psync.errors import AuthenticationError, InputError
-from p2psync.membership.links import Add, Genesis, Link, Remove, Role, SetRole
+from p2psync.membership.links import Action, Add, Genesis, Link, Remove, Role, SetRole, target_of
 from p2psync.model.ids import DeviceId, replica_device_prefix
 
 MAX_LINKS = 10_000
@@ -71,7 +70,6 @@ class LinkGraph:
         self._about: dict[DeviceId, list[Node]] = {}
         """Links that change a device's membership, in rank order."""
         self._prefixes: dict[bytes, list[DeviceId]] = {}
-        self._cards: dict[DeviceId, DeviceCard] = {}
         self._fresh: list[Node] = []
 
     def copy(self) -> LinkGraph:
@@ -82,7 +80,6 @@ class LinkGraph:
         twin.heads = self.heads
         twin._about = {device: list(nodes) for device, nodes in self._about.items()}
         twin._prefixes = {prefix: list(devices) for prefix, devices in self._prefixes.items()}
-        twin._cards = dict(self._cards)
         return twin
 
     def insert(self, link: Link) -> None:
@@ -96,8 +93,8 @@ class LinkGraph:
         if len(self.nodes) >= MAX_LINKS:
             raise InputError(f"a folder may have {MAX_LINKS} membership links; found a new folder to go on")
         past = self._past_of(link)
-        author = self._author_card(link, past)
-        link.verify(author.signing_key)
+        self._check_author(link, past)
+        link.verify()
         node = Node(len(self.nodes), link, past)
         self.nodes.append(node)
         self.by_hash[link.hash] = node
@@ -106,9 +103,9 @@ class LinkGraph:
             about = self._about.setdefault(link.target, [])
             about.append(node)
             about.sort(key=lambda n: n.rank)
-        if link.card is not None and link.target is not None and link.target not in self._cards:
-            self._cards[link.target] = link.card
-            self._prefixes.setdefault(replica_device_prefix(link.target), []).append(link.target)
+            twins = self._prefixes.setdefault(replica_device_prefix(link.target), [])
+            if link.target not in twins and isinstance(link.action, Genesis | Add):
+                twins.append(link.target)
         self._fresh.append(node)
 
     def _past_of(self, link: Link) -> int:
@@ -126,16 +123,15 @@ class LinkGraph:
             past |= node.past | 1 << node.index
         return past
 
-    def _author_card(self, link: Link, past: int) -> DeviceCard:
-        """The card of an author who was, at some time in the link's past, given the right to sign links."""
+    def _check_author(self, link: Link, past: int) -> None:
+        """AuthenticationError unless the author was, at some time in the link's past, given the right to sign links."""
         if isinstance(link.action, Genesis):
-            assert link.card is not None
-            return link.card
+            return
         for node in self._about.get(link.author, []):
             action = node.link.action
             able = isinstance(action, Genesis) or (isinstance(action, Add | SetRole) and action.role >= Role.EDITOR)
             if able and past >> node.index & 1:
-                return self._cards[link.author]
+                return
         raise AuthenticationError("a membership link is signed by a device that may not sign one")
 
     # ── verdicts ────────────────────────────────────────────────────────────────────────────────────────────────────
@@ -247,7 +243,7 @@ class LinkGraph:
         target = self.standing(link.target, node.past) if link.target is not None else Standing(_NOBODY, 0)
         if author is None or target is None:
             return None
-        return permitted(author.role, target.role, link) and not self._collides(node)
+        return permitted(link.author, author.role, target.role, link.action) and not self._collides(node)
 
     def _collides(self, node: Node) -> bool:
         """Whether an Add would bring a second device whose replicas look like those of a known one."""
@@ -258,12 +254,11 @@ class LinkGraph:
         return any(node.past >> other.index & 1 for d in twins for other in self._about[d])
 
 
-def permitted(author_role: int, target_role: int, link: Link) -> bool:
+def permitted(author: bytes, author_role: int, target_role: int, action: Action) -> bool:
     """Whether a device with one role may do this to a device with the other (0: no member)."""
-    action = link.action
     if author_role == Role.EDITOR:
         return isinstance(action, Add) and target_role == _NOBODY and action.role in {Role.EDITOR, Role.VIEWER}
-    if author_role != Role.OWNER or link.target == link.author:
+    if author_role != Role.OWNER or target_of(action) == author:
         return False
     match action:
         case Add():

@@ -2,20 +2,23 @@
 
 A link names every head its author knew (`prevs`), so the links of a folder form a DAG rooted in one genesis. The
 folder's id is cut from the genesis' hash: nobody can present another founder for a folder one knows by id.
+
+A link carries its signer's public key, whose hash is the author's device ID. So members are named by ID alone, and a
+link can be verified by somebody who has never met its author.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from enum import IntEnum
 from functools import cached_property
 
 import msgspec
 
-from p2psync.crypto.identity import SIGNATURE_SIZE, DeviceCard, DeviceKeys, verify_signature
+from p2psync.crypto.identity import KEY_SIZE, SIGNATURE_SIZE, DeviceCard, DeviceKeys, verify_signature
 from p2psync.errors import AuthenticationError, InputError
 from p2psync.model.hashing import DIGEST_SIZE, Algorithm, labelled
-from p2psync.model.ids import DEVICE_ID_SIZE, FOLDER_ID_SIZE, DeviceId, FolderId
+from p2psync.model.ids import DEVICE_ID_SIZE, FOLDER_ID_SIZE, DeviceId, FolderId, device_id_of
 from p2psync.model.manifest import Chunker
 from p2psync.model.versions import MAX_COUNTER, REPLICA_SIZE
 
@@ -51,23 +54,28 @@ Cut = list[tuple[bytes, int]]
 
 
 class Genesis(msgspec.Struct, frozen=True, array_like=True, forbid_unknown_fields=True, tag=0):
-    """Founds a folder. `card` is the founder's encoded device card, `random` 16 random bytes."""
+    """Founds a folder. `device` is the founder, `random` 16 random bytes, `card` as in `Add`."""
 
-    card: bytes
+    device: bytes
     name: str
     label: str
     algorithm: Algorithm
     chunker: Chunker
     random: bytes
+    card: bytes = b""
 
 
 class Add(msgspec.Struct, frozen=True, array_like=True, forbid_unknown_fields=True, tag=1):
-    """Makes a device a member. What it writes must have counters above `floor`."""
+    """Makes a device a member. What it writes must have counters above `floor`.
 
-    card: bytes
+    `card` is its encoded card, to which keys can be sealed; empty when the author does not have it.
+    """
+
+    device: bytes
     role: Role
-    name: str
+    name: str = ""
     floor: int = 0
+    card: bytes = b""
 
 
 class SetRole(msgspec.Struct, frozen=True, array_like=True, forbid_unknown_fields=True, tag=2):
@@ -116,7 +124,7 @@ class _Wire(msgspec.Struct, frozen=True, array_like=True, forbid_unknown_fields=
     format: int
     folder: bytes
     prevs: list[bytes]
-    author: bytes
+    signer: bytes
     action: msgspec.Raw
     signature: bytes
 
@@ -129,11 +137,14 @@ _fields_decoder = msgspec.msgpack.Decoder(list[msgspec.Raw])
 
 @dataclass(frozen=True)
 class Link:
-    """One signed statement about a folder's membership. `folder` is empty in the genesis, which makes that id."""
+    """One signed statement about a folder's membership. `folder` is empty in the genesis, which makes that id.
+
+    `signer` is the author's Ed25519 public key, 32 bytes.
+    """
 
     folder: bytes
     prevs: tuple[bytes, ...]
-    author: DeviceId
+    signer: bytes
     action: Action
     signature: bytes
 
@@ -142,7 +153,7 @@ class Link:
         """The canonical bytes: what is stored and sent."""
         action = _encode_action(self.action)
         return _encoder.encode(
-            _Wire(LINK_FORMAT, self.folder, list(self.prevs), self.author, msgspec.Raw(action), self.signature)
+            _Wire(LINK_FORMAT, self.folder, list(self.prevs), self.signer, msgspec.Raw(action), self.signature)
         )
 
     @cached_property
@@ -156,37 +167,41 @@ class Link:
         return FolderId(self.folder or self.hash[:FOLDER_ID_SIZE])
 
     @cached_property
-    def card(self) -> DeviceCard | None:
-        """The device card a Genesis or Add introduces."""
-        return DeviceCard.decode(self.action.card) if isinstance(self.action, Genesis | Add) else None
+    def author(self) -> DeviceId:
+        """The device that signed, once the signature is verified."""
+        return device_id_of(self.signer)
 
     @cached_property
+    def card(self) -> DeviceCard | None:
+        """The device card that a Genesis or Add brings along."""
+        encoded = self.action.card if isinstance(self.action, Genesis | Add) else b""
+        return DeviceCard.decode(encoded) if encoded else None
+
+    @property
     def target(self) -> DeviceId | None:
         """The device whose membership this link changes."""
-        match self.action:
-            case Genesis() | Add():
-                assert self.card is not None
-                return self.card.device_id
-            case SetRole(device=device) | Remove(device=device):
-                return DeviceId(device)
-            case _:
-                return None
+        return target_of(self.action)
 
     @property
     def revokes(self) -> bool:
         """Whether this takes rights away from its target."""
         return isinstance(self.action, Remove) or (isinstance(self.action, SetRole) and self.action.cut is not None)
 
-    def verify(self, signing_key: bytes) -> None:
-        """AuthenticationError unless `signing_key` has signed exactly this link."""
-        verify_signature(signing_key, LINK_LABEL, _signed_bytes(self), self.signature)
+    def verify(self) -> None:
+        """AuthenticationError unless the author has signed exactly this link."""
+        verify_signature(self.signer, LINK_LABEL, _signed_bytes(self), self.signature)
+
+
+def target_of(action: Action) -> DeviceId | None:
+    """The device whose membership an action changes."""
+    return DeviceId(action.device) if isinstance(action, Genesis | Add | SetRole | Remove) else None
 
 
 def sign_link(keys: DeviceKeys, folder: bytes, prevs: tuple[bytes, ...], action: Action) -> Link:
     """A link by `keys`; `prevs` in any order. InputError when it could not be read back."""
     _check_action(action)
-    unsigned = Link(folder, tuple(sorted(prevs)), keys.device_id, action, b"")
-    link = Link(folder, unsigned.prevs, unsigned.author, action, keys.sign(LINK_LABEL, _signed_bytes(unsigned)))
+    unsigned = Link(folder, tuple(sorted(prevs)), keys.card.signing_key, action, b"")
+    link = replace(unsigned, signature=keys.sign(LINK_LABEL, _signed_bytes(unsigned)))
     return decode_link(link.encoded)
 
 
@@ -201,7 +216,7 @@ def decode_link(data: bytes) -> Link:
         action = _decode_action(bytes(wire.action))
     except (msgspec.MsgspecError, ValueError, RecursionError) as error:
         raise InputError(f"malformed membership link: {error}") from None
-    link = Link(wire.folder, tuple(wire.prevs), DeviceId(wire.author), action, wire.signature)
+    link = Link(wire.folder, tuple(wire.prevs), wire.signer, action, wire.signature)
     _check(link)
     if link.encoded != data:
         raise InputError("membership link is not in canonical form")
@@ -210,8 +225,8 @@ def decode_link(data: bytes) -> Link:
 
 def _check(link: Link) -> None:
     founding = isinstance(link.action, Genesis)
-    if len(link.author) != DEVICE_ID_SIZE or len(link.signature) != SIGNATURE_SIZE:
-        raise InputError("membership link with a malformed author or signature")
+    if len(link.signer) != KEY_SIZE or len(link.signature) != SIGNATURE_SIZE:
+        raise InputError("membership link with a malformed signer or signature")
     if len(link.folder) != (0 if founding else FOLDER_ID_SIZE):
         raise InputError("membership link with a malformed folder")
     if founding != (not link.prevs) or len(link.prevs) > MAX_PREVS or any(len(p) != DIGEST_SIZE for p in link.prevs):
@@ -219,19 +234,23 @@ def _check(link: Link) -> None:
     if list(link.prevs) != sorted(set(link.prevs)):
         raise InputError("the predecessors of a membership link must be sorted and different")
     _check_action(link.action)
+    if founding and link.target != link.author:
+        raise AuthenticationError("a folder is founded by the device that signs")
     if link.card is not None:
         link.card.verify()
-        if founding and link.card.device_id != link.author:
-            raise AuthenticationError("a folder is founded by the device that signs")
+        if link.card.device_id != link.target:
+            raise AuthenticationError("a membership link brings another device's card")
 
 
 def _check_action(action: Action) -> None:
     match action:
-        case Genesis(label=label, name=name, random=random):
+        case Genesis(device=device, label=label, name=name, random=random):
+            _check_device(device)
             _check_text(label, name)
             if len(random) != GENESIS_RANDOM or not label:
                 raise InputError("malformed genesis of a folder")
-        case Add(name=name, floor=floor):
+        case Add(device=device, name=name, floor=floor):
+            _check_device(device)
             _check_text(name)
             _check_counter(floor)
         case SetRole(device=device, cut=cut, floor=floor):
@@ -245,10 +264,15 @@ def _check_action(action: Action) -> None:
                 raise InputError("a folder's label cannot be empty")
         case Epoch(number=number, sealed_keys=keys):
             _check_counter(number)
-            if any(len(device) != DEVICE_ID_SIZE for device, _ in keys):
-                raise InputError("a key epoch names a malformed device")
+            for device, _ in keys:
+                _check_device(device)
         case Unknown():
             pass
+
+
+def _check_device(device: bytes) -> None:
+    if len(device) != DEVICE_ID_SIZE:
+        raise InputError("a membership link names a malformed device")
 
 
 def _check_text(*texts: str) -> None:
@@ -263,8 +287,9 @@ def _check_counter(value: int) -> None:
 
 
 def _check_cut(device: bytes, cut: Cut) -> None:
-    if len(device) != DEVICE_ID_SIZE or len(cut) > MAX_CUT:
-        raise InputError("membership link with a malformed target")
+    _check_device(device)
+    if len(cut) > MAX_CUT:
+        raise InputError(f"a cut names at most {MAX_CUT} replicas")
     replicas = [replica for replica, _ in cut]
     if replicas != sorted(set(replicas)) or any(len(r) != REPLICA_SIZE or r[:8] != device[:8] for r in replicas):
         raise InputError("a cut names replicas of its own device, sorted, each once")
@@ -273,7 +298,7 @@ def _check_cut(device: bytes, cut: Cut) -> None:
 
 
 def _signed_bytes(link: Link) -> bytes:
-    fields = (LINK_FORMAT, link.folder, list(link.prevs), link.author, msgspec.Raw(_encode_action(link.action)))
+    fields = (LINK_FORMAT, link.folder, list(link.prevs), link.signer, msgspec.Raw(_encode_action(link.action)))
     return _encoder.encode(fields)
 
 

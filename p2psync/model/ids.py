@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import binascii
+import hashlib
 import hmac
 from typing import NewType
 
@@ -36,6 +37,11 @@ _TAG_CHARACTERS = 32
 
 
 # ── devices ─────────────────────────────────────────────────────────────────────────────────────────────────────────
+def device_id_of(signing_key: bytes) -> DeviceId:
+    """The device that signs with this Ed25519 public key."""
+    return DeviceId(hashlib.sha256(signing_key).digest())
+
+
 def format_device_id(device_id: bytes) -> str:
     """Text form: 8 groups of 7 characters joined by '-'. InputError unless `device_id` is 32 bytes."""
     _require(device_id, DEVICE_ID_SIZE, "a device ID")

@@ -16,6 +16,7 @@ import msgspec
 
 from p2psync.errors import InputError
 from p2psync.model.hashing import DIGEST_SIZE, labelled
+from p2psync.model.ids import DeviceId, device_id_of
 from p2psync.model.manifest import INLINE_CHUNKS, Manifest, content_root, decode_manifest
 from p2psync.model.paths import PathKey, RelPath, check_path, path_key
 from p2psync.model.versions import MAX_COUNTER, Dot, Order, Replica, VersionVector
@@ -228,15 +229,21 @@ def merge(current: Sequence[FileRecord], incoming: Iterable[FileRecord]) -> list
 class SignedBatch(msgspec.Struct, frozen=True, array_like=True):
     """One author's signature over up to `MAX_BATCH` record ids.
 
-    `author` is the full device ID; `epoch` the folder epoch it was written in; `ids` the concatenated 32-byte record
-    ids in signing order; `signature` Ed25519 over `signed_bytes`.
+    `signer` is the author's Ed25519 public key, so that a batch can be verified by whoever knows no more than device
+    IDs; `epoch` the folder epoch it was written in; `ids` the concatenated 32-byte record ids in signing order;
+    `signature` Ed25519 over `signed_bytes`.
     """
 
     folder: bytes
-    author: bytes
+    signer: bytes
     epoch: int
     ids: bytes
     signature: bytes
+
+    @property
+    def author(self) -> DeviceId:
+        """The device that answers for the records, once the signature is verified."""
+        return device_id_of(self.signer)
 
     @property
     def count(self) -> int:
@@ -245,7 +252,7 @@ class SignedBatch(msgspec.Struct, frozen=True, array_like=True):
 
     def signed_bytes(self) -> bytes:
         """What the signature covers, apart from its label."""
-        return labelled(b"p2psync batch", self.folder, self.author, self.epoch.to_bytes(8, "big"), self.ids)
+        return labelled(b"p2psync batch", self.folder, self.signer, self.epoch.to_bytes(8, "big"), self.ids)
 
     def batch_id(self) -> bytes:
         """16-byte name of this batch; does not depend on the signature's bytes."""

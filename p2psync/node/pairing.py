@@ -120,7 +120,7 @@ class PairingHost:
                     entropy=self._world.rng.token(PAIRING_ENTROPY),
                 )
                 self._attempts[peer] = _Attempt(number, self._open[nameplate], machine)
-                await peer.send(m.PairHello(nameplate, self._name()[:255], bytes(_CARD_PLACE)))
+                await peer.send(m.PairHello(nameplate, self._name()[:255]))
             case m.PairMessage(body=body):
                 attempt = self._attempts.get(peer)
                 if attempt is None:
@@ -159,7 +159,7 @@ class PairingGuest:
 
     async def greeted(self, peer: Peer) -> None:
         """Ask for the pairing on the code's nameplate."""
-        await peer.send(m.PairHello(self._code.nameplate, self._name[:255], bytes(_CARD_PLACE)))
+        await peer.send(m.PairHello(self._code.nameplate, self._name[:255]))
 
     async def message(self, peer: Peer, message: m.Message) -> None:
         """The host's answers."""
@@ -209,6 +209,3 @@ class PairingGuest:
         raise AuthenticationError(
             "pairing failed: the code was wrong or has been used; make a new one on the other device with: p2psync pair"
         )
-
-
-_CARD_PLACE = 129

@@ -83,7 +83,7 @@ def _group(entry: Outgoing, part: list[int]) -> RecordGroup:
     for index in part:
         if index in entry.held:
             held[index // 8] |= 1 << index % 8
-    return RecordGroup(batch.author, batch.epoch, batch.signature, items, bytes(held))
+    return RecordGroup(batch.signer, batch.epoch, batch.signature, items, bytes(held))
 
 
 def expand(folder: bytes, group: RecordGroup) -> Incoming:
@@ -91,4 +91,4 @@ def expand(folder: bytes, group: RecordGroup) -> Incoming:
     records = {i: item for i, item in enumerate(group.items) if len(item) != DIGEST_SIZE}
     ids = b"".join(item if len(item) == DIGEST_SIZE else record_id(item) for item in group.items)
     held = frozenset(i for i in records if group.held[i // 8] >> i % 8 & 1)
-    return Incoming(SignedBatch(folder, group.author, group.epoch, ids, group.signature), records, held)
+    return Incoming(SignedBatch(folder, group.signer, group.epoch, ids, group.signature), records, held)

@@ -11,10 +11,11 @@ from typing import Annotated
 
 from msgspec import Meta, Struct
 
-from p2psync.crypto.identity import CARD_SIZE, SIGNATURE_SIZE
+from p2psync.crypto.identity import KEY_SIZE as SIGNING_KEY_SIZE
+from p2psync.crypto.identity import SIGNATURE_SIZE
 from p2psync.membership.links import MAX_LINK, Role
 from p2psync.model.hashing import DIGEST_SIZE
-from p2psync.model.ids import DEVICE_ID_SIZE, FOLDER_ID_SIZE
+from p2psync.model.ids import FOLDER_ID_SIZE
 from p2psync.model.paths import KEY_SIZE
 from p2psync.protocol import limits
 
@@ -24,7 +25,7 @@ U63 = Annotated[int, Meta(ge=0, le=2**63 - 1)]
 I64 = Annotated[int, Meta(ge=-(2**63), le=2**63 - 1)]
 Text = Annotated[str, Meta(max_length=limits.MAX_TEXT)]
 Folder = Annotated[bytes, Meta(min_length=FOLDER_ID_SIZE, max_length=FOLDER_ID_SIZE)]
-Device = Annotated[bytes, Meta(min_length=DEVICE_ID_SIZE, max_length=DEVICE_ID_SIZE)]
+SigningKey = Annotated[bytes, Meta(min_length=SIGNING_KEY_SIZE, max_length=SIGNING_KEY_SIZE)]
 Digest = Annotated[bytes, Meta(min_length=DIGEST_SIZE, max_length=DIGEST_SIZE)]
 Signature = Annotated[bytes, Meta(min_length=SIGNATURE_SIZE, max_length=SIGNATURE_SIZE)]
 Token = Annotated[bytes, Meta(min_length=16, max_length=16)]
@@ -161,10 +162,10 @@ class RecordGroup(Struct, frozen=True, array_like=True):
     """Records of one signed batch. An item is a whole record, or the 32-byte id of one that is not sent.
 
     (No record is that short.) `held` has bit i of byte i // 8, least significant first, set when the sender holds the
-    content of item i.
+    content of item i. `signer` is the author's Ed25519 public key.
     """
 
-    author: Device
+    signer: SigningKey
     epoch: U63
     signature: Signature
     items: Annotated[
@@ -276,7 +277,6 @@ class PairHello(Struct, frozen=True, array_like=True, tag=40):
 
     nameplate: U16
     name: Text
-    card: Annotated[bytes, Meta(min_length=CARD_SIZE, max_length=CARD_SIZE)]
 
 
 class PairMessage(Struct, frozen=True, array_like=True, tag=41):

@@ -24,7 +24,7 @@ from p2psync.model.paths import ROOT, RelPath
 from p2psync.ports import Watch, World
 from p2psync.protocol import messages as m
 from p2psync.protocol.bulk import Item
-from p2psync.protocol.limits import MAX_LINKS_PER_MESSAGE
+from p2psync.protocol.limits import MAX_HEADS, MAX_LINKS_PER_MESSAGE
 from p2psync.sync import founding
 from p2psync.sync.applier import Applier
 from p2psync.sync.contents import ContentJobs
@@ -123,7 +123,7 @@ class Folder:
             return m.FolderAnnounce(
                 context.folder,
                 context.membership.label,
-                list(context.membership.heads),
+                list(context.membership.heads[:MAX_HEADS]),
                 context.membership.link_count,
                 reader.index_id,
                 reader.sequence(),

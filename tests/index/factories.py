@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from p2psync.index import Index, Problem
 from p2psync.model.entries import Fingerprint, Synced
 from p2psync.model.hashing import Algorithm, digest
-from p2psync.model.ids import replica
+from p2psync.model.ids import device_id_of, replica
 from p2psync.model.manifest import Chunker, Manifest
 from p2psync.model.paths import RelPath
 from p2psync.model.records import FileRecord, SignedBatch, inline_manifest, record_id, target_content
@@ -15,9 +15,8 @@ from p2psync.model.versions import Dot, Replica, VersionVector
 from p2psync.ports import Database, Kind
 
 FOLDER = b"F" * 16
-US = bytes(range(32))
-THEM = bytes(range(100, 132))
-OTHERS = bytes(range(200, 232))
+_SIGNERS: dict[bytes, bytes] = {device_id_of(key): key for key in (b"US" * 16, b"THEM" * 8, b"OTHERS.." * 4)}
+US, THEM, OTHERS = _SIGNERS
 TOKEN = b"T" * 16
 
 
@@ -74,7 +73,7 @@ def tombstone(of: FileRecord, dot: Dot, base: VersionVector | None = None) -> Fi
 def batch(author: bytes, records: Sequence[FileRecord]) -> tuple[SignedBatch, list[tuple[FileRecord, bytes]]]:
     """Arguments for `Writer.merge`."""
     items = [(r, r.encode()) for r in records]
-    return SignedBatch(FOLDER, author, 0, b"".join(record_id(e) for _, e in items), b"S" * 64), items
+    return SignedBatch(FOLDER, _SIGNERS[author], 0, b"".join(record_id(e) for _, e in items), b"S" * 64), items
 
 
 def dot_of(device: bytes, counter: int, incarnation: int = 1) -> Dot:

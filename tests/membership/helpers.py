@@ -20,7 +20,7 @@ def found(owner: int = 0) -> Membership:
 
 
 def add(number: int, role: Role, floor: int = 0) -> Add:
-    return Add(device(number).card.encode(), role, f"device {number}", floor)
+    return Add(device(number).device_id, role, f"device {number}", floor)
 
 
 def remove(number: int, *cut: tuple[int, int]) -> Remove:

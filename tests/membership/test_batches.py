@@ -49,14 +49,14 @@ def test_records_above_the_cut_are_refused() -> None:
                 open_batch(batch, after, {0: encoded})
 
 
-@pytest.mark.parametrize("field", ["folder", "epoch", "ids", "signature", "author"])
+@pytest.mark.parametrize("field", ["folder", "epoch", "ids", "signature", "signer"])
 def test_a_changed_batch_is_refused(field: str) -> None:
     encoded = record(1, 1)
     batch = sign_batch(device(1), TEAM.folder, 0, [encoded])
     value = getattr(batch, field)
     changed = value + 1 if field == "epoch" else bytes([value[0] ^ 1]) + value[1:]
-    if field == "author":
-        changed = device(0).device_id
+    if field == "signer":
+        changed = device(0).card.signing_key
     with pytest.raises(AuthenticationError):
         open_batch(msgspec.structs.replace(batch, **{field: changed}), TEAM, {0: encoded})
 
@@ -81,6 +81,8 @@ def test_strangers_and_shapes() -> None:
     with pytest.raises(InputError):
         sign_batch(device(1), TEAM.folder, 0, [encoded] * 129)
     batch = sign_batch(device(1), TEAM.folder, 0, [encoded])
-    for changes in ({"ids": b""}, {"ids": b"x" * 33}, {"signature": b""}, {"author": b"x"}, {"epoch": -1}):
+    with pytest.raises(PermissionDenied):
+        open_batch(msgspec.structs.replace(batch, signer=b"k" * 32), TEAM, {0: encoded})
+    for changes in ({"ids": b""}, {"ids": b"x" * 33}, {"signature": b""}, {"signer": b"x"}, {"epoch": -1}):
         with pytest.raises(InputError):
             open_batch(msgspec.structs.replace(batch, **changes), TEAM, {})

@@ -1,11 +1,13 @@
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from p2psync.errors import AuthenticationError, InputError
-from p2psync.membership import Epoch, Genesis, Rename, Role, create_folder, decode_link, fold
+from p2psync.membership import Add, Epoch, Genesis, Rename, Role, create_folder, decode_link, fold, make_link
 from p2psync.membership.links import MAX_LINK, sign_link
 from p2psync.model.hashing import Algorithm
 from p2psync.model.manifest import Chunker
@@ -74,16 +76,49 @@ def test_a_second_genesis_is_refused() -> None:
 
 
 def test_a_folder_is_founded_by_its_signer() -> None:
-    genesis = Genesis(device(1).card.encode(), "", "stolen", Algorithm.BLAKE3, Chunker.FIXED, b"r" * 16)
+    genesis = Genesis(device(1).device_id, "", "stolen", Algorithm.BLAKE3, Chunker.FIXED, b"r" * 16)
     with pytest.raises(AuthenticationError):
         sign_link(device(0), b"", (), genesis)
 
 
-def test_a_card_with_another_agreement_key_is_refused() -> None:
+def test_a_card_is_optional_and_kept_from_whichever_link_brings_it() -> None:
+    folder, card = found(), device(1).card
+    assert folder.members[device(0).device_id].card == device(0).card
+    without = act(folder, 0, add(1, Role.VIEWER))
+    assert without.members[device(1).device_id].card is None
+    other = make_link(device(0), folder, Add(device(1).device_id, Role.VIEWER, card=card.encode()))
+    assert without.extend([other]).members[device(1).device_id].card == card
+    assert folder.extend([other]).extend(without.encoded_links()).members[device(1).device_id].card == card
+
+
+@pytest.mark.parametrize("at", [0, 1, 40, 100])
+def test_a_damaged_card_is_refused(at: int) -> None:
     card = bytearray(device(1).card.encode())
-    card[40] ^= 1
+    card[at] ^= 1
     with pytest.raises(AuthenticationError):
-        sign_link(device(0), found().folder, found().heads, type(add(1, Role.VIEWER))(bytes(card), Role.VIEWER, ""))
+        sign_link(device(0), found().folder, found().heads, Add(device(1).device_id, Role.VIEWER, "", card=bytes(card)))
+
+
+def test_another_devices_card_is_refused() -> None:
+    action = Add(device(1).device_id, Role.VIEWER, card=device(2).card.encode())
+    with pytest.raises(AuthenticationError, match="another device's card"):
+        sign_link(device(0), found().folder, found().heads, action)
+
+
+@pytest.mark.parametrize("named", [b"", b"d" * 31, device(1).card.encode()])
+def test_members_are_named_by_a_whole_device_id(named: bytes) -> None:
+    with pytest.raises(InputError, match="malformed device"):
+        sign_link(device(0), found().folder, found().heads, Add(named, Role.VIEWER))
+
+
+def test_a_link_by_somebody_else_in_a_members_name_is_refused() -> None:
+    """The key in a link decides who signed: a thief's key makes a stranger, a member's key needs its signature."""
+    forged = sign_link(device(7), CHAIN.folder, CHAIN.heads, Rename("x"))
+    for signer in (device(0).card.signing_key, b"k" * 32, bytes(32)):
+        with pytest.raises(AuthenticationError):
+            CHAIN.extend([replace(forged, signer=signer).encoded])
+    with pytest.raises(InputError, match="malformed signer"):
+        decode_link(replace(forged, signer=device(0).card.encode()).encoded)
 
 
 @pytest.mark.parametrize("text", ["", "a" * 256, "ä" * 128, "line\nbreak", "\x1b[31m", "\udcff"])

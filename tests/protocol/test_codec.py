@@ -58,7 +58,7 @@ EXAMPLES: list[Message] = [
     RescanDone(1, F, 2, H, 0),
     ChunkRequest(1, F, H * 2, [1, 2], True),
     ChunkCancel(1),
-    PairHello(7, "name", b"c" * 129),
+    PairHello(7, "name"),
     PairMessage(b"body"),
 ]
 

@@ -18,9 +18,9 @@ DOCS = Path(__file__).parents[2] / "docs"
 def golden() -> dict[str, bytes]:
     first, second = DeviceKeys(b"\x01" * 64), DeviceKeys(b"\x02" * 64)
     folder = create_folder(first, "photos", Algorithm.BLAKE3, b"r" * 16, name="first")
-    link = make_link(first, folder, Add(second.card.encode(), Role.EDITOR, "second", 7))
+    link = make_link(first, folder, Add(second.device_id, Role.EDITOR, "second", 7))
     batch = sign_batch(second, folder.folder, 0, [b"any record", b"another"])
-    group = RecordGroup(batch.author, 0, batch.signature, [b"r" * 50, b"i" * 32], b"\x01")
+    group = RecordGroup(batch.signer, 0, batch.signature, [b"r" * 50, b"i" * 32], b"\x01")
     announce = FolderAnnounce(
         b"f" * 16, "photos", [b"h" * 32], 2, b"x" * 16, 5, b"m" * 32, b"y" * 16, 4, 1, 1000, 2, 3, False
     )
