@@ -21,6 +21,8 @@ BIG = 256 * 1024 * 1024
 MIB = 1024 * 1024
 DISCOVERY_TIMEOUT = 10.0
 SYNC_TIMEOUT = 180.0
+PLAIN_WIDTH = 120
+"""Columns of the table where there is no terminal to ask."""
 
 
 @dataclass(frozen=True)
@@ -43,8 +45,8 @@ class Demo:
         self.big = big
         self.steps: list[Step] = []
         self.failed = False
-        self.left = Device(base, "laptop", discovery=True)
-        self.right = Device(base, "desktop", discovery=True)
+        self.left = Device(base, "laptop", listen=":0", discovery=True)
+        self.right = Device(base, "desktop", listen=":0", discovery=True)
         self.here, self.there = base / "laptop" / "library", base / "desktop" / "library"
         self.random = random.Random(7)  # noqa: S311  (content to move, no secret)
 
@@ -228,6 +230,8 @@ def copy_library(target: Path, limit: int | None) -> int:
 def main(keep: Path | None = None, files: int | None = None, big: int = BIG) -> int:
     """Run the demo in a fresh temporary directory (or in `keep`, left there); returns the exit code."""
     console = Console()
+    if not console.is_terminal:
+        console = Console(width=PLAIN_WIDTH)
     base = keep if keep is not None else Path(tempfile.mkdtemp(prefix="p2psync-demo-"))
     base.mkdir(parents=True, exist_ok=True)
     (base / "laptop").mkdir()

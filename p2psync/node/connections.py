@@ -218,9 +218,18 @@ class Connections:
                 for address in [*dict.fromkeys([*reversed(contact.sighted), *contact.addresses])]:
                     if contact.peer is None and await self._dial(device, address):
                         backoff.succeeded()
+                        await self._settle(contact)
                         break
+                if contact.peer is not None:
+                    continue
                 with trio.move_on_after(backoff.failed()):
                     await contact.poke.wait_beyond(seen)
+
+    async def _settle(self, contact: Contact) -> None:
+        """Give a proven connection the time to become the one in use, or to be turned down for another."""
+        with trio.move_on_after(self._timeout):
+            while contact.peer is None:
+                await contact.poke.wait_beyond(contact.poke.count)
 
     async def _dial(self, device: DeviceId, address: str) -> bool:
         """One attempt; True once a connection was proven. It then lives on by itself."""
@@ -327,6 +336,8 @@ class Connections:
                 nursery.start_soon(pump, channel)
                 await peer.run(handler)
                 nursery.cancel_scope.cancel()
+        except* Exception as group:  # noqa: BLE001  (one connection's bug must not end the node)
+            _log.exception("a connection failed", device=short_id(peer.device), exc_info=group)
         finally:
             with trio.CancelScope(shield=True), trio.move_on_after(1.0):
                 await channel.aclose()
@@ -373,6 +384,7 @@ class Connections:
         contact.peer = peer
         contact.last_seen = self._world.clock.wall_ns() / 1e9
         peer.chosen.set()
+        contact.poke.fire()
         self._on_connect(peer, peer in self._dialled)
 
     def _remember_stranger(self, peer: Peer) -> None:

@@ -238,6 +238,8 @@ class Applier:
         if any(item.step.path == IGNORE_FILE for item, _ in outcomes):
             await self._observer.reload_ignores()
         if changed:
+            for code in ("disk-full", "read-only", "failed"):
+                self._context.clear_problem(code)
             self._context.records_changed.fire()
         return changed
 

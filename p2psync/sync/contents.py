@@ -30,6 +30,8 @@ from p2psync.workspace.staging import Stage, stage_small
 
 PATIENCE = 15.0
 """Seconds without a single piece after which a job gives its place to others."""
+IDLE_PATIENCE = 2.0
+"""The same while nothing is even under way: nobody who is connected has it."""
 COPY_BYTES = 32 * 1024 * 1024
 """Bytes of local content copied in one thread hop."""
 
@@ -295,10 +297,13 @@ class ContentJobs:
         try:
             while any(self._swarm.wants(root) for root in groups):
                 seen = self._arrived.count
-                with trio.move_on_after(PATIENCE) as waiting:
-                    await self._arrived.wait_beyond(seen)
-                if waiting.cancelled_caught or not self._links:
-                    raise UnavailableError
+                waited = trio.current_time()
+                while self._arrived.count == seen:
+                    with trio.move_on_after(IDLE_PATIENCE):
+                        await self._arrived.wait_beyond(seen)
+                    too_long = trio.current_time() >= waited + PATIENCE
+                    if self._arrived.count == seen and (too_long or not self._swarm.in_flight or not self._links):
+                        raise UnavailableError
         finally:
             for root in groups:
                 self._swarm.drop(root)

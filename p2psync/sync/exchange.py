@@ -115,7 +115,10 @@ class Exchange:
                 await self._inbox_in.send(message)
 
     async def run(self) -> None:
-        """Exchange until cancelled; ConnectionLost when the peer goes, ProtocolError when it breaks the rules."""
+        """Exchange until cancelled.
+
+        An exception group of ConnectionLost when the peer goes, ProtocolError or InputError when it breaks the rules.
+        """
         async with trio.open_nursery() as nursery:
             nursery.start_soon(self._receive)
             nursery.start_soon(self._answer_queries)
@@ -318,6 +321,9 @@ class Exchange:
                 return reader.root(), reader.index_id, reader.sequence(), ours_valid
 
         root, index_id, sequence, ours_valid = await context.world.offload.run(look)
+        if theirs.cursor_index_id == index_id and theirs.cursor_sequence > sequence:
+            # It has read more of our feed than we ever wrote: this index was put back from an old copy (I7).
+            await self._begin_anew()
         if root == theirs.root:
             await self._save_cursor(theirs.index_id, theirs.sequence)
             self._sent = sequence
@@ -332,6 +338,16 @@ class Exchange:
             await self._compare(both_ways=not ours_valid)
             self._sent = sequence
             await self._link.send(m.Records(context.folder, [], index_id, sequence, final=True))
+
+    async def _begin_anew(self) -> None:
+        """Take a new incarnation and a new feed, because somebody knows of events of ours that we do not."""
+        context = self._context
+        now = context.world.clock.wall_ns() // 10**9
+
+        def work(writer: Writer) -> None:
+            writer.new_incarnation(max(writer.incarnation + 1, now))
+
+        await context.world.offload.run(lambda: context.index.write(work))
 
     def _differs_for(self, seconds: float) -> bool:
         """Whether the roots have been different for so long with nothing under way that would explain it."""

@@ -11,19 +11,19 @@ import structlog
 import trio
 
 from p2psync.crypto.identity import DeviceKeys
-from p2psync.errors import P2PSyncError, PermissionDenied, StateError
+from p2psync.errors import P2PSyncError, StateError
 from p2psync.index.index import Index
 from p2psync.index.values import Totals
 from p2psync.index.writer import Writer
 from p2psync.membership.fold import Membership, make_link
 from p2psync.membership.links import Action, Role, decode_link
 from p2psync.membership.pool import LinkPool
-from p2psync.model.ids import DeviceId, FolderId, replica_device_prefix, short_id
+from p2psync.model.ids import DeviceId, FolderId, replica_device_prefix
 from p2psync.model.ignore import IGNORE_FILE, MAX_BYTES, IgnoreMatcher
 from p2psync.model.paths import ROOT, RelPath
 from p2psync.ports import Watch, World
 from p2psync.protocol import messages as m
-from p2psync.protocol.bulk import Item
+from p2psync.protocol.bulk import Absent, Item
 from p2psync.protocol.limits import MAX_HEADS, MAX_LINKS_PER_MESSAGE
 from p2psync.sync import founding
 from p2psync.sync.applier import Applier
@@ -434,9 +434,10 @@ class Folder:
 
     async def serve(self, device: bytes, request: m.ChunkRequest) -> list[Item]:
         """Answer a chunk request."""
-        if self.paused:
-            raise PermissionDenied(f"{short_id(device)} asked for content of a paused folder")
-        return await self._server.serve(device, request)
+        try:
+            return await self._server.serve(device, request)
+        except (OSError, StateError):
+            return [Absent.LATER] * len(request.lengths)
 
     def _possesses(self, device: bytes, roots: Sequence[bytes]) -> None:
         self.contents.possesses(device, roots)

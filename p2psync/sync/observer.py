@@ -234,7 +234,7 @@ class Observer:
     async def _commit_missing(self, found: _Pass) -> None:
         """Record removals, unless so much would go that a person must say so first."""
         context = self._context
-        if not found.missing:
+        if not found.missing or not (await context.world.offload.run(context.check_root)).ok:
             return
         with context.index.read() as reader:
             total = reader.totals().files

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import structlog
 import trio
 
-from p2psync.errors import AuthenticationError, ConnectionLost, InputError, ProtocolError
+from p2psync.errors import AuthenticationError, ConnectionLost, InputError, P2PSyncError, ProtocolError
 from p2psync.membership.fold import Membership, fold
 from p2psync.membership.links import Role
 from p2psync.model.ids import DeviceId, FolderId
@@ -33,6 +33,13 @@ class Offer:
     role: Role
     device: DeviceId
     device_name: str
+
+
+def cause(error: BaseException) -> BaseException:
+    """The first error in a group that is not a group."""
+    while isinstance(error, BaseExceptionGroup):
+        error = error.exceptions[0]
+    return error
 
 
 class Synchronizer:
@@ -117,9 +124,13 @@ class Synchronizer:
             await folder.exchange(peer)
         except* ConnectionLost:
             pass
-        except* ProtocolError as group:
-            _log.warning("a device broke the protocol", device=peer.name, error=str(group.exceptions[0]))
+        except* (ProtocolError, InputError) as group:
+            _log.warning("a device broke the protocol", device=peer.name, error=str(cause(group)))
             await peer.close(m.GoodbyeCode.PROTOCOL_ERROR, "protocol error in a folder")
+        except* (P2PSyncError, OSError) as group:
+            # Our own trouble, with the disk or the index: the folder says so, the connection starts over later.
+            _log.error("an exchange failed", folder=folder.label, device=peer.name, error=str(cause(group)))
+            await peer.close(m.GoodbyeCode.BUSY, "trouble on this side; try again later")
         self.changed.fire()
 
     async def message(self, peer: Peer, message: m.Message) -> None:

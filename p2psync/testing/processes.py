@@ -108,8 +108,9 @@ class Device:
 
     @property
     def address(self) -> str:
-        """An address the node listens on."""
-        return self.listen
+        """An address of this machine that the node listens on."""
+        host, _, port = self.listen.rpartition(":")
+        return f"127.0.0.1:{port}" if host in {"", "[::]", "0.0.0.0"} else self.listen  # noqa: S104
 
     def stop(self) -> int:
         """Ask the node to end with SIGTERM; returns its exit code."""
