@@ -6,6 +6,7 @@ from typing import Any, Protocol
 
 import trio
 
+from p2psync.errors import EscapeError
 from p2psync.ports import Kind
 from p2psync.testing import Oracle, SimDevice
 
@@ -73,8 +74,8 @@ class Person:
         path, other = self.path(), self.path()
         try:
             getattr(self, kind)(path, other)
-        except OSError as error:
-            note(self.name, "user error", action=kind, path=path, error=error.errno)
+        except (OSError, EscapeError) as error:
+            note(self.name, "user error", action=kind, path=path, error=getattr(error, "errno", "symlink"))
         else:
             note(self.name, f"user {kind}", path=path, other=other)
 

@@ -1,0 +1,101 @@
+"""The nodes that ship, unchanged, in a story: each with keys, settings and a home made from its name."""
+
+import os
+from collections.abc import AsyncIterator, Mapping
+from contextlib import AsyncExitStack, asynccontextmanager
+from pathlib import Path
+
+import msgspec
+import trio
+
+from p2psync.crypto.identity import SEED_SIZE, DeviceKeys
+from p2psync.errors import P2PSyncError
+from p2psync.node.config import Config, Device, Network, Sync
+from p2psync.node.home import HomeState
+from p2psync.node.node import NodeOperations, running
+from p2psync.ports import KvStore, World
+from tests.simulation.harness import Scenario
+
+PORT = 22067
+START_AGAIN_S = 1.0
+_STATE = b"state"
+
+
+class StoredHome:
+    """A `HomeStore` in the device's simulated database, where it survives crashes and suffers the same faults."""
+
+    def __init__(self, path: bytes, store: KvStore) -> None:
+        self.path = Path(os.fsdecode(path))
+        self._store = store
+
+    @property
+    def config_file(self) -> Path:
+        """Never read: the settings are given to the node."""
+        return self.path / "config.toml"
+
+    def index(self, folder_id: str) -> Path:
+        """As `Home.index`."""
+        return self.path / "folders" / folder_id / "index"
+
+    def load_state(self) -> HomeState:
+        """As `Home.load_state`."""
+        with self._store.read() as txn:
+            data = txn.get("home", _STATE)
+        return HomeState() if data is None else msgspec.msgpack.decode(data, type=HomeState)
+
+    def save_state(self, state: HomeState) -> None:
+        """As `Home.save_state`."""
+        self._store.write(lambda txn: txn.put("home", _STATE, msgspec.msgpack.encode(state)))
+
+    def forget_folder(self, folder_id: str) -> None:
+        """Stories end before a removed folder's data matters."""
+
+
+def settings(name: str) -> Config:
+    """Scans so often that lost hints cost a story little time."""
+    return Config(
+        device=Device(name=name),
+        network=Network(listen=(f":{PORT}",)),
+        sync=Sync(rescan_interval_s=20 + 10 * (ord(name) % 5), debounce_ms=20, quiet_ms=200),
+    )
+
+
+@asynccontextmanager
+async def make_node(world: World, home: bytes, name: str) -> AsyncIterator[NodeOperations]:
+    """A whole node; one that cannot start because its disk fails is started again, as a service manager would."""
+    config = settings(name)
+    keys = DeviceKeys(name.encode() * SEED_SIZE)
+    while True:
+        async with AsyncExitStack() as stack:
+            try:
+                store = world.database.open(home + b"/state", ("home",))
+                stack.callback(store.close)
+                context = running(StoredHome(home, store), world, keys, config, list(config.network.listen))
+                operations = await stack.enter_async_context(context)
+            except (OSError, P2PSyncError):
+                await stack.aclose()
+                await trio.sleep(START_AGAIN_S)
+                continue
+            yield operations
+            return
+
+
+async def introduce(nodes: Mapping[str, NodeOperations], folder: bytes) -> None:
+    """Everybody knows everybody; the first device's folder is shared with all others."""
+    ids = {name: (await node.identity()).id for name, node in nodes.items()}
+    for name, node in nodes.items():
+        for other in nodes:
+            if other != name:
+                await node.device_add(ids[other], other, [f"{other}:{PORT}"])
+    first, *others = nodes
+    shared = await nodes[first].folder_add(folder, "shared")
+    for other in others:
+        await nodes[first].folder_share(shared.id, ids[other], "editor")
+    for other in others:
+        while not await nodes[other].folder_offers():
+            await trio.sleep(0.1)
+        await nodes[other].folder_accept(shared.id, folder)
+
+
+SCENARIO = Scenario(make_node, introduce)
+GENTLE = Scenario(make_node, introduce, faults=frozenset())
