@@ -27,6 +27,7 @@ from p2psync.sync.context import FolderContext
 from p2psync.sync.observer import Observer
 from p2psync.sync.performer import Performer, Ready, plan_now
 from p2psync.workspace import operations as ops
+from p2psync.workspace import staging
 
 PAGE = 1000
 BATCH = 256
@@ -38,6 +39,7 @@ BUNDLE_FILES = 256
 BUNDLE_BYTES = 4 * 1024 * 1024
 PARALLEL_BUNDLES = 4
 PARALLEL_LARGE = 3
+NEVER_NS = 2**63
 
 
 class Applier:
@@ -50,6 +52,8 @@ class Applier:
         self._guard = context.settings.brake()
         self._performer = Performer(context, self._guard)
         self._busy: set[RelPath] = set()
+        self._staged = True
+        """Whether something may have been staged since the stage was last tidied."""
         self._later: dict[RelPath, float] = {}
         self._failures: dict[RelPath, int] = {}
         self._bundles = trio.CapacityLimiter(PARALLEL_BUNDLES)
@@ -68,6 +72,7 @@ class Applier:
                 again = await self._sweep(jobs)
                 if again:
                     continue
+                await self._tidy()
                 self._context.state_changed.fire()
                 with trio.move_on_at(min(self._later.values(), default=trio.current_time() + 3600)):
                     await self._context.records_changed.wait_beyond(seen)
@@ -76,6 +81,21 @@ class Applier:
         """Something may have become available: try again what was put off."""
         self._later.clear()
         self._context.records_changed.fire()
+
+    async def _tidy(self) -> None:
+        """Once nothing is wanted any more, what is still staged was overtaken by newer versions: remove it."""
+        context = self._context
+
+        def sweep() -> None:
+            with context.index.read() as reader:
+                if reader.totals().need_files:
+                    return
+            staging.sweep(context.root, (), NEVER_NS)
+
+        if self._staged and not self._busy:
+            self._staged = False
+            async with context.commit_lock:
+                await context.world.offload.run(sweep)
 
     # ── one sweep ───────────────────────────────────────────────────────────────────────────────────────────────────
     async def _sweep(self, jobs: trio.Nursery) -> bool:
@@ -202,6 +222,7 @@ class Applier:
     async def _fetch(self, group: Sequence[order.Step], started: trio.Event) -> None:
         """Obtain the contents of these steps and apply them."""
         limiter = self._large if _is_large(group) else self._bundles
+        self._staged = True
         try:
             records = [_record(s) for s in group]
             staged, unavailable = await self._contents.obtain(records, started)

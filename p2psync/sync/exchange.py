@@ -13,6 +13,7 @@ from collections.abc import Awaitable, Callable, Iterable, Sequence
 from dataclasses import dataclass
 from functools import partial
 
+import msgspec
 import trio
 
 from p2psync.errors import AuthenticationError, ConnectionLost, InputError, PermissionDenied, ProtocolError
@@ -92,7 +93,8 @@ class Exchange:
         self._links_known: tuple[bytes, ...] | None = None
         """Heads of the membership links that the peer has, as far as we know."""
         self._rescans = 0
-        self._repair = trio.Event()
+        self._restart = False
+        """Set when the peer has begun anew: decide again where in our feed it stands."""
 
     @property
     def peer_reads(self) -> bool:
@@ -155,6 +157,10 @@ class Exchange:
 
     async def _on_announce(self, announce: m.FolderAnnounce) -> None:
         before, self.theirs.announce = self.theirs.announce, announce
+        if announce.fresh and before is not None:
+            # It paused or took the folder up anew: what we sent meanwhile was dropped.
+            self._restart = True
+            self._context.records_changed.fire()
         if before is None or before.heads != announce.heads:
             self._links_known = tuple(announce.heads)
         if before is None or announce.need_files < before.need_files:
@@ -278,7 +284,7 @@ class Exchange:
             await self._update_links()
             current = self._announce(*(await context.world.offload.run(cursor)))
             if current != last or first_heard:
-                await self._link.send(current)
+                await self._link.send(msgspec.structs.replace(current, fresh=last is None))
                 last = current
             await trio.sleep(ANNOUNCE_DELAY)
             await context.state_changed.wait_beyond(seen)
@@ -299,6 +305,9 @@ class Exchange:
         delay = REPAIR_FIRST
         while True:
             seen = context.records_changed.count
+            if self._restart:
+                self._restart = False
+                await self._choose_start(self.theirs.announce)
             if self.peer_reads:
                 await self._update_links()
                 await self._send_feed()
