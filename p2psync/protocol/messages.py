@@ -108,8 +108,8 @@ class FolderAnnounce(Struct, frozen=True, array_like=True, tag=10):
     """Where the sender stands in a folder both are members of; sent on connect and whenever it changes.
 
     `index_id` and `sequence` are the sender's own feed; `cursor_index_id` and `cursor_sequence` how much of the
-    receiver's feed it has taken in. `root` is the Merkle root over its records. `fresh` marks the first announcement of an exchange: the
-    sender has received nothing of the folder on this connection before.
+    receiver's feed it has taken in. `root` is the Merkle root over its records.
+    `fresh` marks the first announcement of an exchange: the sender dropped whatever it was sent before.
     """
 
     folder: Folder
