@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
 import random
 import time
 from pathlib import Path
@@ -40,14 +41,18 @@ def main() -> None:
         lambda text: console.print(f"{time.strftime('%H:%M:%S')} {text}", markup=False, highlight=False),
     )
     machine = report.machine(arguments.directory)
-    cells = run.measure(arguments.directory, fill_memory=not arguments.quick)
+    try:
+        run.measure(arguments.directory, fill_memory=not arguments.quick)
+    except KeyboardInterrupt:
+        console.print("interrupted: only what was measured until now is shown")
+    cells = run.cells
     cells.sort(key=lambda cell: (WORKLOADS.index(cell.workload), list(TOOLS).index(cell.tool), cell.round))
     rows = report.summarise(cells)
     report.show(rows, console)
     RESULTS.mkdir(exist_ok=True)
     stem = RESULTS / time.strftime("%Y-%m-%dT%H%M%S")
     document = {
-        "machine": machine, "link": run.network, "seed": arguments.seed, "cells": [cell.as_json() for cell in cells],
+        "machine": machine, "load_average_after": os.getloadavg(), "link": run.network, "seed": arguments.seed, "cells": [cell.as_json() for cell in cells],
     }  # fmt: skip
     stem.with_suffix(".json").write_text(json.dumps(document, indent=1) + "\n")
     stem.with_suffix(".md").write_text(report.markdown(rows) + "\n")

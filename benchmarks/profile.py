@@ -10,7 +10,10 @@ from __future__ import annotations
 
 import argparse
 import collections
+import contextlib
+import os
 import random
+import re
 import shutil
 import subprocess
 import sys
@@ -28,11 +31,22 @@ RESULTS = Path(__file__).parent / "results"
 _RATE = 200
 
 
+_WAITING = {
+    "WorkerThread._work (trio/_core/_thread_cache.py)",
+    "EpollIOManager.get_events (trio/_core/_io_epoll.py)",
+    "Condition.wait (threading.py)",
+    "InotifyFD._check_inotify_fd (watchdog/observers/inotify_c.py)",
+    "LmdbStore._serve (p2psync/index/lmdb_store.py)",
+}
+_UNINTERESTING = ("typer", "threading.py", "runpy", "outcome", "thread (", "_thread_cache", "cli/__main__", "cli/main")
+
+
 def main() -> None:
     """Run one first sync under py-spy."""
     parser = argparse.ArgumentParser(prog="python -m benchmarks.profile", description=__doc__)
     parser.add_argument("workload", choices=["big", "small"])
     parser.add_argument("--directory", type=Path, help="where the trees are made")
+    parser.add_argument("--gil", action="store_true", help="only samples of the thread that holds the GIL")
     arguments = parser.parse_args()
     spy = shutil.which("py-spy", path=str(Path(sys.executable).parent)) or shutil.which("py-spy")
     if spy is None:
@@ -41,12 +55,13 @@ def main() -> None:
     base = Path(tempfile.mkdtemp(prefix="p2psync-profile-", dir=arguments.directory))
     try:
         with network() as link:
-            _profile(spy, arguments.workload, P2PSync(base, link), base, link)
+            extra = ["--gil"] if arguments.gil else []
+            _profile(spy, extra, arguments.workload, P2PSync(base, link), base, link)
     finally:
         shutil.rmtree(base, ignore_errors=True)
 
 
-def _profile(spy: str, workload: str, tool: P2PSync, base: Path, link: Network) -> None:
+def _profile(spy: str, extra: list[str], workload: str, tool: P2PSync, base: Path, link: Network) -> None:
     rng, staged = random.Random(1), base / "staged"
     if workload == "big":
         workloads.make_big(staged, workloads.FULL.big_bytes, rng)
@@ -57,13 +72,14 @@ def _profile(spy: str, workload: str, tool: P2PSync, base: Path, link: Network) 
     files = [RESULTS / f"profile-{workload}-{side}.raw" for side in ("left", "right")]
     spies = [
         subprocess.Popen(
-            [spy, "record", "-p", str(pid), "-r", str(_RATE), "-t", "-f", "raw", "-o", str(file), "-d", "600", "--nonblocking"],
+            [spy, "record", "-p", str(pid), "-r", str(_RATE), "-f", "raw", "-o", str(file), "-d", "600", *extra],
             stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
         )
         for pid, file in zip(tool.roots(), files, strict=True)
     ]  # fmt: skip
     time.sleep(2)
     before = [cpu_seconds(pid) for pid in tool.roots()]
+    idle = [thread_times(pid) for pid in tool.roots()]
     cell = Cell(workload, tool.name, 1)
 
     def apply() -> workloads.Arrived:
@@ -73,39 +89,61 @@ def _profile(spy: str, workload: str, tool: P2PSync, base: Path, link: Network) 
     try:
         synchronise(cell, tool, link, apply, "data", changed=False, limit=180)
         spent = [cpu_seconds(pid) - start for pid, start in zip(tool.roots(), before, strict=True)]
+        busy = [thread_times(pid) for pid in tool.roots()]
     finally:
         for process in spies:
             process.send_signal(2)
             process.wait(30)
         tool.stop()
-    print(f"{workload}: {cell.wall:.2f} s under py-spy; {_RATE} samples a second of every thread on the CPU")
-    for side, file, cpu in zip(("left (sends)", "right (receives)"), files, spent, strict=True):
-        summary(side, cpu, file.read_text())
+    print(f"{workload}: {cell.wall:.2f} s under py-spy; {_RATE} samples a second of every thread that does not wait")
+    for end, side in enumerate(("left (sends)", "right (receives)")):
+        threads: dict[str, float] = collections.defaultdict(float)
+        for (number, name), seconds in busy[end].items():
+            threads[name] += seconds - idle[end].get((number, name), 0.0)
+        show(side, spent[end], threads, files[end].read_text())
 
 
-def summary(side: str, cpu: float, raw: str, top: int = 25) -> None:
-    """Print the functions with the most samples in py-spy's raw format: `frame;frame;frame COUNT`."""
+def thread_times(pid: int) -> dict[tuple[int, str], float]:
+    """CPU seconds of each living thread: (thread ID, name) → seconds."""
+    found = {}
+    for task in Path(f"/proc/{pid}/task").iterdir():
+        with contextlib.suppress(OSError):
+            stat = (task / "stat").read_text()
+            own = [int(field) for field in stat[stat.rindex(")") + 2 :].split()[11:13]]
+            name = "main loop" if int(task.name) == pid else stat[stat.index("(") + 1 : stat.rindex(")")]
+            found[int(task.name), name] = sum(own) / os.sysconf("SC_CLK_TCK")
+    return found
+
+
+def functions(raw: str) -> tuple[collections.Counter[str], collections.Counter[str], int]:
+    """Samples by function in py-spy's raw format (`frame;frame;frame COUNT` a line), waiting left out.
+
+    Returns: on the CPU themselves; on the stack; all samples that count.
+    """
     own: collections.Counter[str] = collections.Counter()
-    total: collections.Counter[str] = collections.Counter()
-    threads: collections.Counter[str] = collections.Counter()
+    stacked: collections.Counter[str] = collections.Counter()
     for line in raw.splitlines():
-        stack, _, count = line.rpartition(" ")
-        frames = [frame.replace(f"{Path(__file__).parents[1]}/", "") for frame in stack.split(";")]
-        threads[frames[0].partition(" (")[0]] += int(count)
-        functions = [frame.rpartition(":")[0] + ")" if ":" in frame else frame for frame in frames[1:]]
-        own[frames[-1]] += int(count)
-        for function in set(functions):
-            total[function] += int(count)
-    samples = sum(own.values()) or 1
-    print(f"\n== {side}: {cpu:.2f} s of CPU, {samples} samples")
-    for title, counter, most in (
-        ("threads", threads, 6),
-        ("self, by line", own, top),
-        ("total, by function", total, top + 15),
-    ):
+        stack, _, text = line.rpartition(" ")
+        frames = [re.sub(r":\d+\)$", ")", frame) for frame in stack.split(";")]
+        if frames[-1] in _WAITING:
+            continue
+        own[frames[-1]] += int(text)
+        for function in set(frames):
+            if not any(part in function for part in _UNINTERESTING):
+                stacked[function] += int(text)
+    return own, stacked, own.total()
+
+
+def show(side: str, cpu: float, threads: dict[str, float], raw: str) -> None:
+    """Print one node's share."""
+    own, stacked, samples = functions(raw)
+    print(f"\n== {side}: {cpu:.2f} s of CPU; {samples} samples")
+    for name, seconds in sorted(threads.items(), key=lambda item: -item[1])[:6]:
+        print(f"   thread {name:24} {seconds:.2f} s")
+    for title, counter, most in (("self", own, 30), ("with callees", stacked, 45)):
         print(f"-- {title}")
         for name, count in counter.most_common(most):
-            print(f"{100 * count / samples:5.1f} %  {name}")
+            print(f"{100 * count / max(1, samples):5.1f} %  {name}")
 
 
 if __name__ == "__main__":

@@ -32,8 +32,8 @@ class Run:
         self._scale, self._tools, self._seed, self._limit, self._say = scale, tools, seed, limit, say
         self._rng = random.Random(seed)
 
-    def measure(self, directory: Path | None, *, fill_memory: bool) -> list[Cell]:
-        """Run everything; cells that fail say why."""
+    def measure(self, directory: Path | None, *, fill_memory: bool) -> None:
+        """Run everything into `cells`; those that fail say why."""
         with contextlib.ExitStack() as stack:
             base = Path(tempfile.mkdtemp(prefix="p2psync-bench-", dir=directory))
             stack.callback(shutil.rmtree, base, ignore_errors=True)
@@ -50,7 +50,6 @@ class Run:
                 self._rng.shuffle(sessions)
                 for kind, tool in sessions:
                     self._session(kind, tool, number, base, link, ballast)
-        return self.cells
 
     def _session(
         self,

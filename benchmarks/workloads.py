@@ -27,7 +27,7 @@ class Scale:
     rounds: int
 
 
-FULL = Scale(big_bytes=1024 * MIB, small_files=10_000, samples=30, rounds=3)
+FULL = Scale(big_bytes=1024 * MIB, small_files=10_000, samples=20, rounds=3)
 QUICK = Scale(big_bytes=128 * MIB, small_files=1_000, samples=8, rounds=1)
 
 Arrived = Callable[[], bool]
