@@ -52,8 +52,12 @@ def main() -> None:
     RESULTS.mkdir(exist_ok=True)
     stem = RESULTS / time.strftime("%Y-%m-%dT%H%M%S")
     document = {
-        "machine": machine, "load_average_after": os.getloadavg(), "link": run.network, "seed": arguments.seed, "cells": [cell.as_json() for cell in cells],
-    }  # fmt: skip
+        "machine": machine,
+        "load_average_after": os.getloadavg(),
+        "link": run.network,
+        "seed": arguments.seed,
+        "cells": [cell.as_json() for cell in cells],
+    }
     stem.with_suffix(".json").write_text(json.dumps(document, indent=1) + "\n")
     stem.with_suffix(".md").write_text(report.markdown(rows) + "\n")
     console.print(

@@ -33,7 +33,7 @@ def send(folder: Path, address: str, port: int) -> None:
         print("ready", flush=True)
         sys.stdin.readline()
         cipher, sealed = AESGCM(_KEY), bytearray(_LENGTH.size + FRAME + _TAG)
-        for number, frame in enumerate(_frames(folder)):
+        for number, frame in enumerate(frames(folder)):
             view = memoryview(sealed)[: _LENGTH.size + len(frame) + _TAG]
             _LENGTH.pack_into(view, 0, len(frame) + _TAG)
             cipher.encrypt_into(number.to_bytes(12, "big"), frame, None, view[_LENGTH.size :])
@@ -45,7 +45,7 @@ def send(folder: Path, address: str, port: int) -> None:
     sys.stdin.readline()
 
 
-def _frames(folder: Path) -> Iterator[memoryview]:
+def frames(folder: Path) -> Iterator[memoryview]:
     """Headers and contents; a file is one or several (header, part) pairs, each with the part's hash."""
     buffer = bytearray(FRAME)
     view, used = memoryview(buffer), 0
@@ -80,7 +80,7 @@ def receive(folder: Path, address: str, port: int) -> None:
         print("ready", flush=True)
         wire = server.accept()[0]
     cipher, sealed, plain = AESGCM(_KEY), bytearray(FRAME + _TAG), bytearray(FRAME)
-    header, number, writer = bytearray(_LENGTH.size), 0, _Writer(os.fsencode(folder))
+    header, number, writer = bytearray(_LENGTH.size), 0, Writer(os.fsencode(folder))
     with wire:
         while _fill(wire, memoryview(header)):
             view = memoryview(sealed)[: _LENGTH.unpack(header)[0]]
@@ -96,11 +96,14 @@ def receive(folder: Path, address: str, port: int) -> None:
     sys.stdin.readline()
 
 
-class _Writer:
+class Writer:
+    """The receiver's files."""
+
     def __init__(self, root: bytes) -> None:
         self._root, self._known, self._descriptor = root, {b""}, -1
 
     def write(self, frame: memoryview) -> None:
+        """Write the parts of one frame. SystemExit when one is damaged."""
         used = 0
         while used < len(frame):
             length, remaining, digest = _ENTRY.unpack_from(frame, used)
