@@ -1,8 +1,4 @@
-"""POSIX adapter of the file system ports: all relative to directory descriptors, so that no path leaves its root.
-
-Linux's `openat2(RESOLVE_BENEATH | RESOLVE_NO_SYMLINKS)` resolves each parent directory; where the call is missing, the
-path is walked one component at a time with O_NOFOLLOW, which refuses the same paths.
-"""
+"""POSIX adapter of the file system ports: all relative to directory descriptors, so that no path leaves its root."""
 
 from __future__ import annotations
 
@@ -11,32 +7,21 @@ import errno
 import os
 import stat as stat_bits
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from types import TracebackType
 
 from p2psync.errors import EscapeError
 from p2psync.model.paths import display
 from p2psync.ports import FsCapabilities, Kind, Rename, Stat
+from p2psync.workspace.beneath import O_PATH, errno_error, libc, open_beneath
 from p2psync.workspace.layout import TMP
 
-_O_PATH = getattr(os, "O_PATH", os.O_RDONLY)
-_DIRECTORY = os.O_DIRECTORY | os.O_CLOEXEC | os.O_NOFOLLOW
 _REGULAR = os.O_NONBLOCK | os.O_NOFOLLOW | os.O_CLOEXEC | os.O_NOCTTY
-_SYS_OPENAT2 = 437  # the same on every architecture
-_RESOLVE_BENEATH_NO_SYMLINKS = 0x08 | 0x04
 _FLAG = {Rename.NOREPLACE: 1, Rename.EXCHANGE: 2}
-_PIECE = 4000
-"""Longest path handed to the kernel at once, below PATH_MAX (4096)."""
 _CACHED_PARENTS = 32
 
 _KINDS = {stat_bits.S_IFREG: Kind.FILE, stat_bits.S_IFDIR: Kind.DIRECTORY, stat_bits.S_IFLNK: Kind.SYMLINK}
-
-_libc = ctypes.CDLL(None, use_errno=True)
-
-
-class _OpenHow(ctypes.Structure):
-    _fields_ = (("flags", ctypes.c_uint64), ("mode", ctypes.c_uint64), ("resolve", ctypes.c_uint64))
 
 
 def to_stat(result: os.stat_result) -> Stat:
@@ -198,10 +183,10 @@ class PosixRoot:
             return _Parent(self._fd, owned=False)
         parents: dict[bytes, int] | None = getattr(self._local, "parents", None)
         if parents is None:
-            return _Parent(_open_beneath(self._fd, path, _O_PATH), owned=True)
+            return _Parent(open_beneath(self._fd, path, O_PATH), owned=True)
         fd = parents.pop(path, None)
         if fd is None:
-            fd = _open_beneath(self._fd, path, _O_PATH)
+            fd = open_beneath(self._fd, path, O_PATH)
             if len(parents) >= _CACHED_PARENTS:
                 os.close(parents.pop(next(iter(parents))))
         parents[path] = fd  # now the youngest: a rename's other directory is never the one that is closed
@@ -252,7 +237,7 @@ class PosixRoot:
         """Every entry of a directory, sorted by name."""
         if path:
             _check_beneath(path)
-        fd = _open_beneath(self._fd, path, os.O_RDONLY) if path else os.open(b".", os.O_RDONLY, dir_fd=self._fd)
+        fd = open_beneath(self._fd, path, os.O_RDONLY) if path else os.open(b".", os.O_RDONLY, dir_fd=self._fd)
         result: list[tuple[bytes, Stat]] = []
         try:
             with os.scandir(fd) as entries:
@@ -372,7 +357,7 @@ class PosixRoot:
             os.fsync(self._fd)
             return
         _check_beneath(path)
-        fd = _open_beneath(self._fd, path, os.O_RDONLY)
+        fd = open_beneath(self._fd, path, os.O_RDONLY)
         try:
             os.fsync(fd)
         finally:
@@ -381,12 +366,12 @@ class PosixRoot:
     def sync_all(self) -> None:
         """`syncfs`, which reports write-back errors since Linux 5.8; `sync` where the C library has none."""
         try:
-            syncfs = _libc.syncfs
+            syncfs = libc.syncfs
         except AttributeError:
             os.sync()
             return
         if syncfs(self._fd):
-            raise _errno_error()
+            raise errno_error()
 
     def free_space(self) -> tuple[int, int]:
         """(free for an unprivileged user, total) bytes."""
@@ -413,94 +398,10 @@ def _check_beneath(path: bytes) -> None:
 _FORBIDDEN = frozenset({b"", b".", b".."})
 
 
-def _errno_error(*paths: bytes) -> OSError:
-    code = ctypes.get_errno()
-    return OSError(code, os.strerror(code), *paths[:1])
-
-
 def _renameat2(from_fd: int, from_name: bytes, to_fd: int, to_name: bytes, flags: int) -> None:
     try:
-        call = _libc.renameat2
+        call = libc.renameat2
     except AttributeError:
         raise OSError(errno.ENOSYS, os.strerror(errno.ENOSYS), from_name) from None
     if call(from_fd, from_name, to_fd, to_name, ctypes.c_uint(flags)):
-        raise _errno_error(from_name)
-
-
-# ── resolving a directory ───────────────────────────────────────────────────────────────────────────────────────────
-def _open_beneath(root_fd: int, path: bytes, access: int) -> int:
-    """Open directory `path` below `root_fd`; EscapeError when a component is a symlink."""
-    fd, rest = root_fd, path
-    while True:
-        piece, rest = _split(rest)
-        try:
-            opened = _resolve(fd, piece, _O_PATH if rest else access)
-        finally:
-            if fd != root_fd:
-                os.close(fd)
-        fd = opened
-        if not rest:
-            return fd
-
-
-def _split(path: bytes) -> tuple[bytes, bytes]:
-    """Cut a path that is too long for one call after a whole component."""
-    if len(path) <= _PIECE:
-        return path, b""
-    cut = path.rfind(b"/", 0, _PIECE)
-    return path[:cut], path[cut + 1 :]
-
-
-def _openat2(directory: int, path: bytes, access: int) -> int:
-    # Without O_NOFOLLOW, which with O_PATH would open a symlink at the end and turn the escape into ENOTDIR.
-    how = _OpenHow(access | os.O_DIRECTORY | os.O_CLOEXEC, 0, _RESOLVE_BENEATH_NO_SYMLINKS)
-    fd: int = _libc.syscall(
-        ctypes.c_long(_SYS_OPENAT2), ctypes.c_int(directory), path, ctypes.byref(how), ctypes.c_size_t(24)
-    )
-    if fd >= 0:
-        return fd
-    error = _errno_error(path)
-    if error.errno in {errno.ELOOP, errno.EXDEV}:
-        raise _escape(path)
-    raise error
-
-
-def _walk(directory: int, path: bytes, access: int) -> int:
-    """What `_openat2` does, one component at a time."""
-    fd = directory
-    names = path.split(b"/")
-    for i, name in enumerate(names):
-        flags = _DIRECTORY | (access if i == len(names) - 1 else _O_PATH)
-        try:
-            opened = os.open(name, flags, dir_fd=fd)
-        except OSError as error:
-            if error.errno in {errno.ENOTDIR, errno.ELOOP} and _is_symlink(fd, name):
-                raise _escape(path) from None
-            raise
-        finally:
-            if fd != directory:
-                os.close(fd)
-        fd = opened
-    return fd
-
-
-def _is_symlink(directory: int, name: bytes) -> bool:
-    return stat_bits.S_ISLNK(os.stat(name, dir_fd=directory, follow_symlinks=False).st_mode)
-
-
-def _escape(path: bytes) -> EscapeError:
-    return EscapeError(f"{display(path)} passes through a symlink; nothing is read or written behind it")
-
-
-def _have_openat2() -> bool:
-    top = os.open(b"/", _O_PATH | os.O_DIRECTORY)
-    try:
-        os.close(_openat2(top, b".", _O_PATH))
-    except OSError:
-        return False
-    finally:
-        os.close(top)
-    return True
-
-
-_resolve: Callable[[int, bytes, int], int] = _openat2 if _have_openat2() else _walk
+        raise errno_error(from_name)

@@ -1,3 +1,5 @@
+"""Record signatures: who may have written what, and that nothing signed can be changed."""
+
 from __future__ import annotations
 
 import msgspec

@@ -1,3 +1,5 @@
+"""Membership: the same state whatever the order of links, and removal wins."""
+
 from __future__ import annotations
 
 import importlib

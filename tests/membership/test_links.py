@@ -1,3 +1,5 @@
+"""Membership links: what is forged, cut or malformed is refused."""
+
 from __future__ import annotations
 
 from dataclasses import replace

@@ -1,3 +1,5 @@
+"""Ignore patterns agree with git, on any bytes a name can have."""
+
 from __future__ import annotations
 
 import os

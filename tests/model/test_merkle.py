@@ -1,3 +1,5 @@
+"""The Merkle summary: incremental equals from scratch, and a descent finds exactly what differs."""
+
 from __future__ import annotations
 
 import time

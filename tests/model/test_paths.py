@@ -1,3 +1,5 @@
+"""Paths: what can be an entry, and nothing else, passes the border."""
+
 from __future__ import annotations
 
 import contextlib

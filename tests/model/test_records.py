@@ -1,3 +1,5 @@
+"""Records: merging is commutative, associative and idempotent, and decoding is strict."""
+
 from __future__ import annotations
 
 import contextlib

@@ -1,3 +1,5 @@
+"""Two nodes that dial each other end with one connection, whatever the latencies."""
+
 from __future__ import annotations
 
 import heapq

@@ -1,3 +1,5 @@
+"""Packing records into messages loses none and keeps every bound."""
+
 from __future__ import annotations
 
 from hypothesis import given, settings

@@ -1,3 +1,5 @@
+"""Bulk replies: put together exactly as asked, or refused."""
+
 from __future__ import annotations
 
 import pytest

@@ -1,3 +1,5 @@
+"""Messages survive the wire, and nothing unbounded gets past the decoder."""
+
 from __future__ import annotations
 
 import contextlib

@@ -1,3 +1,5 @@
+"""The session machine: every frame through two real sessions, every violation named."""
+
 from __future__ import annotations
 
 import contextlib

@@ -1,3 +1,5 @@
+"""Names one disk cannot hold: one stays, the others are held, none is lost."""
+
 from __future__ import annotations
 
 import pytest

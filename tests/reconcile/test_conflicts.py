@@ -1,3 +1,5 @@
+"""Conflict names: the same on every device, parseable, never too long."""
+
 from __future__ import annotations
 
 from datetime import UTC, datetime, timedelta

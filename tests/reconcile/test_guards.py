@@ -1,3 +1,5 @@
+"""The brakes: what counts as a mass change, and what does not."""
+
 from __future__ import annotations
 
 import gzip

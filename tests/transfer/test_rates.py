@@ -1,3 +1,5 @@
+"""Rate meters and limits follow the bytes."""
+
 from __future__ import annotations
 
 import pytest

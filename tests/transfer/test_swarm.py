@@ -1,3 +1,5 @@
+"""The swarm against simulated peers: everything arrives once, from whoever has it."""
+
 from __future__ import annotations
 
 import heapq

@@ -1,3 +1,5 @@
+"""The chunker reads one version of a file or none."""
+
 from __future__ import annotations
 
 import time

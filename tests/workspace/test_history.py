@@ -1,3 +1,5 @@
+"""The history store keeps, restores and prunes without touching what is current."""
+
 from __future__ import annotations
 
 import os

@@ -1,3 +1,5 @@
+"""The marker tells a folder from a missing mount."""
+
 from __future__ import annotations
 
 import os

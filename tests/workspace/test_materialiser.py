@@ -1,3 +1,5 @@
+"""The materialiser never writes over what nobody has seen."""
+
 from __future__ import annotations
 
 import errno

@@ -1,3 +1,5 @@
+"""The POSIX adapter: contained, exact, and honest about errors."""
+
 from __future__ import annotations
 
 import errno
@@ -11,7 +13,7 @@ import pytest
 
 from p2psync.errors import EscapeError
 from p2psync.ports import FsCapabilities, Kind, Rename
-from p2psync.workspace import posix
+from p2psync.workspace import beneath
 from p2psync.workspace.posix import PosixRoot, PosixStorage
 from p2psync.workspace.probe import probe
 from tests.workspace.support import Hooked, make_folder, write
@@ -20,7 +22,7 @@ from tests.workspace.support import Hooked, make_folder, write
 @pytest.fixture(params=["openat2", "walk"])
 def root(request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[PosixRoot]:
     if request.param == "walk":
-        monkeypatch.setattr(posix, "_resolve", posix._walk)
+        monkeypatch.setattr(beneath, "_resolve", beneath._walk)
     opened = make_folder(tmp_path / "folder")
     yield opened
     opened.close()

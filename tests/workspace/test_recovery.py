@@ -1,3 +1,5 @@
+"""Recovery: cut at every call, no version is lost and no temporary stays."""
+
 from __future__ import annotations
 
 import os

@@ -1,3 +1,5 @@
+"""The scanner reports what differs, and never takes the unreadable for missing."""
+
 from __future__ import annotations
 
 import errno

@@ -1,3 +1,5 @@
+"""Staging: verified once, resumed after anything, never visible."""
+
 from __future__ import annotations
 
 import os

@@ -1,3 +1,5 @@
+"""The watcher hints in time, and says when it cannot."""
+
 from __future__ import annotations
 
 import errno
