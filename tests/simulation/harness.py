@@ -18,6 +18,7 @@ from p2psync.testing import Oracle, SimDevice, SimulatedCrash, SimWorld, Violati
 from p2psync.testing.disk import DiskProfile
 from p2psync.testing.inodes import Directory
 from p2psync.testing.snapshot import Shown, kept, temporaries, tree
+from tests.simulation.logs import LogBook, captured
 from tests.simulation.people import ALL_ACTIONS, Person
 from tests.simulation.weather import disturb
 
@@ -166,6 +167,7 @@ class Story:
         self.sim = SimWorld(plan.seed, keep_trace=keep_trace)
         self.oracle = Oracle()
         self.counters: Counter[str] = Counter()
+        self.log = LogBook(self.note)
         self.hosts: dict[str, Host] = {}
         for name, skew_s in zip(plan.devices, plan.skews_s, strict=True):
             device = self.sim.device(name, DiskProfile())
@@ -228,7 +230,7 @@ class Story:
                 break
         history = {name: kept(host.top) for name, host in self.hosts.items()}
         left = {name: temporaries(host.top) for name, host in self.hosts.items()}
-        return [*self.oracle.check(self._trees(), history), *self.oracle.leftovers(left)]
+        return [*self.oracle.check(self._trees(), history), *self.oracle.leftovers(left), *self.log.violations]
 
     def _trees(self) -> dict[str, dict[bytes, Shown]]:
         return {name: tree(host.top) for name, host in self.hosts.items()}
@@ -238,6 +240,8 @@ def run_seed(scenario: Scenario, seed: int, *, keep_trace: bool = False) -> Outc
     """Run one seed to its verdict; the same seed gives the same `digest` in every process."""
 
     async def main() -> Outcome:
-        return await Story(scenario, Plan.draw(seed), keep_trace=keep_trace).tell()
+        story = Story(scenario, Plan.draw(seed), keep_trace=keep_trace)
+        with captured(story.log):
+            return await story.tell()
 
     return run_deterministic(seed, main)
