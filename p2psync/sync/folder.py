@@ -386,7 +386,12 @@ class Folder:
         )
 
     async def exchange(self, link: Link) -> None:
-        """Exchange with a connected member until one side stops. ConnectionLost and ProtocolError come through."""
+        """Exchange with a connected member until one side stops. ConnectionLost and ProtocolError come through.
+
+        Does nothing while another exchange with that device runs: tasks that both found it wanted may start together.
+        """
+        if not self.wants(link.device):
+            return
         exchange = Exchange(
             self.context,
             link,
