@@ -266,4 +266,4 @@ def _unescape(text: str) -> str:
 def resolve_home(argument: str | Path | None = None, environ: Mapping[str, str] = os.environ) -> Home:
     """The home to use: the `--home` argument, else $P2PSYNC_HOME, else the platform's data directory for users."""
     chosen = argument or environ.get("P2PSYNC_HOME") or platformdirs.user_data_path("p2psync", appauthor=False)
-    return Home(Path(chosen).expanduser().absolute())
+    return Home(Path(chosen).expanduser().resolve())

@@ -166,13 +166,18 @@ class StatusOperations(DeviceOperations, FolderOperations):
             texts.append(f"{name}: {totals.held} entries cannot be held here; see: p2psync status")
         if totals.diverged:
             texts.append(f"{name}: {totals.diverged} changes made here only, by a viewer")
+
+        def took_part(device: DeviceId) -> bool:
+            with folder.context.index.read() as reader:
+                return reader.cursor(device) is not None
+
         for device in folder.context.membership.members:
             exchange = folder.exchanges.get(device)
             if exchange is None:
                 continue
             if exchange.theirs.announce is None:
-                # A device that has not accepted the folder never answers; one that has does so at once.
-                if trio.current_time() < exchange.since + GREETING_TIME:
+                # A device that has not accepted the folder never answers; one that once took part does.
+                if took_part(device) or trio.current_time() < exchange.since + GREETING_TIME:
                     texts.append(f"{name}: {self.device_name(device)} has not answered yet")
                 continue
             texts += self._missing_at(name, self.device_name(device), exchange, asked, root)

@@ -93,6 +93,7 @@ class Exchange:
         self._links_known: tuple[bytes, ...] | None = None
         """Heads of the membership links that the peer has, as far as we know."""
         self._rescans = 0
+        self._announce_again = False
         self._restart = False
         """Set when the peer has begun anew: decide again where in our feed it stands."""
 
@@ -157,6 +158,9 @@ class Exchange:
 
     async def _on_announce(self, announce: m.FolderAnnounce) -> None:
         before, self.theirs.announce = self.theirs.announce, announce
+        if before is None or announce.fresh:
+            # Only now does the peer listen for this folder: whatever we announced before was dropped.
+            self._announce_again = True
         if announce.fresh and before is not None:
             # It paused or took the folder up anew: what we sent meanwhile was dropped.
             self._restart = True
@@ -268,12 +272,9 @@ class Exchange:
     async def _announce_changes(self) -> None:
         context, peer = self._context, self._link.device
         last: m.FolderAnnounce | None = None
-        heard = False
         while True:
             seen = context.state_changed.count
-            # A peer that has only now taken up the folder has dropped what we announced before.
-            first_heard = not heard and self.theirs.announce is not None
-            heard |= first_heard
+            again, self._announce_again = self._announce_again, False
 
             def cursor() -> tuple[bytes, int]:
                 with context.index.read() as reader:
@@ -283,7 +284,7 @@ class Exchange:
             # Links go first, so that the peer never meets a record whose author it cannot know.
             await self._update_links()
             current = self._announce(*(await context.world.offload.run(cursor)))
-            if current != last or first_heard:
+            if current != last or again:
                 await self._link.send(msgspec.structs.replace(current, fresh=last is None))
                 last = current
             await trio.sleep(ANNOUNCE_DELAY)
