@@ -9,7 +9,7 @@ import typer
 
 from p2psync.cli import completion
 from p2psync.cli.output import plain, print_json, print_table, say, short
-from p2psync.cli.session import AsJson, absolute, perform
+from p2psync.cli.session import AsJson, perform, resolved
 
 app = typer.Typer(help="Share directories, invite devices, accept what others share.", no_args_is_help=True)
 
@@ -53,7 +53,7 @@ def add(
     json: AsJson = False,
 ) -> None:
     """Make a directory a shared folder and print its ID."""
-    folder = perform(context, lambda node: node.folder_add(absolute(path), label, algorithm.value))
+    folder = perform(context, lambda node: node.folder_add(resolved(path), label, algorithm.value))
     if json:
         print_json(folder)
     else:
@@ -134,7 +134,7 @@ def accept(
     json: AsJson = False,
 ) -> None:
     """Take part in a folder that another device offers."""
-    accepted = perform(context, lambda node: node.folder_accept(folder, absolute(path)))
+    accepted = perform(context, lambda node: node.folder_accept(folder, resolved(path)))
     if json:
         print_json(accepted)
     else:

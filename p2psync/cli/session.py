@@ -73,3 +73,8 @@ def absolute(path: str) -> bytes:
     raw = os.path.abspath(os.fsencode(path))
     directory, name = os.path.split(raw)
     return os.path.join(os.path.realpath(directory), name)
+
+
+def resolved(path: str) -> bytes:
+    """The path of a directory as typed → absolute bytes free of symlinks, so that one folder has one path."""
+    return os.path.realpath(os.fsencode(path))
