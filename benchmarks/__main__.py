@@ -6,6 +6,7 @@ import argparse
 import json
 import os
 import random
+import signal
 import time
 from pathlib import Path
 
@@ -40,9 +41,12 @@ def main() -> None:
         arguments.limit or (30 if arguments.quick else 180),
         lambda text: console.print(f"{time.strftime('%H:%M:%S')} {text}", markup=False, highlight=False),
     )
+    # Also as a background job, whose SIGINT the shell ignores.
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, signal.default_int_handler)
     machine = report.machine(arguments.directory)
     try:
-        run.measure(arguments.directory, fill_memory=not arguments.quick)
+        run.measure(arguments.directory)
     except KeyboardInterrupt:
         console.print("interrupted: only what was measured until now is shown")
     cells = run.cells

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import os
 import random
 import time
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
+from benchmarks.memory import Reserve
 from benchmarks.network import Network
 from benchmarks.processes import PeakMeter, cpu_seconds, settle
 from benchmarks.tools import Floor, Tool
@@ -48,16 +50,20 @@ class Costs:
 
     tool: Tool
     network: Network
+    reserve: int
 
     def run(self, cell: Cell, work: Callable[[], None]) -> None:
         """Do the work with both sides at rest before, and fill in what it cost until they rest again."""
         roots = list(self.tool.roots())
         if not settle(roots):
             cell.note = "was not at rest before; "
+        os.sync()
+        reserve = Reserve(self.reserve)
         meters = [PeakMeter(root) for root in roots]
         cpu, wire = sum(map(cpu_seconds, roots)), self.network.wire_bytes()
         try:
-            work()
+            with reserve:
+                work()
             if not settle(roots):
                 cell.note += "did not come to rest within 20 s; "
             cell.cpu = sum(map(cpu_seconds, roots)) - cpu
@@ -67,9 +73,20 @@ class Costs:
 
 
 def synchronise(
-    cell: Cell, tool: Tool, network: Network, apply: Callable[[], Arrived], compare: str, *, changed: bool, limit: float
+    cell: Cell,
+    tool: Tool,
+    network: Network,
+    apply: Callable[[], Arrived],
+    compare: str,
+    *,
+    changed: bool,
+    limit: float,
+    reserve: int,
 ) -> None:
-    """Apply a change and time it until it is seen on the right; then hash both trees. Raises FailedError."""
+    """Apply a change and time it until it is seen on the right; then hash both trees.
+
+    `limit`: seconds it may take; `reserve`: bytes of memory kept warm for it. Raises FailedError.
+    """
 
     def work() -> None:
         start = time.perf_counter()
@@ -83,7 +100,7 @@ def synchronise(
             time.sleep(_POLL_S)
         cell.wall = time.perf_counter() - start
 
-    Costs(tool, network).run(cell, work)
+    Costs(tool, network, reserve).run(cell, work)
     left, right = digests(tool.left / compare), digests(tool.right / compare)
     if not left or left != right:
         wrong = [name for name in {*left, *right} if left.get(name) != right.get(name)]
@@ -104,7 +121,7 @@ def latency(cell: Cell, tool: Tool, network: Network, samples: int, rng: random.
             name, content = f"new-{cell.round}-{number}.txt", rng.randbytes(LATENCY_SIZE)
             cell.latencies.append(_one_latency(tool, name, content))
 
-    Costs(tool, network).run(cell, work)
+    Costs(tool, network, 0).run(cell, work)
 
 
 def _one_latency(tool: Tool, name: str, content: bytes, limit: float = 20.0) -> float:

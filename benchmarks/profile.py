@@ -38,6 +38,7 @@ _WAITING = {
     "InotifyFD._check_inotify_fd (watchdog/observers/inotify_c.py)",
     "LmdbStore._serve (p2psync/index/lmdb_store.py)",
 }
+_OTHERS = "trio and other libraries by themselves"
 _UNINTERESTING = ("typer", "threading.py", "runpy", "outcome", "thread (", "_thread_cache", "cli/__main__", "cli/main")
 
 
@@ -87,7 +88,7 @@ def _profile(spy: str, extra: list[str], workload: str, tool: P2PSync, base: Pat
         return workloads.files_arrived(tool.right, expected)
 
     try:
-        synchronise(cell, tool, link, apply, "data", changed=False, limit=180)
+        synchronise(cell, tool, link, apply, "data", changed=False, limit=180, reserve=4 << 30)
         spent = [cpu_seconds(pid) - start for pid, start in zip(tool.roots(), before, strict=True)]
         busy = [thread_times(pid) for pid in tool.roots()]
     finally:
@@ -115,32 +116,38 @@ def thread_times(pid: int) -> dict[tuple[int, str], float]:
     return found
 
 
-def functions(raw: str) -> tuple[collections.Counter[str], collections.Counter[str], int]:
-    """Samples by function in py-spy's raw format (`frame;frame;frame COUNT` a line), waiting left out.
+def functions(raw: str) -> tuple[collections.Counter[str], collections.Counter[str], collections.Counter[str]]:
+    """Samples in py-spy's raw format (`frame;frame;frame COUNT` a line), waiting left out, counted three ways.
 
-    Returns: on the CPU themselves; on the stack; all samples that count.
+    Returns: by the function that ran; by the innermost function of the project, so that libraries count for who called
+    them; by every function on the stack.
     """
     own: collections.Counter[str] = collections.Counter()
+    ours: collections.Counter[str] = collections.Counter()
     stacked: collections.Counter[str] = collections.Counter()
     for line in raw.splitlines():
         stack, _, text = line.rpartition(" ")
         frames = [re.sub(r":\d+\)$", ")", frame) for frame in stack.split(";")]
         if frames[-1] in _WAITING:
             continue
-        own[frames[-1]] += int(text)
+        count, project = int(text), [frame for frame in frames if "(p2psync/" in frame and "(p2psync/cli/" not in frame]
+        own[frames[-1]] += count
+        ours[project[-1] if project else _OTHERS] += count
         for function in set(frames):
             if not any(part in function for part in _UNINTERESTING):
-                stacked[function] += int(text)
-    return own, stacked, own.total()
+                stacked[function] += count
+    return own, ours, stacked
 
 
 def show(side: str, cpu: float, threads: dict[str, float], raw: str) -> None:
     """Print one node's share."""
-    own, stacked, samples = functions(raw)
+    own, ours, stacked = functions(raw)
+    samples = own.total()
     print(f"\n== {side}: {cpu:.2f} s of CPU; {samples} samples")
     for name, seconds in sorted(threads.items(), key=lambda item: -item[1])[:6]:
         print(f"   thread {name:24} {seconds:.2f} s")
-    for title, counter, most in (("self", own, 30), ("with callees", stacked, 45)):
+    views = (("self", own, 20), ("innermost function of the project", ours, 30), ("with callees", stacked, 40))
+    for title, counter, most in views:
         print(f"-- {title}")
         for name, count in counter.most_common(most):
             print(f"{100 * count / max(1, samples):5.1f} %  {name}")

@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import contextlib
-import os
 import random
 import shutil
 import tempfile
 from collections.abc import Callable
 from pathlib import Path
 
-from benchmarks import memory, workloads
+from benchmarks import workloads
 from benchmarks.measure import Cell, FailedError, latency, synchronise
 from benchmarks.network import Network, network
 from benchmarks.tools import TOOLS, Floor, NotInstalledError, Tool
@@ -31,8 +30,9 @@ class Run:
         self.network = ""
         self._scale, self._tools, self._seed, self._limit, self._say = scale, tools, seed, limit, say
         self._rng = random.Random(seed)
+        self._reserve = 4 * scale.big_bytes
 
-    def measure(self, directory: Path | None, *, fill_memory: bool) -> None:
+    def measure(self, directory: Path | None) -> None:
         """Run everything into `cells`; those that fail say why."""
         with contextlib.ExitStack() as stack:
             base = Path(tempfile.mkdtemp(prefix="p2psync-bench-", dir=directory))
@@ -40,35 +40,22 @@ class Run:
             link = stack.enter_context(network())
             self.network = link.description
             self._say(f"link: {link.description}; seed {self._seed}; trees in {base}")
-            ballast = None
-            if fill_memory:
-                self._say("filling free memory with page cache (about 2 s per GiB on a virtual machine) …")
-                ballast = memory.Ballast(base / "ballast")
-                stack.callback(ballast.close)
             for number in range(1, self._scale.rounds + 1):
                 sessions = [(kind, tool) for kind in (self._big, self._small) for tool in self._tools]
                 self._rng.shuffle(sessions)
                 for kind, tool in sessions:
-                    self._session(kind, tool, number, base, link, ballast)
+                    self._session(kind, tool, number, base, link)
 
     def _session(
         self,
-        kind: Callable[[Tool, int, Path, Network, Callable[[], None]], None],
+        kind: Callable[[Tool, int, Path, Network], None],
         name: str,
         number: int,
         base: Path,
         link: Network,
-        ballast: memory.Ballast | None,
     ) -> None:
         place = base / f"{number}-{kind.__name__.strip('_')}-{name.lower()}"
         place.mkdir()
-
-        def warm() -> None:
-            os.sync()
-            if ballast is None:
-                memory.touch(4 * self._scale.big_bytes)
-            else:
-                ballast.fill()
 
         try:
             tool = TOOLS[name](place, link)
@@ -78,7 +65,7 @@ class Run:
             return
         try:
             tool.start()
-            kind(tool, number, place, link, warm)
+            kind(tool, number, place, link)
         except Exception as error:  # noqa: BLE001  (a tool that fails is a row of the table, not the end of the run)
             self._say(f"{name}: {error!r}"[:2000])
             for workload in (BIG, EDIT) if kind == self._big else (SMALL, LATENCY):
@@ -87,10 +74,10 @@ class Run:
         finally:
             tool.stop()
 
-    def _big(self, tool: Tool, number: int, place: Path, link: Network, warm: Callable[[], None]) -> None:
+    def _big(self, tool: Tool, number: int, place: Path, link: Network) -> None:
         staged = place / "staged"
         workloads.make_big(staged, self._scale.big_bytes, self._rng)
-        self._first_sync(Cell(BIG, tool.name, number), tool, staged, link, warm)
+        self._first_sync(Cell(BIG, tool.name, number), tool, staged, link)
         if isinstance(tool, Floor):
             return
         cell = Cell(EDIT, tool.name, number)
@@ -100,28 +87,36 @@ class Run:
             offset, block = workloads.edit(tool.left / name, self._rng)
             return workloads.block_arrived(tool.right / name, offset, block)
 
-        warm()
-        self._guarded(cell, lambda: synchronise(cell, tool, link, apply, "data", changed=True, limit=self._limit))
+        self._guarded(
+            cell,
+            lambda: synchronise(
+                cell, tool, link, apply, "data", changed=True, limit=self._limit, reserve=self._reserve
+            ),
+        )
 
-    def _small(self, tool: Tool, number: int, place: Path, link: Network, warm: Callable[[], None]) -> None:
+    def _small(self, tool: Tool, number: int, place: Path, link: Network) -> None:
         staged = place / "staged"
         workloads.make_small(staged, self._scale.small_files, self._rng)
-        self._first_sync(Cell(SMALL, tool.name, number), tool, staged, link, warm)
+        self._first_sync(Cell(SMALL, tool.name, number), tool, staged, link)
         if isinstance(tool, Floor):
             return
         cell = Cell(LATENCY, tool.name, number)
         budget = self._limit / 2
         self._guarded(cell, lambda: latency(cell, tool, link, self._scale.samples, self._rng, budget))
 
-    def _first_sync(self, cell: Cell, tool: Tool, staged: Path, link: Network, warm: Callable[[], None]) -> None:
+    def _first_sync(self, cell: Cell, tool: Tool, staged: Path, link: Network) -> None:
         expected = [(name.replace("staged", "data", 1), size) for name, size in workloads.listing(staged)]
 
         def apply() -> workloads.Arrived:
             staged.rename(tool.left / "data")
             return workloads.files_arrived(tool.right, expected)
 
-        warm()
-        self._guarded(cell, lambda: synchronise(cell, tool, link, apply, "data", changed=False, limit=self._limit))
+        self._guarded(
+            cell,
+            lambda: synchronise(
+                cell, tool, link, apply, "data", changed=False, limit=self._limit, reserve=self._reserve
+            ),
+        )
         if cell.failed:
             raise FailedError(f"the first sync failed: {cell.failed}")
 

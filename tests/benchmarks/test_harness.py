@@ -40,8 +40,12 @@ def test_interface_counters() -> None:
         counters(lines, "eth0")
 
 
-def test_free_memory() -> None:
-    assert memory.free_bytes("MemTotal: 9 kB\nMemFree:  3 kB\n") == 3072
+def test_a_reserve_is_given_back_whole() -> None:
+    reserve = memory.Reserve(1)
+    with reserve:
+        pass
+    with pytest.raises(RuntimeError, match="once"), reserve:
+        pass
 
 
 def test_arrived_means_every_file_with_its_size(tmp_path: Path) -> None:
@@ -122,13 +126,12 @@ def test_syncthing_is_told_to_stay_on_this_link(tmp_path: Path) -> None:
 
 
 def test_profiles_leave_waiting_out() -> None:
-    raw = (
-        "main (a.py:1);work (b.py:2) 3\nmain (a.py:9);wait (c.py:1) 1\nmain (a.py:1);Condition.wait (threading.py:3) 50"
-    )
-    own, stacked, samples = functions(raw)
-    assert samples == 4
-    assert own == {"work (b.py)": 3, "wait (c.py)": 1}
-    assert stacked["main (a.py)"] == 4
+    waiting = "main (p2psync/a.py:1);Condition.wait (threading.py:3) 50"
+    raw = f"main (p2psync/a.py:1);work (b.py:2) 3\nmain (p2psync/a.py:9) 1\n{waiting}"
+    own, ours, stacked = functions(raw)
+    assert own == {"work (b.py)": 3, "main (p2psync/a.py)": 1}
+    assert ours == {"main (p2psync/a.py)": 4}
+    assert stacked["main (p2psync/a.py)"] == 4
 
 
 def test_the_floor_writes_what_it_read(tmp_path: Path) -> None:
