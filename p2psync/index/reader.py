@@ -25,7 +25,7 @@ from p2psync.model.entries import Synced, decode_synced
 from p2psync.model.hashing import DIGEST_SIZE
 from p2psync.model.ids import replica
 from p2psync.model.paths import PathKey, RelPath, join, path_key
-from p2psync.model.records import FileRecord, SignedBatch, decode_record
+from p2psync.model.records import FileRecord, SignedBatch, decode_record, decode_stored_record
 from p2psync.model.versions import Replica
 from p2psync.ports import Kind, ReadTxn
 
@@ -305,7 +305,15 @@ def setting_key(name: str) -> bytes:
 
 
 def stored_record(encoded: bytes) -> FileRecord:
-    """Decode a record from our own rows."""
+    """Decode a record from our own rows, which was validated when it came in."""
+    try:
+        return decode_stored_record(encoded)
+    except InputError as error:
+        raise damaged(str(error)) from None
+
+
+def validated_record(encoded: bytes) -> FileRecord:
+    """Decode a record from our own rows as if it came from outside, to see whether it has been damaged."""
     try:
         return decode_record(encoded)
     except InputError as error:

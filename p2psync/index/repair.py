@@ -7,7 +7,7 @@ from collections.abc import Callable
 from p2psync.errors import InputError, IntegrityError, StateError
 from p2psync.index import tables
 from p2psync.index.derive import Sibling
-from p2psync.index.reader import history_key, stored_record
+from p2psync.index.reader import history_key, validated_record
 from p2psync.index.tables import State, place
 from p2psync.index.verify import Finding
 from p2psync.index.writer import Writer, has_content
@@ -86,7 +86,7 @@ class Repairer(Writer):
         for encoded, batch_id in row.records:
             identifier = record_id(encoded)
             try:
-                record, batch = stored_record(encoded), self.batch(batch_id)
+                record, batch = validated_record(encoded), self.batch(batch_id)
             except IntegrityError as error:
                 self._drop("records", str(error))
                 continue

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from p2psync.errors import InputError, IntegrityError
 from p2psync.index import tables
 from p2psync.index.derive import lives, references, tally_pending, tally_winner, work_on
-from p2psync.index.reader import Reader, history_key, stored_record, totals_of
+from p2psync.index.reader import Reader, history_key, totals_of, validated_record
 from p2psync.index.tables import State, number, place
 from p2psync.index.trie import RecomputedTrie
 from p2psync.index.writer import has_content, locations
@@ -85,7 +85,7 @@ class _Check:
         row = tables.decode(tables.record_rows, data)
         if not row.records:
             raise IntegrityError("it holds no record")
-        records = [stored_record(encoded) for encoded, _ in row.records]
+        records = [validated_record(encoded) for encoded, _ in row.records]
         path = records[0].path
         if any(r.key != key for r in records):
             raise IntegrityError("its records are of another path")
@@ -109,7 +109,7 @@ class _Check:
 
     def _check_pending(self, key: bytes, data: bytes) -> None:
         row = tables.decode(tables.record_rows, data)
-        records = [stored_record(encoded) for encoded, _ in row.records]
+        records = [validated_record(encoded) for encoded, _ in row.records]
         path = records[0].path
         group, need = b"", 0
         if self._reader.held(path) is None:

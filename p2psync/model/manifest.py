@@ -97,6 +97,8 @@ def _pack_lengths(lengths: tuple[int, ...]) -> list[tuple[int, int]]:
 
 
 def _unpack_lengths(runs: list[tuple[int, int]]) -> tuple[int, ...]:
+    if len(runs) == 1 and 0 < runs[0][0] <= MAX_CHUNK and runs[0][1] == 1:
+        return (runs[0][0],)
     total = 0
     for length, repeats in runs:
         if not 0 < length <= MAX_CHUNK or repeats < 1:

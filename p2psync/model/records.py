@@ -128,13 +128,35 @@ def decode_record(data: bytes) -> FileRecord:
     """Decode and validate a record from outside; InputError for anything not canonical or not possible."""
     if len(data) > MAX_RECORD:
         raise InputError(f"a record may have {MAX_RECORD} bytes, this one has {len(data)}")
+    wire = _decode_wire(data)
+    check_path(wire.path)
+    record = _build(wire, VersionVector.of(wire.version))
+    _check(record)
+    if record.encode() != data:
+        raise InputError("record is not in canonical form")
+    return record
+
+
+def decode_stored_record(data: bytes) -> FileRecord:
+    """Decode a record that `decode_record` accepted before it was stored; InputError when it has been damaged since."""
+    wire = _decode_wire(data)
+    return _build(wire, VersionVector(tuple((Replica(r), c) for r, c in wire.version)))
+
+
+def _decode_wire(data: bytes) -> _Wire:
     try:
-        wire = _decoder.decode(data)
-        kind = Kind(wire.kind)
+        return _decoder.decode(data)
     except (msgspec.MsgspecError, ValueError) as error:
         raise InputError(f"malformed record: {error}") from None
-    record = FileRecord(
-        check_path(wire.path),
+
+
+def _build(wire: _Wire, version: VersionVector) -> FileRecord:
+    try:
+        kind = Kind(wire.kind)
+    except ValueError:
+        raise InputError("record of an unknown kind of entry") from None
+    return FileRecord(
+        RelPath(wire.path),
         kind,
         wire.deleted,
         wire.size,
@@ -144,13 +166,9 @@ def decode_record(data: bytes) -> FileRecord:
         wire.manifest,
         wire.target,
         Dot(wire.counter, Replica(wire.replica)),
-        VersionVector.of(wire.version),
+        version,
         wire.flags,
     )
-    _check(record)
-    if record.encode() != data:
-        raise InputError("record is not in canonical form")
-    return record
 
 
 def _check(record: FileRecord) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from functools import partial
+from functools import cached_property, partial
 from typing import Protocol
 
 import msgspec
@@ -16,7 +16,7 @@ from p2psync.index.index import Index
 from p2psync.index.values import Problem
 from p2psync.membership.fold import Membership
 from p2psync.model.hashing import Algorithm
-from p2psync.model.ids import DeviceId, FolderId, format_folder_id
+from p2psync.model.ids import DeviceId, FolderId, format_folder_id, short_id
 from p2psync.model.ignore import IgnoreMatcher
 from p2psync.ports import Root, World
 from p2psync.reconcile.guards import Limits, MassChangeGuard
@@ -147,6 +147,11 @@ class FolderContext:
     def device(self) -> DeviceId:
         """This device."""
         return self.keys.device_id
+
+    @cached_property
+    def short_id(self) -> str:
+        """This device's short ID."""
+        return short_id(self.device)
 
     @property
     def algorithm(self) -> Algorithm:

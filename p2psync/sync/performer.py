@@ -13,7 +13,7 @@ from p2psync.index.reader import Reader
 from p2psync.index.values import HistoryEntry, Intent
 from p2psync.index.writer import Writer
 from p2psync.model.entries import Synced
-from p2psync.model.ids import replica_device_prefix, short_id
+from p2psync.model.ids import replica_device_prefix
 from p2psync.model.paths import RelPath, name, path_key
 from p2psync.model.records import CONFIRMED
 from p2psync.ports import Kind
@@ -202,7 +202,7 @@ def plan_now(context: FolderContext, reader: Reader, path: RelPath) -> plan.Acti
         reader.siblings(path_key(path)),
         live_descendants=live,
         look_up=look_up_in(reader),
-        device=short_id(context.device),
+        device=context.short_id,
     )
 
 
