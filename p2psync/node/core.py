@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import socket
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 from typing import Protocol
 
@@ -12,7 +13,7 @@ import msgspec
 import trio
 
 from p2psync.crypto.identity import DeviceKeys
-from p2psync.errors import InputError, StateError
+from p2psync.errors import InputError, P2PSyncError, StateError
 from p2psync.model.ids import DeviceId, FolderId, format_device_id, format_folder_id, parse_device_id, parse_folder_id
 from p2psync.model.paths import RelPath
 from p2psync.node.config import Config
@@ -26,7 +27,7 @@ from p2psync.sync import founding
 from p2psync.sync.context import Emit, SyncSettings
 from p2psync.sync.folder import Folder
 from p2psync.sync.peer import Limits
-from p2psync.sync.synchronizer import Synchronizer
+from p2psync.sync.synchronizer import Offer, Synchronizer
 from p2psync.transfer.rates import TokenBucket
 from p2psync.workspace.posix import current_umask
 
@@ -76,6 +77,7 @@ class Core:
         self.state = home.load_state()
         self.event_log = EventLog(lambda: world.clock.wall_ns() / 1e9)
         self.synchronizer = Synchronizer(keys.device_id)
+        self.synchronizer.on_offer = self._tell_offer
         self.pairing = PairingHost(world, keys.device_id, lambda: self.name, self.on_paired)
         now = trio.current_time()
         network = config.network
@@ -144,6 +146,18 @@ class Core:
                 await self.world.offload.run(lambda: self.home.save_state(changed))
                 self.state = changed
 
+    async def learn_name(self, device: DeviceId, name: str) -> None:
+        """A device that was added without a name is called what it calls itself, unless another is called that."""
+        text = format_device_id(device)
+
+        def change(known: list[DeviceEntry]) -> list[DeviceEntry]:
+            if not name.isprintable() or any(d.name == name for d in known):
+                return known
+            return [msgspec.structs.replace(d, name=name) if d.id == text and not d.name else d for d in known]
+
+        with suppress(OSError, P2PSyncError):
+            await self.save(devices=change)
+
     def emitter(self, folder: FolderId) -> Emit:
         """How a folder tells what happens in it."""
         folder_text = format_folder_id(folder)
@@ -159,6 +173,14 @@ class Core:
             return self.event_log.publish(kind, text, folder=folder_text, device=device, path=path, **data)
 
         return emit
+
+    def _tell_offer(self, folder: FolderId, offer: Offer) -> None:
+        self.event_log.publish(
+            "folder.offered",
+            f"{self.device_name(offer.device)} offers the folder {offer.label} to this device as {offer.role.label}",
+            folder=format_folder_id(folder),
+            device=format_device_id(offer.device),
+        )
 
     # ── folders ─────────────────────────────────────────────────────────────────────────────────────────────────────
     def sync_settings(self) -> SyncSettings:

@@ -150,8 +150,9 @@ def _connections(operations: NodeOperations) -> Connections:
 
     def on_connect(peer: Peer, dialled: bool) -> None:
         log.publish("device.connected", f"connected to {peer.name}", device=format_device_id(peer.device))
+        assert operations.connections is not None
+        operations.connections.start_soon(operations.learn_name, peer.device, peer.name)
         if dialled:
-            assert operations.connections is not None
             operations.connections.start_soon(operations.remember_address, peer.device, peer.address)
 
     def on_disconnect(peer: Peer) -> None:

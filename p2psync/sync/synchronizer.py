@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import structlog
@@ -52,6 +52,8 @@ class Synchronizer:
         self.peers: dict[DeviceId, Peer] = {}
         self.changed = Pulse()
         """Fires when folders, offers, members or peers have changed."""
+        self.on_offer: Callable[[FolderId, Offer], None] = lambda folder, offer: None
+        """Called when a folder is offered for the first time, or in another role."""
         self._nursery: trio.Nursery | None = None
         self._scopes: dict[FolderId, trio.CancelScope] = {}
         self._ended: dict[FolderId, trio.Event] = {}
@@ -165,5 +167,8 @@ class Synchronizer:
         if role is None:
             self.offers.pop(folder_id, None)
         else:
-            self.offers[folder_id] = Offer(membership, membership.label, role, peer.device, peer.name)
+            known = self.offers.get(folder_id)
+            offer = self.offers[folder_id] = Offer(membership, membership.label, role, peer.device, peer.name)
+            if known is None or known.role != role:
+                self.on_offer(folder_id, offer)
         self.changed.fire()
