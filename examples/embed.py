@@ -1,7 +1,7 @@
 """A node inside of another trio program: `python examples/embed.py HOME DIRECTORY`.
 
-The program does its own work (here: it writes a note every tenth of a second) while the node shares the directory, and
-both end together. HOME must hold a device (`p2psync init`); it is made when it does not.
+The program does its own work (here: it writes a note every tenth of a second) while the node shares the directory;
+leaving the block stops the node in order.
 """
 
 from __future__ import annotations
@@ -21,15 +21,11 @@ async def write_notes(directory: Path) -> None:
 
 
 async def main(home: Path, directory: Path) -> None:
-    if not (home / "state.json").exists():
-        p2psync.init(home, "embedded")
-    directory.mkdir(parents=True, exist_ok=True)
     async with p2psync.Node(home, listen=["127.0.0.1:0"], discovery=False, control=False) as node:
         operations = node.operations
         if not await operations.folder_list():
-            await operations.folder_add(bytes(directory.resolve()))
-        async with trio.open_nursery() as nursery:
-            nursery.start_soon(write_notes, directory)
+            await operations.folder_add(bytes(directory))
+        await write_notes(directory)
         (folder,) = await operations.folder_list()
         await operations.folder_scan(folder.id)
         status = await operations.status()
@@ -37,4 +33,8 @@ async def main(home: Path, directory: Path) -> None:
 
 
 if __name__ == "__main__":
-    trio.run(main, Path(sys.argv[1]), Path(sys.argv[2]))
+    home, directory = (Path(argument).resolve() for argument in sys.argv[1:])
+    if not home.exists():
+        p2psync.init(home, "embedded")
+    directory.mkdir(parents=True, exist_ok=True)
+    trio.run(main, home, directory)

@@ -56,7 +56,7 @@ class Proxy:
         with self._scope:
             async with trio.open_nursery() as nursery:
                 (listener,) = await trio.open_tcp_listeners(0, host="127.0.0.1")
-                self.address = "127.0.0.1:%d" % listener.socket.getsockname()[1]
+                self.address = f"127.0.0.1:{listener.socket.getsockname()[1]}"
                 self._ready.set()
                 await trio.serve_listeners(self._forward, [listener], handler_nursery=nursery)
 
