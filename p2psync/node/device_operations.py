@@ -8,19 +8,30 @@ from functools import partial
 import msgspec
 import trio
 
-from p2psync.errors import AuthenticationError, ConnectionLost, InputError, PermissionDenied, ProtocolError, StateError
+from p2psync.errors import (
+    AuthenticationError,
+    ConnectionLost,
+    InputError,
+    P2PSyncError,
+    PermissionDenied,
+    ProtocolError,
+    StateError,
+)
 from p2psync.membership.links import Remove, Role
 from p2psync.model.ids import DeviceId, format_device_id, parse_device_id, replica_device_prefix, short_id
 from p2psync.net.addresses import parse_peer_address
 from p2psync.node.connections import Connections, pump, via
 from p2psync.node.core import Core
 from p2psync.node.home import DeviceEntry
+from p2psync.node.logs import get_logger
 from p2psync.node.pairing import PairedDevice, PairingGuest
 from p2psync.node.views import DeviceView, Identity, PairingOffer, Peer, Rates
 
 DISCOVERY_TIME = 15.0
 """Seconds to look for the other device of a pairing."""
 MAX_LAST_ADDRESSES = 4
+
+_log = get_logger(__name__)
 
 
 class DeviceOperations(Core):
@@ -185,7 +196,7 @@ class DeviceOperations(Core):
         return self.connections
 
     async def remember_address(self, device: DeviceId, address: str) -> None:
-        """A device was reached at an address we dialled: try it first next time."""
+        """A device was reached at an address we dialled: try it first next time. No harm when that cannot be kept."""
         text = format_device_id(device)
 
         def change(known: list[DeviceEntry]) -> list[DeviceEntry]:
@@ -198,4 +209,7 @@ class DeviceOperations(Core):
                 for d in known
             ]
 
-        await self.save(devices=change)
+        try:
+            await self.save(devices=change)
+        except (OSError, P2PSyncError) as error:
+            _log.warning("cannot remember an address", device=short_id(device), address=address, error=str(error))

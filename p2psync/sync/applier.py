@@ -26,6 +26,7 @@ from p2psync.sync.contents import ContentJobs, UnavailableError
 from p2psync.sync.context import FolderContext
 from p2psync.sync.observer import Observer
 from p2psync.sync.performer import Performer, Ready, plan_now
+from p2psync.sync.recovery import recover
 from p2psync.workspace import operations as ops
 from p2psync.workspace import staging
 
@@ -54,6 +55,8 @@ class Applier:
         self._busy: set[RelPath] = set()
         self._staged = True
         """Whether something may have been staged since the stage was last tidied."""
+        self._interrupted = False
+        """Whether the journal holds what the disk refused."""
         self._later: dict[RelPath, float] = {}
         self._failures: dict[RelPath, int] = {}
         self._bundles = trio.CapacityLimiter(PARALLEL_BUNDLES)
@@ -86,21 +89,31 @@ class Applier:
         """Once nothing is wanted any more, what is still staged was overtaken by newer versions: remove it."""
         context = self._context
 
-        def sweep() -> None:
+        def sweep() -> bool:
             with context.index.read() as reader:
                 if reader.totals().need_files:
-                    return
+                    return False
             staging.sweep(context.root, (), NEVER_NS)
+            return True
 
         if self._staged and not self._busy:
-            self._staged = False
             async with context.commit_lock:
-                await context.world.offload.run(sweep)
+                self._staged = not await context.world.offload.run(sweep)
+
+    async def _recover(self) -> None:
+        """What the disk refused half-way is finished or undone, as after a crash. OSError starts the folder anew."""
+        self._interrupted = True
+        for path in await self._context.world.offload.run(partial(recover, self._context)):
+            self._observer.look_at(path)
+        self._interrupted = False
 
     # ── one sweep ───────────────────────────────────────────────────────────────────────────────────────────────────
     async def _sweep(self, jobs: trio.Nursery) -> bool:
         """Look at every pending path once; True when something was done that may have made more possible."""
         context = self._context
+        if self._interrupted:
+            async with context.commit_lock:
+                await self._recover()
         now = trio.current_time()
         self._later = {path: at for path, at in self._later.items() if at > now}
         after, progressed, local = b"", False, []
@@ -253,9 +266,11 @@ class Applier:
         async with self._context.commit_lock:
             now = trio.current_time()
             outcomes = await self._context.world.offload.run(lambda: self._performer.perform(ready, now))
-        changed = False
-        for item, outcome in outcomes:
-            changed |= self._settle(item, outcome)
+            changed = False
+            for item, outcome in outcomes:
+                changed |= self._settle(item, outcome)
+            if any(isinstance(outcome, ops.Failed) for _, outcome in outcomes):
+                await self._recover()
         if any(item.step.path == IGNORE_FILE for item, _ in outcomes):
             await self._observer.reload_ignores()
         if changed:

@@ -67,9 +67,8 @@ class Performer:
                 todo.append((item, _operation(item, entries)))
         operations = [operation for _, operation in todo if operation is not None]
         intents = ops.intents(context.root, operations, stamp)
-        names = [stamp + b"-%d" % number for number in range(len(intents))]
-        if intents:
-            journal = [Intent(n, i.operation, i.path, detail=i.encode()) for n, i in zip(names, intents, strict=True)]
+        journal = [Intent(stamp + b"-%d" % n, i.operation, i.path, detail=i.encode()) for n, i in enumerate(intents)]
+        if journal:
             context.index.write(lambda writer: writer.put_intents(journal))
         clock = context.world.clock
         results = iter(
@@ -86,7 +85,7 @@ class Performer:
             (item, next(results) if operation is not None else _unchanged(entries[item.step.path]))
             for item, operation in todo
         ]
-        context.index.write(lambda writer: self._record(writer, outcomes, entries, names, now_ns))
+        context.index.write(lambda writer: self._record(writer, outcomes, entries, journal, now_ns))
         return outcomes + stale
 
     def _brake_overwrites(self, ready: Sequence[Ready], now: float) -> bool:
@@ -156,14 +155,17 @@ class Performer:
         writer: Writer,
         outcomes: Iterable[tuple[Ready, ops.Outcome]],
         entries: dict[RelPath, Synced | None],
-        intents: Sequence[bytes],
+        journal: Sequence[Intent],
         now_ns: int,
     ) -> None:
-        """What was done becomes true in the index, in one transaction."""
+        """What was done becomes true in the index, in one transaction. What failed stays journalled for `recover`."""
+        failed: set[RelPath] = set()
         for item, outcome in outcomes:
             displaced = outcome.displaced if isinstance(outcome, ops.Done | ops.Changed) else None
             if displaced is not None and displaced.in_history:
                 writer.add_history(_history(item.step, entries[source_of(item.step)], displaced, now_ns))
+            if isinstance(outcome, ops.Failed):
+                failed.add(source_of(item.step))
             if not isinstance(outcome, ops.Done):
                 continue
             step = item.step
@@ -183,7 +185,7 @@ class Performer:
                 writer.put_synced(entry, item.manifest)
                 writer.possess(entry.key)
             writer.clear_problem(step.path, "failed")
-        writer.clear_intents(intents)
+        writer.clear_intents(intent.id for intent in journal if intent.path not in failed)
 
     def _next_stamp(self, now_ns: int) -> bytes:
         """A name for a batch that sorts by time and is never used twice by this process."""

@@ -1,9 +1,10 @@
-"""Recovery of a folder at its start: the journal of what a crash interrupted is finished or undone before any scan."""
+"""Recovery of a folder: the journal of what a crash or a failing disk interrupted is finished or undone."""
 
 from __future__ import annotations
 
 from p2psync.index.values import HistoryEntry
 from p2psync.index.writer import Writer
+from p2psync.model.paths import RelPath
 from p2psync.sync.context import FolderContext
 from p2psync.workspace import recovery, staging
 from p2psync.workspace.layout import make_private
@@ -13,12 +14,16 @@ ABANDONED_NS = 7 * 86_400 * 1_000_000_000
 """Partial content that nobody has touched for a week is removed."""
 
 
-def recover(context: FolderContext) -> None:
-    """Bring disk and index out of whatever a crash left; the scan that follows records what is then there. Blocks."""
+def recover(context: FolderContext) -> list[RelPath]:
+    """Bring disk and index out of whatever a crash or error left; the paths to compare afterwards.
+
+    Blocks. Nothing may be applied meanwhile: at the start before any scan, later under the commit lock.
+    """
     make_private(context.root)
     with context.index.read() as reader:
         journal = reader.intents()
-    results = recovery.recover(context.root, [decode_intent(intent.detail) for intent in journal])
+    intents = [decode_intent(intent.detail) for intent in journal]
+    results = recovery.recover(context.root, intents)
     now_ns = context.world.clock.wall_ns()
 
     def record(writer: Writer) -> None:
@@ -42,3 +47,4 @@ def recover(context: FolderContext) -> None:
     if journal or results:
         context.index.write(record)
     staging.sweep(context.root, (), now_ns - ABANDONED_NS)
+    return [RelPath(path) for intent in intents for path in (intent.path, intent.keep) if path]
