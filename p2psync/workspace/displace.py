@@ -6,6 +6,7 @@ import errno
 from collections.abc import Iterator
 from contextlib import suppress
 
+from p2psync.errors import EscapeError
 from p2psync.model.paths import ancestors, parent, path_key
 from p2psync.ports import Kind, Rename, Root, Stat
 from p2psync.workspace.layout import HISTORY, PRIVATE, SWAP, TMP
@@ -81,7 +82,7 @@ class Mover:
         if keep:
             try:
                 self.rename_free(source, keep)
-            except (FileExistsError, FileNotFoundError, NotADirectoryError):
+            except (FileExistsError, FileNotFoundError, NotADirectoryError, EscapeError):
                 pass
             else:
                 return self._displaced(source, keep, in_history=False)

@@ -11,6 +11,7 @@ from contextlib import suppress
 from dataclasses import dataclass
 from enum import Enum
 
+from p2psync.errors import EscapeError
 from p2psync.model.paths import RelPath
 from p2psync.ports import Kind, Rename, Root, Stat
 from p2psync.workspace.displace import Mover, between_path, candidates, same, stamp_of
@@ -19,6 +20,8 @@ from p2psync.workspace.layout import SWAP, TMP
 from p2psync.workspace.operations import Displaced, Intent
 
 _LOST = b"lost"
+_NO_PLACE = (FileExistsError, FileNotFoundError, NotADirectoryError, EscapeError)
+"""Why an entry cannot go where it came from: the name is taken, or what held it is gone or something else now."""
 
 
 class Fate(Enum):
@@ -74,32 +77,32 @@ def _recover(mover: Mover, intent: Intent) -> Recovered:
 def _finish_between(mover: Mover, source: bytes, target: bytes) -> None:
     """Bring back an entry that was on its way from one visible name to another."""
     root = mover.root
-    between = root.stat(between_path(source))
+    between = _stat(root, between_path(source))
     if not source or between is None:
         return
     for path in (target, source):
-        there = root.stat(path) if path else None
+        there = _stat(root, path) if path else None
         if there is not None and there.ino == between.ino:
             root.unlink(between_path(source))
             return
-    with suppress(FileExistsError, FileNotFoundError):
+    with suppress(*_NO_PLACE):
         mover.rename_free(between_path(source), source)
 
 
 # ── placing ─────────────────────────────────────────────────────────────────────────────────────────────────────────
 def _place(mover: Mover, intent: Intent) -> Recovered:
     root, path = mover.root, RelPath(intent.path)
-    temp = root.stat(intent.temp)
+    temp = _stat(root, intent.temp)
     if temp is not None and not _ours(root, intent.temp, temp, intent):
         return _displaced(mover, intent, temp)
     if temp is not None:
         if intent.staged:
             with suppress(FileExistsError):
                 mover.rename_free(intent.temp, intent.staged)
-        if root.stat(intent.temp) is not None:
+        if _stat(root, intent.temp) is not None:
             root.unlink(intent.temp)
-    here = root.stat(path)
-    staged = root.stat(intent.staged) if intent.staged else temp
+    here = _stat(root, path)
+    staged = _stat(root, intent.staged) if intent.staged else temp
     if here is not None and _ours(root, path, here, intent):
         if staged is not None and intent.staged and staged.ino == here.ino:
             root.unlink(intent.staged)
@@ -112,7 +115,7 @@ def _place(mover: Mover, intent: Intent) -> Recovered:
 def _displaced(mover: Mover, intent: Intent, temp: Stat) -> Recovered:
     """A person's file stands in our temporary: the exchange had happened."""
     root, path = mover.root, RelPath(intent.path)
-    here = root.stat(path)
+    here = _stat(root, path)
     placed = here is not None and _ours(root, path, here, intent)
     if placed and _expected(temp, intent):
         return Recovered(path, Fate.DONE, mover.put_aside(intent.temp, path, stamp_of(intent.history), intent.keep))
@@ -122,10 +125,18 @@ def _displaced(mover: Mover, intent: Intent, temp: Stat) -> Recovered:
         _place(mover, intent)
         return Recovered(path, Fate.CHANGED)
     if here is None:
-        with suppress(FileExistsError, FileNotFoundError):
+        with suppress(*_NO_PLACE):
             mover.rename_free(intent.temp, path)
             return Recovered(path, Fate.UNDONE if _expected(temp, intent) else Fate.CHANGED)
     return Recovered(path, Fate.CHANGED, mover.put_aside(intent.temp, path, stamp_of(intent.history), None))
+
+
+def _stat(root: Root, path: bytes) -> Stat | None:
+    """What stands at a path; None also where a person has put a symlink in place of a directory above it."""
+    try:
+        return root.stat(path)
+    except EscapeError:
+        return None
 
 
 def _ours(root: Root, path: bytes, stat: Stat, intent: Intent) -> bool:
@@ -142,7 +153,7 @@ def _expected(stat: Stat, intent: Intent) -> bool:
 # ── moving aside ────────────────────────────────────────────────────────────────────────────────────────────────────
 def _aside(mover: Mover, intent: Intent) -> Recovered:
     root, path = mover.root, RelPath(intent.path)
-    here = root.stat(path)
+    here = _stat(root, path)
     found = _find_displaced(mover, intent)
     if intent.operation == "place-directory" and here is not None and here.kind is Kind.DIRECTORY:
         return Recovered(path, Fate.DONE, found)
@@ -158,10 +169,10 @@ def _aside(mover: Mover, intent: Intent) -> Recovered:
 
 def _move(mover: Mover, intent: Intent) -> Recovered:
     root, path = mover.root, RelPath(intent.path)
-    target = root.stat(intent.keep)
+    target = _stat(root, intent.keep)
     if target is None or target.ino != intent.expected_ino:
         return Recovered(path, Fate.UNDONE)
-    with suppress(FileExistsError, FileNotFoundError, NotADirectoryError):
+    with suppress(*_NO_PLACE):
         mover.rename_free(intent.keep, path)
         return Recovered(path, Fate.UNDONE)
     return Recovered(path, Fate.DONE)
@@ -173,14 +184,14 @@ def _find_displaced(mover: Mover, intent: Intent) -> Displaced | None:
         return None
     root = mover.root
     if intent.keep:
-        stat = root.stat(intent.keep)
+        stat = _stat(root, intent.keep)
         if stat is not None and stat.ino == intent.expected_ino:
             return Displaced(intent.keep, stat, in_history=False)
     for candidate in candidates(stamp_of(intent.history), intent.path):
-        stat = root.stat(candidate)
+        stat = _stat(root, candidate)
         if stat is not None and stat.ino == intent.expected_ino:
             return Displaced(candidate, stat, in_history=True)
-        if stat is None and root.stat(candidate[: -len(intent.path) - 1]) is None:
+        if stat is None and _stat(root, candidate[: -len(intent.path) - 1]) is None:
             return None
     return None
 
@@ -188,7 +199,7 @@ def _find_displaced(mover: Mover, intent: Intent) -> Displaced | None:
 def _return_displaced(mover: Mover, intent: Intent) -> None:
     found = _find_displaced(mover, intent)
     if found is not None:
-        with suppress(FileExistsError, FileNotFoundError):
+        with suppress(*_NO_PLACE):
             mover.rename_free(found.path, intent.path)
 
 

@@ -94,6 +94,48 @@ def test_a_crash_ahead_of_any_call_loses_nothing(tmp_path: Path, capabilities: d
         assert n < 400
 
 
+@pytest.mark.parametrize("instead", ["symlink", "file", "nothing"])
+def test_after_a_crash_a_directory_may_have_become_anything(tmp_path: Path, instead: str) -> None:
+    """The folder starts again, follows no symlink, and no version is lost."""
+    for n in range(1, 60):
+        where = tmp_path / str(n)
+        root = Hooked(make_folder(where))
+        root.mkdir(b"d")
+        for name in (b"d/replaced", b"d/kept", b"d/removed", b"d/moved"):
+            write(root, name, b"old " + name)
+        staged = stage_small(root, [(b"1", b"new d/replaced"), (b"2", b"new d/kept")])
+        operations = [
+            Place(b"d/replaced", Kind.FILE, staged[0], b"", 0o644, MTIME, fingerprint(root, b"d/replaced")),
+            Place(b"d/kept", Kind.FILE, staged[1], b"", 0o644, MTIME, fingerprint(root, b"d/kept"), b"d/kept (conflict)"),
+            Remove(b"d/removed", Kind.FILE, fingerprint(root, b"d/removed")),
+            Move(b"d/moved", b"d/moved (conflict)", fingerprint(root, b"d/moved")),
+        ]
+        journal = [decode_intent(i.encode()) for i in intents(root, operations, STAMP)]
+
+        def crash(number: int, name: str, _: object, n=n) -> None:
+            if number >= n:
+                raise Crash(name)
+
+        root.calls, root.before = 0, crash
+        with suppress(Crash):
+            apply(root, operations, STAMP, pause=lambda _: None)
+        finished = root.calls < n
+        root.before = lambda *_: None
+        (where / "d").rename(where / "elsewhere")
+        if instead == "symlink":
+            (where / "d").symlink_to("elsewhere")
+        elif instead == "file":
+            (where / "d").write_bytes(b"a file")
+        recover(root, journal)
+        found = contents(where)
+        assert found >= {b"old d/replaced", b"old d/kept", b"old d/removed", b"old d/moved"}, n
+        assert not [name for name, _ in root.scan(b".p2psync/tmp") if name.endswith(b".swap")], n
+        root.close()
+        if finished:
+            return
+    raise AssertionError("the batch never ended")
+
+
 def everything(root: Root) -> set[bytes]:
     found, stack = set(), [b""]
     while stack:
