@@ -1,7 +1,7 @@
 """The control messages: MessagePack arrays whose first element is the message's tag.
 
 A receiver ignores array elements it does not know and messages whose tag it does not know, so later versions can add
-both. Every field is bounded where it is decoded. What each message means is in docs/protocol-messages.md.
+both. Every field is bounded where it is decoded. What each message means is in docs/protocol.md.
 """
 
 from __future__ import annotations

@@ -5,7 +5,7 @@ for a moment, so after the greeting a connection carries no folders until the ar
 id, sends Welcome on the one it keeps. Everything after that is for the node; the session only answers pings, keeps the
 line alive, and notices when it is dead.
 
-All transitions are in `TRANSITIONS`; docs/protocol-messages.md shows the same table, and a test compares them.
+All transitions are in `TRANSITIONS`; docs/protocol.md shows the same table, and a test compares them.
 """
 
 from __future__ import annotations
