@@ -107,3 +107,28 @@ def test_named_tests_exist(page: Path) -> None:
 @pytest.mark.parametrize("page", ["docs/architecture.md", "docs/security.md"])
 def test_claims_name_tests(page: str) -> None:
     assert len(NAMED_TEST.findall((REPOSITORY / page).read_text())) > 25
+
+
+def problem_codes() -> set[str]:
+    """Every code of a problem that the code can raise: literals given to what makes problems, or assigned to `code`."""
+    makers = {"raise_problem", "Problem", "ScanProblem", "_problem", "_stop_with"}
+    found: list[ast.expr] = []
+    for room in ("node", "sync", "workspace"):
+        for path in (REPOSITORY / "p2psync" / room).glob("*.py"):
+            for node in ast.walk(ast.parse(path.read_text())):
+                match node:
+                    case ast.Call(func=ast.Name(id=maker) | ast.Attribute(attr=maker)) if maker in makers:
+                        found += node.args[:2]
+                    case ast.Assign(targets=[ast.Name(id="code")]):
+                        found.append(node.value)
+                    case ast.Assign(targets=[ast.Tuple(elts=[ast.Name(id="code"), *_])], value=ast.Tuple(elts=values)):
+                        found.append(values[0])
+    codes = {node.value for node in found if isinstance(node, ast.Constant) and isinstance(node.value, str)}
+    return {code for code in codes if re.fullmatch(r"[a-z]+(-[a-z]+)*", code)}
+
+
+def test_every_problem_has_its_row() -> None:
+    page = (REPOSITORY / "docs" / "operations.md").read_text()
+    codes = problem_codes()
+    assert len(codes) > 20
+    assert codes - set(re.findall(r"^\| `([a-z-]+)` \| .* \| .* \|$", page, re.MULTILINE)) == set()
