@@ -157,7 +157,11 @@ def examine(root: Root, view: SyncedView, ignored: Ignored, paths: Sequence[byte
             yield from work.walk([ROOT])
         elif not _private(path) and not work.below_ignored(path):
             work.examine(RelPath(path))
-            yield from work.walk(work.take_entered())
+            if entered := work.take_entered():
+                yield from work.walk(entered)
+            elif work.batch.full:
+                yield work.batch
+                work.batch = Batch()
     if work.batch.examined:
         yield work.batch
 
