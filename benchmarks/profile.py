@@ -1,6 +1,6 @@
-"""Where the time of a first sync goes: py-spy on both nodes, summed by function.
+"""Where the time of a first sync or an edit goes: py-spy on both nodes, summed by function.
 
-    python -m benchmarks.profile big|small [--directory DIR]
+    python -m benchmarks.profile big|small|edit [--directory DIR]
 
 Needs py-spy (`.venv/bin/pip install py-spy`). Prints, per node, the functions that were on the CPU (self) and on the
 stack (total), as shares of the samples of threads that were not idle; writes the raw stacks beside the results.
@@ -15,10 +15,12 @@ import os
 import random
 import re
 import shutil
+import signal
 import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 from benchmarks import workloads
@@ -43,9 +45,9 @@ _UNINTERESTING = ("typer", "threading.py", "runpy", "outcome", "thread (", "_thr
 
 
 def main() -> None:
-    """Run one first sync under py-spy."""
+    """Run one workload under py-spy."""
     parser = argparse.ArgumentParser(prog="python -m benchmarks.profile", description=__doc__)
-    parser.add_argument("workload", choices=["big", "small"])
+    parser.add_argument("workload", choices=["big", "small", "edit"])
     parser.add_argument("--directory", type=Path, help="where the trees are made")
     parser.add_argument("--gil", action="store_true", help="only samples of the thread that holds the GIL")
     arguments = parser.parse_args()
@@ -64,39 +66,54 @@ def main() -> None:
 
 def _profile(spy: str, extra: list[str], workload: str, tool: P2PSync, base: Path, link: Network) -> None:
     rng, staged = random.Random(1), base / "staged"
-    if workload == "big":
-        workloads.make_big(staged, workloads.FULL.big_bytes, rng)
-    else:
+    if workload == "small":
         workloads.make_small(staged, workloads.FULL.small_files, rng)
+    else:
+        workloads.make_big(staged, workloads.FULL.big_bytes, rng)
     expected = [(name.replace("staged", "data", 1), size) for name, size in workloads.listing(staged)]
-    tool.start()
-    files = [RESULTS / f"profile-{workload}-{side}.raw" for side in ("left", "right")]
-    spies = [
-        subprocess.Popen(
-            [spy, "record", "-p", str(pid), "-r", str(_RATE), "-f", "raw", "-o", str(file), "-d", "600", *extra],
-            stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
-        )
-        for pid, file in zip(tool.roots(), files, strict=True)
-    ]  # fmt: skip
-    time.sleep(2)
-    before = [cpu_seconds(pid) for pid in tool.roots()]
-    idle = [thread_times(pid) for pid in tool.roots()]
-    cell = Cell(workload, tool.name, 1)
+    big = Path("data", "big.bin")
 
-    def apply() -> workloads.Arrived:
+    def first_sync() -> workloads.Arrived:
         staged.rename(tool.left / "data")
         return workloads.files_arrived(tool.right, expected)
 
+    def edit() -> workloads.Arrived:
+        return workloads.block_arrived(tool.right / big, *workloads.edit(tool.left / big, rng))
+
+    def run(apply: Callable[[], workloads.Arrived]) -> float:
+        cell = Cell(workload, tool.name, 1)
+        synchronise(cell, tool, link, apply, "data", changed=apply is edit, limit=180, reserve=4 << 30)
+        return cell.wall or 0.0
+
     try:
-        synchronise(cell, tool, link, apply, "data", changed=False, limit=180, reserve=4 << 30)
+        tool.start()
+        if workload == "edit":
+            run(first_sync)
+        _watched(spy, extra, workload, tool, lambda: run(edit if workload == "edit" else first_sync))
+    finally:
+        tool.stop()
+
+
+def _watched(spy: str, extra: list[str], workload: str, tool: P2PSync, run: Callable[[], float]) -> None:
+    files = [RESULTS / f"profile-{workload}-{side}.raw" for side in ("left", "right")]
+    options = ["-r", str(_RATE), "-f", "raw", "-d", "600", *extra]
+    spies = [
+        subprocess.Popen([spy, "record", "-p", str(pid), "-o", str(file), *options], stdout=quiet, stderr=quiet)
+        for pid, file in zip(tool.roots(), files, strict=True)
+        for quiet in [subprocess.DEVNULL]
+    ]
+    time.sleep(2)
+    before = [cpu_seconds(pid) for pid in tool.roots()]
+    idle = [thread_times(pid) for pid in tool.roots()]
+    try:
+        wall = run()
         spent = [cpu_seconds(pid) - start for pid, start in zip(tool.roots(), before, strict=True)]
         busy = [thread_times(pid) for pid in tool.roots()]
     finally:
         for process in spies:
-            process.send_signal(2)
+            process.send_signal(signal.SIGINT)
             process.wait(30)
-        tool.stop()
-    print(f"{workload}: {cell.wall:.2f} s under py-spy; {_RATE} samples a second of every thread that does not wait")
+    print(f"{workload}: {wall:.2f} s under py-spy; {_RATE} samples a second of every thread that does not wait")
     for end, side in enumerate(("left (sends)", "right (receives)")):
         threads: dict[str, float] = collections.defaultdict(float)
         for (number, name), seconds in busy[end].items():
