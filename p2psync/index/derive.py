@@ -99,6 +99,14 @@ class Derived(Reader):
         self._changed[work.key] = work
         self._unsettled[work.key] = work.path
 
+    def unhold(self, key: PathKey) -> bool:
+        """Forget why a path is held; False when it is not."""
+        data = self.txn.get(tables.HELD, key)
+        if data is None:
+            return False
+        self._state.held -= tables.decode(tables.problem_rows, data).missed
+        return self.txn.delete(tables.HELD, key)
+
     def _refer(self, sibling: Sibling, by: int) -> None:
         for target in references(sibling.record, sibling.batch_id):
             self.count_reference(target, by)

@@ -42,12 +42,11 @@ class Repairer(Writer):
         for table in _DERIVED:
             for key in self._keys(table):
                 self.txn.delete(table, key)
-        self._each(tables.HELD, lambda _, data: tables.decode(tables.problem_rows, data))
+        self._each(tables.HELD, self._restore_held)
         self._each(tables.PROBLEMS, lambda _, data: tables.decode(tables.problem_rows, data))
         self._each(tables.INTENTS, lambda _, data: tables.decode(tables.intent_rows, data))
         self._each(tables.HISTORY, self._restore_history)
         self._each(tables.SYNCED, self._restore_synced)
-        self._state.held = self.txn.count(tables.HELD)
         self._each(tables.RECORDS, self._restore_records)
         self.flush()
         for table, kind in ((tables.BATCHES, b"b"), (tables.MANIFESTS, b"m")):
@@ -64,6 +63,9 @@ class Repairer(Writer):
             # Which own events were issued is not known any more, so a new incarnation has to be taken.
             old = State(sequence=feed, rolled_back=True)
         self._state_row = State(old.sequence, old.clock, old.issued, old.rolled_back)
+
+    def _restore_held(self, key: bytes, data: bytes) -> None:
+        self._state.held += tables.decode(tables.problem_rows, data).missed
 
     def _restore_history(self, key: bytes, data: bytes) -> None:
         entry = tables.decode(tables.history_rows, data)

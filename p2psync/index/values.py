@@ -50,7 +50,8 @@ class Totals:
     `files` (symlinks included), `directories` and `bytes` count live announced winners; `tombstones` deleted ones;
     `conflicts` live winners named as conflict copies. `need_files`, `need_bytes` and `need_deletes` count pending
     paths: those to create or change, the content bytes missing for them, and those to remove. `held` paths are not
-    pending. `diverged` counts local changes of a read-only device that were not published.
+    pending; those that are ignored here are not counted, as nobody misses them. `diverged` counts local changes of a
+    read-only device that were not published.
     """
 
     files: int = 0
@@ -153,3 +154,8 @@ class Problem(msgspec.Struct, frozen=True, array_like=True):
     remedy: str
     since_ns: int
     held: bool = False
+
+    @property
+    def missed(self) -> bool:
+        """Whether it keeps an entry away that a person wants to have here; what is ignored is not missed."""
+        return self.code != "ignored"

@@ -63,7 +63,7 @@ class _Check:
             (tables.RECORDS, self._check_records),
             (tables.RECORDS, self._check_pending),
             (tables.HISTORY, self._check_history),
-            (tables.HELD, self._check_problem),
+            (tables.HELD, self._check_held),
             (tables.PROBLEMS, self._check_problem),
             (tables.INTENTS, self._check_intent),
         )
@@ -144,6 +144,9 @@ class _Check:
             raise IntegrityError("it is the kept version of another path")
         self._expect(tables.HISTORY_TIMES, entry.order, b"", RelPath(entry.path))
 
+    def _check_held(self, _: bytes, data: bytes) -> None:
+        self._state.held += tables.decode(tables.problem_rows, data).missed
+
     def _check_problem(self, _: bytes, data: bytes) -> None:
         tables.decode(tables.problem_rows, data)
 
@@ -184,7 +187,6 @@ class _Check:
             surplus = self._txn.count(table) - self._expected[table]
             if surplus > 0:
                 self._report("stray", RelPath(b""), f"{surplus} rows of {table} belong to nothing")
-        self._state.held = self._txn.count(tables.HELD)
         try:
             stored = self._reader.totals()
         except IntegrityError as error:

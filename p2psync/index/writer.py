@@ -98,6 +98,7 @@ class Writer(Derived):
             assert work is not None
             kept = [s for s in work.siblings if not predicate(authors[s.batch_id], s.record)]
             if len(kept) < len(work.siblings):
+                self.unhold(work.key)
                 self.set_siblings(work, kept, b"")
                 changed.append(work.key)
             else:
@@ -150,6 +151,8 @@ class Writer(Derived):
         after = merge(work.records, (record,)) if before else [record]
         if not any(r is record for r in after):
             return False
+        # What this disk could not hold may be gone, or something else now: it is tried anew.
+        self.unhold(work.key)
         pool = [*before, sibling]
         # Where an older sibling stays, the origin may not have it: the change is then news to everyone.
         self.set_siblings(
@@ -223,17 +226,16 @@ class Writer(Derived):
     def hold(self, path: RelPath, problem: Problem) -> None:
         """Keep a path out of the pending work until it is released; replaces an earlier problem of the same path."""
         key = path_key(path)
-        if self.txn.get(tables.HELD, key) is None:
-            self._state.held += 1
+        if not self.unhold(key):
             self._unsettled[key] = path
+        self._state.held += problem.missed
         self.txn.put(tables.HELD, key, tables.encode(msgspec.structs.replace(problem, path=path, held=True)))
 
     def release(self, path: RelPath) -> bool:
         """Let a held path be worked on again; False when it was not held."""
         key = path_key(path)
-        if not self.txn.delete(tables.HELD, key):
+        if not self.unhold(key):
             return False
-        self._state.held -= 1
         self._unsettled[key] = path
         return True
 

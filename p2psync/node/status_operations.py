@@ -25,6 +25,8 @@ from p2psync.node.views import (
     WaitResult,
     path_fields,
 )
+from p2psync.protocol.messages import FolderState
+from p2psync.sync.context import BRAKES
 from p2psync.sync.exchange import Exchange
 from p2psync.sync.folder import Folder
 
@@ -152,6 +154,8 @@ class StatusOperations(DeviceOperations, FolderOperations):
         problem = next(iter(folder.context.problems.values()), None)
         if folder.paused:
             return [f"{name}: paused here"]
+        if any(code in folder.context.problems for code in BRAKES):
+            return [f"{name}: {p.text}" for p in folder.context.problems.values() if p.code in BRAKES]
         if folder.observer.generation < wanted or not folder.observer.idle:
             return [f"{name}: {problem.text}" if problem is not None else f"{name}: this device is still scanning"]
         with folder.context.index.read() as reader:
@@ -189,6 +193,8 @@ class StatusOperations(DeviceOperations, FolderOperations):
         assert theirs is not None
         if theirs.paused:
             return [f"{name}: paused on {device}"]
+        if theirs.state in {FolderState.PAUSED, FolderState.ERROR}:
+            return [f"{name}: held on {device}; see there: p2psync status"]
         if exchange.theirs.scanned < asked.get(exchange, 1):
             return [f"{name}: {device} is still scanning"]
         if theirs.root != root:

@@ -42,6 +42,10 @@ class Emit(Protocol):
         ...
 
 
+BRAKES = ("mass-delete", "mass-delete-incoming", "mass-overwrite")
+"""Problems that wait for a person's word (I20)."""
+
+
 class SyncSettings(msgspec.Struct, frozen=True):
     """What the configuration says about synchronising; times in seconds, sizes in bytes."""
 

@@ -25,10 +25,10 @@ from p2psync.ports import Watch, World
 from p2psync.protocol import messages as m
 from p2psync.protocol.bulk import Absent, Item
 from p2psync.protocol.limits import MAX_HEADS, MAX_LINKS_PER_MESSAGE
-from p2psync.sync import founding
+from p2psync.sync import founding, life
 from p2psync.sync.applier import Applier
 from p2psync.sync.contents import ContentJobs
-from p2psync.sync.context import Emit, FolderContext, SyncSettings
+from p2psync.sync.context import BRAKES, Emit, FolderContext, SyncSettings
 from p2psync.sync.exchange import Exchange
 from p2psync.sync.link import Link
 from p2psync.sync.observer import Observer
@@ -104,7 +104,7 @@ class Folder:
     def state(self) -> m.FolderState:
         """What the folder is doing."""
         problems = self.context.problems
-        if self.paused or {"mass-delete", "mass-delete-incoming", "mass-overwrite"} & set(problems):
+        if self.paused or any(code in problems for code in BRAKES):
             return m.FolderState.PAUSED
         if self._fatal or self._running is None:
             return m.FolderState.ERROR if self._fatal else m.FolderState.SCANNING
@@ -174,7 +174,8 @@ class Folder:
             self._running = stack.enter_context(trio.CancelScope())
             await world.offload.run(lambda: recover(context))
             await world.offload.run(self._load_ignores)
-            self.observer.start()
+            together = await world.offload.run(lambda: life.renew(context))
+            self.observer.start(derive_removals=together)
             watch = await world.offload.run(self._start_watch)
             if watch is not None:
                 stack.callback(watch.close)
@@ -272,7 +273,7 @@ class Folder:
     def resume(self, *, confirm: bool) -> None:
         """Go on; with `confirm` a held mass change goes through once."""
         context = self.context
-        for code in ("mass-delete", "mass-delete-incoming", "mass-overwrite"):
+        for code in BRAKES:
             if not confirm:
                 context.clear_problem(code)
         context.confirmed_outgoing = context.confirmed_incoming = confirm
@@ -284,8 +285,18 @@ class Folder:
         context.state_changed.fire()
 
     async def adopt(self) -> None:
-        """Take the directory that now stands at the folder's path for the folder, if it carries its marker."""
+        """Take the directory that now stands at the folder's path for the folder, if it carries its marker.
+
+        It may be a backup, older than the records: what it lacks is no deletion and what it has is no news, so all of
+        it is compared with the records as if it had never been seen.
+        """
         context = self.context
+
+        def forget(writer: Writer) -> None:
+            # Events of a new incarnation supersede none of the old: an older file becomes a conflict, no rollback.
+            writer.new_incarnation(max(writer.incarnation + 1, context.world.clock.wall_ns() // 10**9))
+            for entry in list(writer.below(ROOT)):
+                writer.drop_synced(entry.path)
 
         def work() -> None:
             root = context.world.storage.open_root(context.path)
@@ -296,11 +307,15 @@ class Folder:
                         "the directory has no marker of this folder; remove the folder and accept it again at this path"
                     )
                 place = founding.Place(found.marker_id, found.created_ns, root.identity().ino)
+                if place.ino != founding.load_place(context.index).ino:
+                    context.index.write(forget)
                 founding.store_place(context.index, place)
             finally:
                 root.close()
 
-        await context.world.offload.run(work)
+        self._interrupt()
+        async with context.commit_lock:
+            await context.world.offload.run(work)
         self._wake.set()
 
     def _interrupt(self) -> None:

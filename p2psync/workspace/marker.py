@@ -210,5 +210,6 @@ def _replaced(text: str) -> RootCheck:
     return RootCheck(
         RootState.REPLACED,
         text,
-        "if this is meant: `p2psync folder remove`, then `folder add` or `accept` it at this path again",
+        "put the original back, or, if this is meant: `p2psync folder resume FOLDER --adopt`; what differs from the "
+        "other devices is then kept beside theirs",
     )

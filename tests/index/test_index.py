@@ -260,8 +260,26 @@ def test_held_paths_are_not_pending(index: Index) -> None:
         assert [(p.path, p.code, p.held) for p in reader.problems()] == [(b"x", "again", True)]
     assert index.write(lambda w: w.release(record.path))
     assert not index.write(lambda w: w.release(record.path))
+    ignored = problem(record.path, "ignored")
+    index.write(lambda w: w.hold(record.path, ignored))
+    assert totals(index).held == 0, "nobody misses what is ignored"
+    index.write(lambda w: w.hold(record.path, problem(record.path)))
+    assert totals(index).held == 1
+    index.write(lambda w: w.hold(record.path, ignored))
+    assert totals(index).held == 0
+    assert index.write(lambda w: w.release(record.path))
     assert pending(index) == [b"x"]
     assert totals(index).held == 0
+
+
+def test_a_change_of_a_held_path_releases_it(index: Index) -> None:
+    record = file_record(b"x", [b"123"], dot_of(THEM, 1))
+    merge(index, record)
+    index.write(lambda w: w.hold(record.path, problem(record.path)))
+    merge(index, tombstone(record, dot_of(THEM, 2), record.version))
+    assert totals(index) == Totals(tombstones=1)
+    with index.read() as reader:
+        assert reader.problems() == []
 
 
 def test_conflict_copies_and_diverged_entries_are_counted(index: Index) -> None:

@@ -128,6 +128,7 @@ class IndexMachine(RuleBasedStateMachine):
             after = model.merge(before, [record])
             if after != before:
                 self.records[record.path] = after
+                self.held.discard(record.path)
                 self.fed.pop((record.path, True), None)
                 self.fed[record.path, False] = 0
 
@@ -177,6 +178,7 @@ class IndexMachine(RuleBasedStateMachine):
                 if kept == records:
                     continue
                 self.fed.pop((path, True), None)
+                self.held.discard(path)
                 if kept:
                     self.records[path] = kept
                 else:
