@@ -75,6 +75,7 @@ class Observer:
         self._scanned = Pulse()
         self._next_scan = -inf
         self._busy = False
+        self._derive_removals = True
 
     @property
     def idle(self) -> bool:
@@ -103,8 +104,9 @@ class Observer:
         self.ask_scan()
         self._context.records_changed.fire()
 
-    def start(self) -> None:
-        """Before `run`: a fresh start scans everything."""
+    def start(self, *, derive_removals: bool) -> None:
+        """Before `run`: a fresh start scans everything, and may be told to take nothing missing for removed."""
+        self._derive_removals = derive_removals
         self.ask_scan()
 
     async def wait_scanned(self, generation: int) -> None:
@@ -140,6 +142,7 @@ class Observer:
             self._context.progress.scanning -= 1
         self._done = max(self._done, asked)
         self._context.confirmed_outgoing = False
+        self._derive_removals = True
         self._scanned.fire()
         self._context.emit(
             "folder.scanned", examined=found.examined, published=found.published, problems=len(found.problems)
@@ -235,6 +238,10 @@ class Observer:
         """Record removals, unless so much would go that a person must say so first."""
         context = self._context
         if not found.missing or not (await context.world.offload.run(context.check_root)).ok:
+            return
+        if not self._derive_removals:
+            await self._forget([finding.path for finding in found.missing])
+            context.records_changed.fire()
             return
         with context.index.read() as reader:
             total = reader.totals().files

@@ -1,6 +1,7 @@
 """Where our own files stand inside a folder, so that every part of this room agrees on it.
 
-`.p2psync/marker` proves that the folder is really there, `.p2psync/tmp` holds content on its way in, and
+`.p2psync/marker` proves that the folder is really there, `.p2psync/life` that it and the index belong together,
+`.p2psync/tmp` holds content on its way in, and
 `.p2psync/history/<stamp>/<original path>` what was replaced or removed. None of it is scanned or synchronised.
 """
 

@@ -1,0 +1,248 @@
+"""Stories of whole nodes in virtual time: exact orders of events that chance would seldom bring."""
+
+from __future__ import annotations
+
+import pytest
+import trio
+
+from p2psync.membership.links import Role
+from p2psync.model.paths import RelPath, path_key
+from p2psync.model.records import winner
+from p2psync.ports import Rename
+from tests.sync.conftest import LABEL, Story, simulated, told
+
+
+def contents(story: Story, name: str) -> dict[bytes, bytes]:
+    """The files at the top of a device's folder."""
+    user = story.user(name)
+    return {n: user.read(n) for n in user.names() if n != b".p2psync"}
+
+
+@simulated
+async def test_a_hostile_viewer_is_refused_whatever_its_client_does(monkeypatch: pytest.MonkeyPatch) -> None:
+    async with told() as story:
+        await story.start("owner", "editor", "viewer")
+        story.user("owner").write(b"plan", b"the plan")
+        await story.share("owner", editor="editor", viewer="viewer")
+        viewer = story.folder("viewer").context
+        monkeypatch.setattr(viewer, "may_write", lambda: True)
+        story.user("viewer").write(b"plan", b"forged")
+        story.user("viewer").write(b"planted", b"by the viewer")
+        await story.nodes["viewer"].folder_scan(LABEL)
+        await trio.sleep(30)
+        story.user("owner").write(b"later", b"goes on")
+        await story.nodes["owner"].folder_scan(LABEL)
+        await story.until(lambda: b"later" in contents(story, "editor"))
+        for honest in ("owner", "editor"):
+            assert contents(story, honest) == {b"plan": b"the plan", b"later": b"goes on"}
+            assert "refused-changes" in story.folder(honest).context.problems
+
+
+@simulated
+async def test_a_viewers_own_changes_stay_local_and_are_shown() -> None:
+    async with told() as story:
+        await story.start("owner", "viewer")
+        story.user("owner").write(b"a", b"1")
+        await story.share("owner", viewer="viewer")
+        story.user("viewer").write(b"a", b"scribble")
+        story.user("viewer").write(b"mine", b"private")
+        story.user("viewer").delete(b"a")
+        await story.nodes["viewer"].folder_scan(LABEL)
+        await trio.sleep(10)
+        assert contents(story, "owner") == {b"a": b"1"}
+        (view,) = (await story.nodes["viewer"].status()).folders
+        assert "local-changes" in {p.code for p in view.problems}
+
+
+@simulated
+async def test_a_viewer_who_is_promoted_publishes_what_it_had() -> None:
+    async with told() as story:
+        await story.start("owner", "viewer")
+        await story.share("owner", viewer="viewer")
+        story.user("viewer").write(b"draft", b"kept back")
+        await story.nodes["viewer"].folder_scan(LABEL)
+        viewer_id = (await story.nodes["viewer"].identity()).id
+        await story.nodes["owner"].folder_share(LABEL, viewer_id, "editor")
+        await story.until(lambda: story.folder("viewer").role is Role.EDITOR)
+        await story.settle("owner")
+        assert contents(story, "owner") == {b"draft": b"kept back"}
+
+
+@simulated
+async def test_a_removed_device_gets_nothing_more_and_its_later_changes_nowhere() -> None:
+    async with told() as story:
+        await story.start("owner", "other")
+        story.user("owner").write(b"shared", b"1")
+        await story.share("owner", other="editor")
+        other_id = (await story.nodes["other"].identity()).id
+        await story.nodes["owner"].folder_unshare(LABEL, other_id)
+        story.user("owner").write(b"secret", b"2")
+        story.user("other").write(b"late", b"3")
+        await story.nodes["owner"].folder_scan(LABEL)
+        await trio.sleep(60)
+        assert contents(story, "other") == {b"shared": b"1", b"late": b"3"}
+        assert contents(story, "owner") == {b"shared": b"1", b"secret": b"2"}
+        assert "removed" in story.folder("other").context.problems
+
+
+@simulated
+async def test_what_was_sent_during_a_pause_arrives_after_it() -> None:
+    async with told() as story:
+        await story.start("one", "two")
+        await story.share("one", two="editor")
+        await story.nodes["two"].folder_pause(LABEL)
+        story.user("one").write(b"meanwhile", b"x")
+        await story.nodes["one"].folder_scan(LABEL)
+        await trio.sleep(5)
+        assert contents(story, "two") == {}
+        await story.nodes["two"].folder_resume(LABEL)
+        await story.settle("one")
+        assert contents(story, "two") == {b"meanwhile": b"x"}
+
+
+@simulated
+async def test_waiting_after_a_resume_does_not_pass_over_the_other_device() -> None:
+    async with told() as story:
+        await story.start("one", "two")
+        await story.share("one", two="editor")
+        await story.nodes["one"].folder_pause(LABEL)
+        story.user("one").write(b"new", b"x")
+        await story.nodes["one"].folder_resume(LABEL)
+        await story.settle("one")
+        assert contents(story, "two") == {b"new": b"x"}
+
+
+@simulated
+async def test_a_conflict_has_one_name_and_both_texts_everywhere() -> None:
+    async with told() as story:
+        await story.start("a", "b", "c")
+        story.user("a").write(b"note.txt", b"base")
+        await story.share("a", b="editor", c="editor")
+        for name in ("a", "b"):
+            await story.stop(name)
+            story.user(name).write(b"note.txt", f"by {name}".encode())
+        for name in ("a", "b"):
+            await story.again(name)
+        await trio.sleep(30)
+        await story.settle("a")
+        trees = [contents(story, name) for name in ("a", "b", "c")]
+        assert trees[0] == trees[1] == trees[2]
+        assert sorted(trees[0].values()) == [b"by a", b"by b"]
+        (copy,) = (name for name in trees[0] if name != b"note.txt")
+        assert b" (conflict " in copy
+
+
+@simulated
+async def test_a_lost_index_costs_no_file_and_no_false_conflict() -> None:
+    async with told() as story:
+        await story.start("one", "two")
+        for number in range(40):
+            story.user("one").write(b"file-%d" % number, b"content %d" % number)
+        await story.share("one", two="editor")
+        before = contents(story, "one")
+        folder = story.folder("two").context.name
+        await story.stop("two")
+        story.user("one").write(b"file-0", b"edited meanwhile")
+        await story.nodes["one"].folder_scan(LABEL)
+        device = story.device("two")
+        marked = story.folder("two").context
+        links = marked.membership.encoded_links()
+        assert links
+        old = device.database.copy(f"/home/folders/{folder}/index".encode())
+        await story.again("two")
+        await story.stop("two")
+        device.database.restore(f"/home/folders/{folder}/index".encode(), old)
+        await story.again("two")
+        await trio.sleep(30)
+        await story.settle("one")
+        after = contents(story, "two")
+        assert after == contents(story, "one") == {**before, b"file-0": b"edited meanwhile"}
+
+
+@simulated
+async def test_an_index_put_back_from_an_old_copy_takes_a_new_incarnation() -> None:
+    async with told() as story:
+        await story.start("one", "two")
+        await story.share("one", two="editor")
+        device = story.device("two")
+        where = f"/home/folders/{story.folder('two').context.name}/index".encode()
+        await story.stop("two")
+        old = device.database.copy(where)
+        await story.again("two")
+        story.user("two").write(b"x", b"first life")
+        await trio.sleep(5)
+        await story.settle("two")
+        with story.folder("two").context.index.read() as reader:
+            first_life = reader.incarnation
+        await story.stop("two")
+        device.database.restore(where, old)
+        await story.again("two")
+        story.user("two").write(b"x", b"second life")
+        await trio.sleep(60)
+        await story.settle("two")
+        with story.folder("two").context.index.read() as reader:
+            assert reader.incarnation > first_life
+        assert contents(story, "one")[b"x"] == b"second life"
+
+
+@simulated
+async def test_a_missing_mount_deletes_nothing_and_comes_back() -> None:
+    async with told() as story:
+        await story.start("one", "two")
+        await story.share("one", two="editor")
+        story.user("one").write(b"kept", b"here")
+        await trio.sleep(1)
+        await story.settle("one")
+        disk = story.device("one").disk
+        root = disk.user_root(b"/data")
+        root.rename(b"docs", b"unplugged", Rename.NOREPLACE)
+        root.mkdir(b"docs")
+        await trio.sleep(60)
+        assert contents(story, "two") == {b"kept": b"here"}
+        (view,) = (await story.nodes["one"].status()).folders
+        assert view.state == "error"
+        root.rmdir(b"docs")
+        root.rename(b"unplugged", b"docs", Rename.NOREPLACE)
+        await trio.sleep(60)
+        await story.settle("one")
+        assert contents(story, "two") == contents(story, "one") == {b"kept": b"here"}
+
+
+@simulated
+async def test_a_mass_removal_waits_for_a_person() -> None:
+    async with told() as story:
+        await story.start("one", "two")
+        for number in range(120):
+            story.user("one").write(b"f%03d" % number, b"%d" % number)
+        await story.share("one", two="editor")
+        for number in range(100):
+            story.user("one").delete(b"f%03d" % number)
+        await story.nodes["one"].folder_scan(LABEL)
+        await trio.sleep(30)
+        assert len(contents(story, "two")) > 50
+        assert "mass-delete" in story.folder("one").context.problems
+        (view,) = (await story.nodes["one"].status()).folders
+        assert view.state == "paused"
+        await story.nodes["one"].folder_resume(LABEL, confirm=True)
+        await trio.sleep(30)
+        await story.settle("one")
+        assert len(contents(story, "two")) == 20
+
+
+@simulated
+async def test_an_offline_device_that_comes_back_resurrects_nothing() -> None:
+    async with told() as story:
+        await story.start("one", "two", "three")
+        story.user("one").write(b"gone", b"soon")
+        await story.share("one", two="editor", three="editor")
+        await story.stop("three")
+        story.user("two").delete(b"gone")
+        await trio.sleep(5)
+        await story.settle("two")
+        await story.again("three")
+        await trio.sleep(30)
+        await story.settle("one")
+        for name in ("one", "two", "three"):
+            assert contents(story, name) == {}
+        with story.folder("three").context.index.read() as reader:
+            assert winner(reader.siblings(path_key(RelPath(b"gone")))).deleted
