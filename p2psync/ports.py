@@ -231,6 +231,10 @@ class Root(Protocol):
 class Storage(Protocol):
     """Opens trees by absolute path."""
 
+    def umask(self) -> int:
+        """The permission bits that new files and directories of a person do not get."""
+        ...
+
     def open_root(self, path: bytes) -> Root:
         """Open a directory as a root. FileNotFoundError, NotADirectoryError or PermissionError when it cannot be."""
         ...

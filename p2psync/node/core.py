@@ -29,7 +29,6 @@ from p2psync.sync.folder import Folder
 from p2psync.sync.peer import Limits
 from p2psync.sync.synchronizer import Offer, Synchronizer
 from p2psync.transfer.rates import TokenBucket
-from p2psync.workspace.posix import current_umask
 
 MIB = 1024 * 1024
 
@@ -202,7 +201,7 @@ class Core:
             keep_days=history.keep_days,
             history_bytes=history.max_bytes,
             unsafe_symlinks=guards.follow_unsafe_symlinks,
-            umask=current_umask(),
+            umask=self.world.storage.umask(),
         )
 
     def open_folder(self, entry: FolderEntry) -> Folder:

@@ -75,6 +75,10 @@ class SimDisk:
         self.top.links = 1
 
     # ── for the node ────────────────────────────────────────────────────────────────────────────────────────────────
+    def umask(self) -> int:
+        """As `ports.Storage.umask`."""
+        return self.profile.umask
+
     def open_root(self, path: bytes) -> SimRoot:
         """As `ports.Storage.open_root`."""
         self.faults.check("open_root", path)

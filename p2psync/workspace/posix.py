@@ -38,18 +38,6 @@ def to_stat(result: os.stat_result) -> Stat:
     )
 
 
-def current_umask() -> int:
-    """The process's umask, read without changing it where /proc tells; 0o022 otherwise."""
-    try:
-        with open("/proc/self/status", "rb") as status:
-            for line in status:
-                if line.startswith(b"Umask:"):
-                    return int(line.split()[1], 8)
-    except OSError:
-        pass
-    return 0o022
-
-
 class PosixFile:
     """An open regular file; `ports.ReadFile` and `ports.WriteFile`."""
 
@@ -107,6 +95,17 @@ class PosixFile:
 
 class PosixStorage:
     """Opens directories of this machine; `ports.Storage`."""
+
+    def umask(self) -> int:
+        """The process's umask, read without changing it where /proc tells; 0o022 otherwise."""
+        try:
+            with open("/proc/self/status", "rb") as status:
+                for line in status:
+                    if line.startswith(b"Umask:"):
+                        return int(line.split()[1], 8)
+        except OSError:
+            pass
+        return 0o022
 
     def open_root(self, path: bytes) -> PosixRoot:
         """Open a directory as a root. The path to the root itself may pass through symlinks: the user chose it."""

@@ -1,4 +1,4 @@
-"""Run seeds and say what they found: `python -m tests.simulation --seeds 100 --start 0`; replay one with `--trace`."""
+"""Run seeds and say what they found: `python -m tests.simulation --seeds 100`; replay one with `--seed N --trace`."""
 
 import argparse
 import importlib
@@ -15,10 +15,13 @@ def main() -> int:
     parser = argparse.ArgumentParser(prog="python -m tests.simulation", description=__doc__)
     parser.add_argument("--seeds", type=int, default=1, help="how many seeds to run (default 1)")
     parser.add_argument("--start", type=int, default=0, help="the first seed (default 0)")
+    parser.add_argument("--seed", type=int, help="run only this seed")
     parser.add_argument("--trace", action="store_true", help="print every event")
     parser.add_argument("--twice", action="store_true", help="run each seed twice and compare the traces")
-    parser.add_argument("--scenario", default="tests.simulation.toy:SCENARIO", help="MODULE:NAME of a Scenario")
+    parser.add_argument("--scenario", default="tests.simulation.nodes:SCENARIO", help="MODULE:NAME of a Scenario")
     arguments = parser.parse_args()
+    if arguments.seed is not None:
+        arguments.start, arguments.seeds = arguments.seed, 1
     module, _, name = arguments.scenario.partition(":")
     scenario = getattr(importlib.import_module(module), name)
     counters: Counter[str] = Counter()
@@ -37,7 +40,7 @@ def main() -> int:
         f"{counters['events'] / spent:,.0f} events per core-second"
     )
     for seed in failed:
-        print(f"replay: python -m tests.simulation --scenario {arguments.scenario} --start {seed} --trace")
+        print(f"replay: python -m tests.simulation --scenario {arguments.scenario} --seed {seed} --trace")
     return 1 if failed else 0
 
 

@@ -45,7 +45,7 @@ def test_nodes_that_never_meet_do_not_converge(monkeypatch: pytest.MonkeyPatch) 
 
 
 def test_a_seed_replays_in_this_process_and_in_others() -> None:
-    command = [sys.executable, "-m", "tests.simulation", "--start", "27"]
+    command = [sys.executable, "-m", "tests.simulation", "--scenario", "tests.simulation.toy:SCENARIO", "--seed", "27"]
     printed = {
         subprocess.run(
             command, env={"PYTHONHASHSEED": hash_seed}, capture_output=True, text=True, check=True
