@@ -200,6 +200,7 @@ class Core:
             reserve_bytes=guards.min_free_bytes,
             keep_days=history.keep_days,
             history_bytes=history.max_bytes,
+            history_min_free=history.min_free_bytes,
             unsafe_symlinks=guards.follow_unsafe_symlinks,
             umask=self.world.storage.umask(),
         )
@@ -224,6 +225,7 @@ class Core:
             emit=self.emitter(folder_id),
             paused=entry.paused,
             members_changed=self.synchronizer.changed.fire,
+            others=lambda: [f.context for i, f in self.synchronizer.folders.items() if i != folder_id],
         )
 
     def index_path(self, folder: str) -> bytes:

@@ -41,6 +41,8 @@ BUNDLE_BYTES = 4 * 1024 * 1024
 PARALLEL_BUNDLES = 4
 PARALLEL_LARGE = 3
 NEVER_NS = 2**63
+PATIENT_TRIES = 2
+"""Times a directory may be found not empty before it is shown: what is in it may be on its way out."""
 
 
 class Applier:
@@ -274,7 +276,7 @@ class Applier:
         if any(item.step.path == IGNORE_FILE for item, _ in outcomes):
             await self._observer.reload_ignores()
         if changed:
-            for code in ("disk-full", "read-only", "failed"):
+            for code in ("disk-full", "read-only", "failed", "not-empty"):
                 self._context.clear_problem(code)
             self._context.records_changed.fire()
         return changed
@@ -306,17 +308,19 @@ class Applier:
                 self._put_off(step.path)
             case ops.NotEmpty(path=path):
                 self._observer.look_at(path)
-                self._hold_not_empty(path)
+                self._put_off(path)
+                if self._failures[path] > PATIENT_TRIES:
+                    context.raise_problem(
+                        "not-empty",
+                        f"{display(path)} was deleted elsewhere but holds entries that are not synchronised",
+                        "remove or move what is ignored in it; the directory goes by itself then",
+                    )
             case ops.ParentMissing():
                 self._observer.look_at(_parent(step.path))
                 self._put_off(step.path)
             case ops.Failed(error=error):
                 self._disk_trouble([step], error)
         return False
-
-    def _hold_not_empty(self, path: RelPath) -> None:
-        """A deleted directory in which something ignored or new stands is kept until that is gone."""
-        self._put_off(path)
 
     def _disk_trouble(self, steps: Sequence[order.Step], error: Exception) -> None:
         context = self._context

@@ -7,16 +7,16 @@ restart.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from contextlib import suppress
 from functools import partial
 
 import trio
 
-from p2psync.errors import ConnectionLost, EscapeError, InputError, IntegrityError, ProtocolError
+from p2psync.errors import ConnectionLost, EscapeError, InputError, IntegrityError, ProtocolError, StateError
 from p2psync.model.hashing import digest
 from p2psync.model.manifest import MAX_MANIFEST, Manifest, content_root, decode_manifest
-from p2psync.model.paths import PathKey
+from p2psync.model.paths import PathKey, RelPath
 from p2psync.model.records import FileRecord
 from p2psync.protocol.bulk import Absent
 from p2psync.reconcile.guards import room_for
@@ -53,8 +53,10 @@ class DiskFullError(OSError):
 class ContentJobs:
     """Fetches contents for one folder."""
 
-    def __init__(self, context: FolderContext) -> None:
+    def __init__(self, context: FolderContext, others: Callable[[], Iterable[FolderContext]]) -> None:
+        """`others` are the other folders of this device, whose files may hold what this one needs."""
         self._context = context
+        self._others = others
         self._swarm: Swarm[bytes] = Swarm(context.settings.fetch_window)
         self._links: dict[bytes, Link] = {}
         self._sinks: dict[Piece, list[Sink]] = {}
@@ -265,20 +267,9 @@ class ContentJobs:
         return []
 
     def _local(self, chunk: bytes, length: int) -> bytes | None:
-        """A chunk from any synced file of this folder, verified."""
-        context = self._context
-        with context.index.read() as reader:
-            places = reader.locate(chunk)
-        for place in places:
-            if place.length != length:
-                continue
-            try:
-                data = chunker.read_chunk(
-                    context.root, place.path, place.offset, length, expected=chunk, algorithm=context.algorithm
-                )
-            except (OSError, EscapeError):
-                continue
-            if data is not None:
+        """A chunk from any synced file of this folder, or of another folder of this device, verified."""
+        for context in (self._context, *self._others()):
+            if context.has_root and (data := find_chunk(context, chunk, length)) is not None:
                 return data
         return None
 
@@ -361,6 +352,28 @@ class ContentJobs:
                 progress.received += len(item)
                 progress.completed(len(item), trio.current_time())
                 self._arrived.fire()
+
+
+def find_chunk(
+    context: FolderContext, chunk: bytes, length: int, suspects: list[RelPath] | None = None
+) -> bytes | None:
+    """A chunk from a file of this folder that still holds it (I14); files that do not any more go to `suspects`."""
+    with context.index.read() as reader:
+        places = reader.locate(chunk)
+    for place in places:
+        if place.length != length:
+            continue
+        try:
+            data = chunker.read_chunk(
+                context.root, place.path, place.offset, length, expected=chunk, algorithm=context.algorithm
+            )
+        except (OSError, EscapeError, StateError):
+            data = None
+        if data is not None:
+            return data
+        if suspects is not None:
+            suspects.append(place.path)
+    return None
 
 
 def _stage_name(record: FileRecord) -> bytes:

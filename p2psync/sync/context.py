@@ -63,6 +63,7 @@ class SyncSettings(msgspec.Struct, frozen=True):
     reserve_bytes: int = 256 * 1024 * 1024
     keep_days: float = 30.0
     history_bytes: int = 0
+    history_min_free: int = 0
     unsafe_symlinks: bool = False
     umask: int = 0o022
     """Permission bits that new files do not get."""

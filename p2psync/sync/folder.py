@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from contextlib import ExitStack
 from dataclasses import replace
 from typing import Literal
@@ -59,7 +59,9 @@ class Folder:
         emit: Emit,
         paused: bool,
         members_changed: Callable[[], None],
+        others: Callable[[], Iterable[FolderContext]],
     ) -> None:
+        """`members_changed` is called when other devices must be looked at anew; `others` are this device's folders."""
         self.context = FolderContext(
             world, keys, membership.folder, label, path, index, membership, settings, IgnoreMatcher(), emit
         )
@@ -73,7 +75,7 @@ class Folder:
         self._fatal = ""
         self._ignores = b""
         self.observer = Observer(self.context)
-        self.contents = ContentJobs(self.context)
+        self.contents = ContentJobs(self.context, others)
         self.applier = Applier(self.context, self.observer, self.contents)
         self._server = Server(self.context, self.observer, self.contents)
         self.context.ignores_changed = self._load_ignores
@@ -106,6 +108,8 @@ class Folder:
         problems = self.context.problems
         if self.paused or any(code in problems for code in BRAKES):
             return m.FolderState.PAUSED
+        if self.role is None:
+            return m.FolderState.ERROR
         if self._fatal or self._running is None:
             return m.FolderState.ERROR if self._fatal else m.FolderState.SCANNING
         if self.context.progress.scanning:
@@ -364,6 +368,8 @@ class Folder:
             if context.membership.role(device) is None:
                 scope.cancel()
         if self.role is None:
+            for scope in list(self._scopes.values()):
+                scope.cancel()
             context.raise_problem(
                 "removed",
                 "this device was removed from the folder; nothing more is exchanged, its files stay where they are",

@@ -34,8 +34,12 @@ class Retention:
     def _prune(self) -> None:
         context, settings = self._context, self._context.settings
         age_ns = int(settings.keep_days * DAY_NS) if settings.keep_days else None
-        pruned = history.prune(context.root, context.world.clock.wall_ns(), age_ns, settings.history_bytes or None)
-        gone = frozenset(pruned.removed)
+        now_ns, most = context.world.clock.wall_ns(), settings.history_bytes or None
+        gone = set(history.prune(context.root, now_ns, age_ns, most).removed)
+        short = settings.history_min_free - context.root.free_space()[0]
+        if settings.history_min_free and short > 0:
+            kept = sum(version.stat.size for version in history.versions(context.root))
+            gone.update(history.prune(context.root, now_ns, age_ns, max(0, kept - short)).removed)
         if not gone:
             return
 

@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-from p2psync.errors import EscapeError
 from p2psync.model.paths import RelPath
 from p2psync.protocol.bulk import Absent, Item
 from p2psync.protocol.messages import ChunkRequest
-from p2psync.sync.contents import ContentJobs
+from p2psync.sync.contents import ContentJobs, find_chunk
 from p2psync.sync.context import FolderContext
 from p2psync.sync.observer import Observer
-from p2psync.workspace import chunker
 
 
 class Server:
@@ -44,19 +42,5 @@ class Server:
 
     def _chunk(self, chunk: bytes, length: int, suspects: list[RelPath]) -> Item:
         """A chunk from a file that still holds it (I14), or from one being assembled."""
-        context = self._context
-        with context.index.read() as reader:
-            places = reader.locate(chunk)
-        for place in places:
-            if place.length != length:
-                continue
-            try:
-                data = chunker.read_chunk(
-                    context.root, place.path, place.offset, length, expected=chunk, algorithm=context.algorithm
-                )
-            except (OSError, EscapeError):
-                data = None
-            if data is not None:
-                return data
-            suspects.append(place.path)
-        return self._contents.staged_chunk(chunk) or Absent.GONE
+        data = find_chunk(self._context, chunk, length, suspects)
+        return data or self._contents.staged_chunk(chunk) or Absent.GONE
