@@ -1,0 +1,26 @@
+"""Seeds that once failed, each with what it found. The story of a seed changes with the code; the faults stay hard."""
+
+from dataclasses import replace
+
+import pytest
+
+from tests.simulation.harness import Plan, run_seed
+from tests.simulation.nodes import SCENARIO
+
+FOUND = [
+    (
+        1,
+        {"crash", "kill"},
+        "two exchanges with one device began at the same moment, and the second ended in a KeyError",
+    ),
+    (3, {"error"}, "a failing disk ended the whole node, for the sake of an address that could not be remembered"),
+    (2, {"error"}, "what a failing disk had left half exchanged stayed in the private directory until the next start"),
+    (7, {"error"}, "a journalled path below what was a symlink by then kept the folder from ever starting again"),
+]
+
+
+@pytest.mark.parametrize(("seed", "faults"), [(seed, faults) for seed, faults, _ in FOUND])
+def test_a_seed_that_failed_is_clean(seed: int, faults: set[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    plan = replace(Plan.draw(seed), hint_loss=0.0, overflow=0.0)
+    monkeypatch.setattr(Plan, "draw", staticmethod(lambda _: plan))
+    assert run_seed(replace(SCENARIO, faults=frozenset(faults)), seed).violations == []
