@@ -23,7 +23,7 @@ from p2psync.node.home import DeviceEntry, FolderEntry, HomeState
 from p2psync.node.lookup import find
 from p2psync.node.pairing import PairedDevice, PairingHost
 from p2psync.ports import World
-from p2psync.sync import founding
+from p2psync.sync import founding, members_file
 from p2psync.sync.context import Emit, SyncSettings
 from p2psync.sync.folder import Folder
 from p2psync.sync.peer import Limits
@@ -210,7 +210,7 @@ class Core:
         folder_id = parse_folder_id(entry.id)
         index = founding.open_index(self.world, self.index_path(entry.id), folder_id, self.device_id)
         try:
-            membership = founding.load_membership(index)
+            membership = members_file.membership_of(self.world, index, folder_id, os.fsencode(entry.path))
         except BaseException:
             index.close()
             raise

@@ -11,7 +11,7 @@ import structlog
 import trio
 
 from p2psync.crypto.identity import DeviceKeys
-from p2psync.errors import P2PSyncError, StateError
+from p2psync.errors import EscapeError, P2PSyncError, StateError
 from p2psync.index.index import Index
 from p2psync.index.values import Totals
 from p2psync.index.writer import Writer
@@ -25,7 +25,7 @@ from p2psync.ports import Watch, World
 from p2psync.protocol import messages as m
 from p2psync.protocol.bulk import Absent, Item
 from p2psync.protocol.limits import MAX_HEADS, MAX_LINKS_PER_MESSAGE
-from p2psync.sync import founding, life
+from p2psync.sync import founding, life, members_file
 from p2psync.sync.applier import Applier
 from p2psync.sync.contents import ContentJobs
 from p2psync.sync.context import BRAKES, Emit, FolderContext, SyncSettings
@@ -179,6 +179,7 @@ class Folder:
             await world.offload.run(lambda: recover(context))
             await world.offload.run(self._load_ignores)
             together = await world.offload.run(lambda: life.renew(context))
+            await world.offload.run(self._keep_members)
             self.observer.start(derive_removals=together)
             watch = await world.offload.run(self._start_watch)
             if watch is not None:
@@ -206,6 +207,12 @@ class Folder:
         else:
             root.close()
         return check
+
+    def _keep_members(self) -> None:
+        try:
+            members_file.keep(self.context.root, self.context.membership)
+        except (OSError, P2PSyncError) as error:
+            _log.warning("cannot keep the members beside the files", folder=self.context.name, error=str(error))
 
     def _start_watch(self) -> Watch | None:
         context = self.context
@@ -242,8 +249,13 @@ class Folder:
         context = self.context
         try:
             file = context.root.open(IGNORE_FILE)
-        except OSError:
+        except (FileNotFoundError, NotADirectoryError, IsADirectoryError, EscapeError):
             text = b""
+        except OSError as error:
+            # What it says holds on: to publish what a person wanted to keep would be worse.
+            why = f"{IGNORE_FILE.decode()} cannot be read: {error.strerror}; what it said before still counts"
+            context.raise_problem("ignore", why, "make it readable")
+            return
         else:
             try:
                 buffer = bytearray(MAX_BYTES)
@@ -364,6 +376,8 @@ class Folder:
             before, context.membership = context.membership, await context.world.offload.run(work)
         if context.membership.heads == before.heads:
             return
+        if context.has_root:
+            await context.world.offload.run(self._keep_members)
         for device, scope in list(self._scopes.items()):
             if context.membership.role(device) is None:
                 scope.cancel()

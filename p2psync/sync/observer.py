@@ -136,6 +136,7 @@ class Observer:
         self._context.state_changed.fire()
         try:
             context = self._context
+            await context.world.offload.run(context.ignores_changed)
             found = await self._observe(scan(context.root, _View(context), context.ignore.ignored), full=True)
         finally:
             self._busy = False
@@ -153,6 +154,8 @@ class Observer:
         self._busy = True
         try:
             view = _View(self._context)
+            # First of all: what came together with a new ignore file must not slip out before that is read.
+            await self._context.world.offload.run(self._context.ignores_changed)
             await self._observe(examine(self._context.root, view, self._context.ignore.ignored, paths), full=False)
         finally:
             self._busy = False

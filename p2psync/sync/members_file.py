@@ -1,0 +1,98 @@
+"""The members file: a folder's membership kept beside its files too, so that a lost index can be made anew from them.
+
+`.p2psync/members` holds the signed links and nothing secret. It is read only where an index has no links: everything
+else an index holds can be had again from the files and the other devices, but who they are only from here.
+"""
+
+from __future__ import annotations
+
+from contextlib import suppress
+
+import msgspec
+
+from p2psync.errors import AuthenticationError, InputError, IntegrityError
+from p2psync.index.index import Index
+from p2psync.index.writer import Writer
+from p2psync.membership.fold import Membership, fold
+from p2psync.membership.links import decode_link
+from p2psync.model.ids import FolderId
+from p2psync.model.paths import display
+from p2psync.ports import Rename, Root, World
+from p2psync.sync.founding import Place, load_membership, store_place
+from p2psync.workspace import marker
+from p2psync.workspace.layout import PRIVATE, TMP
+
+MEMBERS = PRIVATE + b"/members"
+MAX_SIZE = 64 << 20
+_links = msgspec.msgpack.Decoder(list[bytes])
+
+
+def keep(root: Root, membership: Membership) -> None:
+    """Bring the file up to date. Blocks."""
+    encoded = msgspec.msgpack.encode(membership.encoded_links())
+    if _read(root) == encoded:
+        return
+    temp = TMP + b"/members"
+    with suppress(FileNotFoundError):
+        root.unlink(temp)
+    file = root.create(temp, 0o600)
+    try:
+        file.pwrite(encoded, 0)
+        file.sync()
+    finally:
+        file.close()
+    root.rename(temp, MEMBERS, Rename.REPLACE)
+    root.sync_directory(PRIVATE)
+
+
+def membership_of(world: World, index: Index, folder: FolderId, path: bytes) -> Membership:
+    """The membership that an index holds; a new one is given what stands beside the files of the folder at `path`.
+
+    Raises:
+        IntegrityError: the index is new and nothing (or something else) stands there.
+    """
+    with index.read() as reader:
+        if reader.links():
+            return load_membership(index)
+    try:
+        root = world.storage.open_root(path)
+        try:
+            found, data, ino = marker.read(root), _read(root), root.identity().ino
+        finally:
+            root.close()
+        membership = fold(_links.decode(data))
+    except (OSError, InputError, AuthenticationError, msgspec.MsgspecError) as error:
+        raise _lost(path) from error
+    if found is None or not found.folder == membership.folder == folder:
+        raise _lost(path)
+
+    def work(writer: Writer) -> None:
+        for encoded in membership.encoded_links():
+            writer.add_link(decode_link(encoded).hash, encoded)
+
+    # The links last: as long as they are missing, this is done again.
+    store_place(index, Place(found.marker_id, found.created_ns, ino))
+    index.write(work)
+    return membership
+
+
+def _lost(path: bytes) -> IntegrityError:
+    return IntegrityError(
+        f"the index of the folder {display(path)} is lost, and no membership to make a new one stands beside its "
+        "files; mount its disk, or put the index back from a backup"
+    )
+
+
+def _read(root: Root) -> bytes:
+    try:
+        file = root.open(MEMBERS)
+    except FileNotFoundError:
+        return b""
+    try:
+        stat = root.stat(MEMBERS)
+        if stat is None or stat.size > MAX_SIZE:
+            return b""
+        buffer = bytearray(stat.size)
+        return bytes(buffer[: file.pread_into(memoryview(buffer), 0)])
+    finally:
+        file.close()
