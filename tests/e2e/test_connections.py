@@ -114,18 +114,3 @@ def test_a_silent_peer_that_restarts_replaces_its_old_connection(make: Make) -> 
         two.until("used", lambda s: s["devices"][0]["connected"])
         one.until("the new connection is the one in use", lambda s: s["devices"][0]["connected"])
         assert sum(d["connected"] for d in one.status()["devices"]) == 1
-
-
-def test_failing_discovery_does_not_stop_sync(make: Make, tmp_path: Path) -> None:
-    """No multicast to be had (another program holds the port for itself): static addresses still work."""
-    one, two = make("one", discovery=True), make("two")
-    two.run("device", "add", one.id, "--name", "one", "--address", one.address)
-    one.run("device", "add", two.id, "--name", "two")
-    here, there = tmp_path / "here", tmp_path / "there"
-    here.mkdir()
-    (here / "a").write_text("by address")
-    one.run("folder", "add", here, "--label", "docs")
-    one.connected(two)
-    share(one, "docs", [(two, there)])
-    one.wait()
-    assert difference(here, there) == []

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from p2psync.testing.processes import difference, share
+from p2psync.testing.processes import difference, introduce, share
 from tests.e2e.conftest import Make
 
 pytestmark = [pytest.mark.e2e, pytest.mark.netns]
@@ -43,6 +43,34 @@ def machines() -> Iterator[tuple[str, str]]:
     finally:
         for name in names:
             subprocess.run(["ip", "netns", "del", name], check=False, capture_output=True)
+
+
+@pytest.fixture
+def island() -> Iterator[str]:
+    """A namespace with nothing but a loopback interface: multicast is not to be had."""
+    if shutil.which("ip") is None:
+        pytest.skip("there is no `ip` command; install iproute2")
+    name = f"p2p{os.getpid()}i"
+    try:
+        ip("netns", "add", name)
+    except subprocess.CalledProcessError as error:
+        pytest.skip(f"network namespaces are not permitted here: {error.stderr.decode().strip()}")
+    ip("-n", name, "link", "set", "lo", "up")
+    yield name
+    subprocess.run(["ip", "netns", "del", name], check=False, capture_output=True)
+
+
+def test_discovery_that_fails_does_not_stop_sync(island: str, make: Make, tmp_path: Path) -> None:
+    one, two = (make(name, discovery=True, prefix=("ip", "netns", "exec", island)) for name in ("one", "two"))
+    introduce(one, two)
+    here, there = tmp_path / "here", tmp_path / "there"
+    here.mkdir()
+    (here / "a").write_text("by address")
+    one.run("folder", "add", here, "--label", "docs")
+    one.connected(two)
+    share(one, "docs", [(two, there)])
+    one.wait()
+    assert difference(here, there) == []
 
 
 def test_devices_find_each_other_by_mdns_alone(machines: tuple[str, str], make: Make, tmp_path: Path) -> None:
