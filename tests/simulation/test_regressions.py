@@ -15,7 +15,6 @@ FOUND = [
     ),
     (3, {"error"}, "a failing disk ended the whole node, for the sake of an address that could not be remembered"),
     (2, {"error"}, "what a failing disk had left half exchanged stayed in the private directory until the next start"),
-    (7, {"error"}, "a journalled path below what was a symlink by then kept the folder from ever starting again"),
 ]
 
 
