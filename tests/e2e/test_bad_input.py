@@ -240,6 +240,13 @@ def test_a_truncated_index(stopped: Device) -> None:
         assert "damaged" in line
     assert data.read_bytes() == whole[: len(whole) // 2], "nothing is written over it"
 
+    # What the message says to do works: the index is made anew from what stands beside the files.
+    data.parent.rename(stopped.home / "damaged-index")
+    stopped.start()
+    stopped.run("folder", "scan", "notes")
+    folder = stopped.folder("notes")
+    assert (folder["state"], folder["files"], folder["role"], folder["problems"]) == ("idle", 50, "owner", [])
+
 
 # ── folders ─────────────────────────────────────────────────────────────────────────────────────────────────────────
 def test_a_folder_that_is_no_directory(desk: Device, base: Path, tmp_path: Path) -> None:
