@@ -17,7 +17,7 @@ Pair = tuple[Device, Device, Path, Path]
 
 
 def test_files_travel_both_ways(pair: Pair) -> None:
-    one, two, here, there = pair
+    one, _two, here, there = pair
     (here / "a.txt").write_text("from one")
     (there / "b.txt").write_text("from two")
     one.wait()
@@ -27,7 +27,7 @@ def test_files_travel_both_ways(pair: Pair) -> None:
 
 
 def test_every_kind_and_size(pair: Pair) -> None:
-    one, two, here, there = pair
+    one, _two, here, there = pair
     mib = 1024 * 1024
     for size in (0, 1, 4 * mib - 1, 4 * mib, 4 * mib + 1, 9 * mib):
         (here / f"size-{size}").write_bytes(os.urandom(size))
@@ -46,7 +46,7 @@ def test_every_kind_and_size(pair: Pair) -> None:
 
 
 def test_edits_renames_and_deletes_follow(pair: Pair) -> None:
-    one, two, here, there = pair
+    one, _two, here, there = pair
     for number in range(20):
         (here / f"file-{number}").write_text(f"content {number}")
     (here / "directory").mkdir()
@@ -66,7 +66,7 @@ def test_edits_renames_and_deletes_follow(pair: Pair) -> None:
 
 
 def test_changes_appear_without_being_asked_for(pair: Pair) -> None:
-    one, two, here, there = pair
+    _one, _two, here, there = pair
     (here / "pushed").write_text("watched")
     deadline = time.monotonic() + 10
     while not (there / "pushed").exists():
