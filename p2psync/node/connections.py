@@ -54,6 +54,8 @@ class Contact:
     sighted: OrderedDict[str, None] = field(default_factory=OrderedDict)
     poke: Pulse = field(default_factory=Pulse)
     peer: Peer | None = None
+    agreement_key: bytes | None = None
+    """Lets the next handshake be IK; None before the first meeting, and after one that failed."""
     last_seen: float | None = None
 
 
@@ -139,9 +141,10 @@ class Connections:
                 for peer in [c.peer for c in self.contacts.values() if c.peer is not None]:
                     nursery.start_soon(peer.close, m.GoodbyeCode.SHUTTING_DOWN, "the node is stopping")
 
-    def know(self, device: DeviceId, addresses: Sequence[str]) -> None:
+    def know(self, device: DeviceId, addresses: Sequence[str], agreement_key: bytes | None = None) -> None:
         """A device may connect, and is dialled at these addresses and wherever it is sighted."""
         contact = self.contacts.setdefault(device, Contact())
+        contact.agreement_key = contact.agreement_key or agreement_key
         contact.addresses = list(addresses)
         self.strangers.pop(device, None)
         for sighting in self.sightings.values():
@@ -238,7 +241,12 @@ class Connections:
             with trio.fail_after(self._timeout):
                 stream = await self._world.network.dial(address)
                 peer, channel = await self._prove(stream, expected=device, dialling=True)
-        except (OSError, trio.TooSlowError, ConnectionLost, ProtocolError) as error:
+        except (ConnectionLost, ProtocolError) as error:
+            # A device whose keys have changed cannot read IK: the next attempt is XX.
+            self.contacts[device].agreement_key = None
+            _log.debug("no handshake", device=short_id(device), address=address, error=str(error))
+            return False
+        except (OSError, trio.TooSlowError) as error:
             _log.debug("could not connect", device=short_id(device), address=address, error=str(error))
             return False
         self._dialled.add(peer)
@@ -281,8 +289,9 @@ class Connections:
     ) -> tuple[Peer, SecureChannel]:
         """Handshake; the stream is closed when it fails."""
         seed = self._world.rng.token(32)
+        known = self.contacts[expected].agreement_key if expected is not None else None
         machine = (
-            SecureHandshake.initiate(self._keys, seed, expected=expected)
+            SecureHandshake.initiate(self._keys, seed, expected=expected, agreement_key=known)
             if dialling
             else SecureHandshake.respond(self._keys, seed)
         )
@@ -382,6 +391,7 @@ class Connections:
         if contact is None:
             return
         contact.peer = peer
+        contact.agreement_key = peer.card.agreement_key
         contact.last_seen = self._world.clock.wall_ns() / 1e9
         peer.chosen.set()
         contact.poke.fire()

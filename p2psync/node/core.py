@@ -85,6 +85,8 @@ class Core:
             TokenBucket(network.max_receive_rate, max(network.max_receive_rate / 4, 4 * MIB), now),
         )
         self.connections: Connections | None = None
+        self.broken: dict[str, P2PSyncError] = {}
+        """Folders of this home, by ID, whose index could not be opened."""
         self._state_lock = trio.Lock()
 
     # ── names ───────────────────────────────────────────────────────────────────────────────────────────────────────
@@ -112,8 +114,15 @@ class Core:
 
     def find_folder(self, text: str) -> Folder:
         """The folder a person means. InputError when there is none."""
+        entry = self.find_folder_entry(text)
+        if entry.id in self.broken:
+            raise StateError(f"{entry.label} cannot be used: {self.broken[entry.id]}")
+        return self.synchronizer.folders[parse_folder_id(entry.id)]
+
+    def find_folder_entry(self, text: str) -> FolderEntry:
+        """The folder a person means, whether it can be used or not. InputError when there is none."""
         found = find("folder", text, [(f.id, f.label) for f in self.state.folders])
-        return self.synchronizer.folders[parse_folder_id(found)]
+        return next(f for f in self.state.folders if f.id == found)
 
     def folder_of(self, path: bytes) -> tuple[Folder, RelPath]:
         """The folder an absolute path lies in, and the path in it. InputError when it lies in none."""

@@ -8,6 +8,7 @@ from functools import partial
 import msgspec
 import trio
 
+from p2psync.crypto.identity import DeviceCard
 from p2psync.errors import (
     AuthenticationError,
     ConnectionLost,
@@ -195,14 +196,20 @@ class DeviceOperations(Core):
             raise StateError("no node runs on this home; start it with: p2psync run")
         return self.connections
 
-    async def remember_address(self, device: DeviceId, address: str) -> None:
-        """A device was reached at an address we dialled: try it first next time. No harm when that cannot be kept."""
-        text = format_device_id(device)
+    async def remember(self, card: DeviceCard, address: str | None) -> None:
+        """A device was met, perhaps at an address we dialled: the next meeting is quicker for it.
+
+        No harm is done when that cannot be kept.
+        """
+        text = format_device_id(card.device_id)
+        fresh = [address] if address is not None else []
 
         def change(known: list[DeviceEntry]) -> list[DeviceEntry]:
             return [
                 msgspec.structs.replace(
-                    d, last_addresses=tuple(dict.fromkeys([address, *d.last_addresses]))[:MAX_LAST_ADDRESSES]
+                    d,
+                    last_addresses=tuple(dict.fromkeys([*fresh, *d.last_addresses]))[:MAX_LAST_ADDRESSES],
+                    agreement_key=card.agreement_key.hex(),
                 )
                 if d.id == text
                 else d
@@ -212,4 +219,4 @@ class DeviceOperations(Core):
         try:
             await self.save(devices=change)
         except (OSError, P2PSyncError) as error:
-            _log.warning("cannot remember an address", device=short_id(device), address=address, error=str(error))
+            _log.warning("cannot remember a meeting", device=short_id(card.device_id), error=str(error))

@@ -191,8 +191,11 @@ class FolderOperations(Core):
         """The folders of this device, by label."""
         summaries = []
         for entry in sorted(self.state.folders, key=lambda f: f.label):
-            folder = self.synchronizer.folders[parse_folder_id(entry.id)]
             text, raw = path_fields(os.fsencode(entry.path))
+            if entry.id in self.broken:
+                summaries.append(FolderSummary(entry.id, entry.label, text, "viewer", "error", raw))
+                continue
+            folder = self.synchronizer.folders[parse_folder_id(entry.id)]
             role = folder.role.label if folder.role is not None else "viewer"
             summaries.append(FolderSummary(entry.id, entry.label, text, role, self.state_name(folder), raw))  # type: ignore[arg-type]
         return summaries
@@ -205,11 +208,11 @@ class FolderOperations(Core):
 
     async def folder_remove(self, folder: str) -> FolderRef:
         """Stop synchronising a folder here; its files stay."""
-        gone = self.find_folder(folder)
-        text = gone.context.name
+        gone = self.find_folder_entry(folder)
+        text, path = gone.id, os.fsencode(gone.path)
         await self.save(folders=lambda known: [f for f in known if f.id != text])
-        await self.synchronizer.remove(gone)
-        path = gone.context.path
+        if self.broken.pop(text, None) is None:
+            await self.synchronizer.remove(self.synchronizer.folders[parse_folder_id(text)])
 
         def tidy() -> None:
             """Without its marker the directory can become a folder again; history stays with the files."""

@@ -59,7 +59,13 @@ class HealthOperations(Core):
     # ── check ───────────────────────────────────────────────────────────────────────────────────────────────────────
     async def check(self, repair: bool = False) -> CheckReport:
         """Verify index, signatures and files of every folder; with `repair` put right what can be."""
-        findings: list[Finding] = []
+        if self.broken and not self.synchronizer.folders:
+            raise next(iter(self.broken.values()))
+        findings = [
+            Finding(entry.label, str(self.broken[entry.id]), f"p2psync folder remove {entry.label}, then add it again")
+            for entry in self.state.folders
+            if entry.id in self.broken
+        ]
         for folder in sorted(self.synchronizer.folders.values(), key=lambda f: f.label):
             async with folder.context.commit_lock:
                 findings += await self.world.offload.run(partial(self._check_folder, folder, repair=repair))

@@ -41,6 +41,8 @@ class DeviceEntry(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fiel
     """Seconds since the Unix epoch."""
     last_addresses: tuple[str, ...] = ()
     """Where it was last reached, newest first."""
+    agreement_key: str = ""
+    """Its public agreement key in hexadecimal, once it has been met: the next handshake is shorter for it."""
 
 
 class FolderEntry(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):

@@ -12,7 +12,7 @@ from typing import Self
 import trio
 
 from p2psync.crypto.identity import DeviceKeys
-from p2psync.errors import StateError
+from p2psync.errors import P2PSyncError, StateError
 from p2psync.model.ids import DeviceId, format_device_id, parse_device_id, short_id
 from p2psync.node.config import Config, load_config, render_default_config, set_setting
 from p2psync.node.connections import Connections, Stranger
@@ -38,9 +38,12 @@ class NodeOperations(StatusOperations, VersionOperations, HealthOperations):
     """Every operation on one device; see `Operations`."""
 
     async def load(self) -> None:
-        """Open every folder of the home."""
+        """Open every folder of the home; one that cannot be opened is set aside for `status` to show."""
         for entry in self.state.folders:
-            self.synchronizer.add(await self.world.offload.run(partial(self.open_folder, entry)))
+            try:
+                self.synchronizer.add(await self.world.offload.run(partial(self.open_folder, entry)))
+            except P2PSyncError as error:
+                self.broken[entry.id] = error
 
     def close(self) -> None:
         """Close every folder's index."""
@@ -121,10 +124,16 @@ async def running(
     operations = NodeOperations(home, world, keys, config, online=True)
     try:
         await operations.load()
+        if operations.broken and not operations.synchronizer.folders:
+            # Nothing would be synchronised: say so at once instead of in a status nobody looks at.
+            raise next(iter(operations.broken.values()))
+        for folder, error in operations.broken.items():
+            _log.error("a folder cannot be used", folder=folder, error=str(error))
         connections = operations.connections = _connections(operations)
         operations.pairing.changed = connections.announce
         for device in operations.state.devices:
-            connections.know(parse_device_id(device.id), [*device.addresses, *device.last_addresses])
+            key = bytes.fromhex(device.agreement_key) if device.agreement_key else None
+            connections.know(parse_device_id(device.id), [*device.addresses, *device.last_addresses], key)
         async with _cancelled_at_end() as nursery:
             nursery.start_soon(operations.synchronizer.run)
             await nursery.start(connections.run, listen)
@@ -152,8 +161,7 @@ def _connections(operations: NodeOperations) -> Connections:
         log.publish("device.connected", f"connected to {peer.name}", device=format_device_id(peer.device))
         assert operations.connections is not None
         operations.connections.start_soon(operations.learn_name, peer.device, peer.name)
-        if dialled:
-            operations.connections.start_soon(operations.remember_address, peer.device, peer.address)
+        operations.connections.start_soon(operations.remember, peer.card, peer.address if dialled else None)
 
     def on_disconnect(peer: Peer) -> None:
         why = peer.goodbye.text if peer.goodbye is not None else ""

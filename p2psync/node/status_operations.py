@@ -13,6 +13,7 @@ from p2psync.model.ids import DeviceId, format_device_id
 from p2psync.model.paths import display
 from p2psync.node.device_operations import DeviceOperations
 from p2psync.node.folder_operations import FolderOperations
+from p2psync.node.home import FolderEntry
 from p2psync.node.views import (
     Event,
     FolderEquality,
@@ -43,8 +44,21 @@ class StatusOperations(DeviceOperations, FolderOperations):
     async def status(self) -> Status:
         """Everything at a glance."""
         folders = [self.synchronizer.folders[i] for i in sorted(self.synchronizer.folders)]
-        views = [self._folder_view(folder) for folder in sorted(folders, key=lambda f: f.label)]
+        views = [self._folder_view(folder) for folder in folders] + [
+            self._broken_view(entry) for entry in self.state.folders if entry.id in self.broken
+        ]
+        views.sort(key=lambda view: (view.label, view.id))
         return Status(await self.identity(), views, await self.device_list(), self._node_view())
+
+    def _broken_view(self, entry: FolderEntry) -> FolderView:
+        """A folder whose index could not be opened."""
+        text, raw = path_fields(os.fsencode(entry.path))
+        problem = Problem(
+            "index",
+            str(self.broken[entry.id]),
+            f"do as it says, or: p2psync folder remove {entry.label}, then add or accept it again; its files stay",
+        )
+        return FolderView(entry.id, entry.label, text, "error", 0, 0, 0, 0, 0, problems=[problem], path_b64=raw)
 
     def _node_view(self) -> NodeView | None:
         if self.connections is None:
@@ -116,6 +130,9 @@ class StatusOperations(DeviceOperations, FolderOperations):
         """Rescan here and on every connected member, then wait until every folder is identical on all of them."""
         folders = list(self.synchronizer.folders.values())
         missing = {folder.label: [f"{folder.label}: not scanned in time"] for folder in folders}
+        for entry in self.state.folders:
+            if entry.id in self.broken:
+                missing[entry.label] = [f"{entry.label}: {self.broken[entry.id]}"]
 
         async def settle(folder: Folder) -> None:
             await self._settle(folder, missing)
