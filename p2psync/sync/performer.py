@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
+from p2psync.errors import EscapeError
 from p2psync.index.reader import Reader
 from p2psync.index.values import HistoryEntry, Intent
 from p2psync.index.writer import Writer
@@ -146,7 +147,7 @@ class Performer:
             return True
         try:
             state = chunker.observe(context.root, entry.path, context.algorithm, context.world.clock.wall_ns)
-        except (chunker.Unsettled, OSError):
+        except (chunker.Unsettled, OSError, EscapeError):
             return False
         return state is not None and state.identity == entry.identity and entry.fingerprint.size == state.size
 
