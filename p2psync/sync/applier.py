@@ -267,7 +267,11 @@ class Applier:
         """Carry out a batch under the commit lock; True when the disk changed."""
         async with self._context.commit_lock:
             now = trio.current_time()
-            outcomes = await self._context.world.offload.run(lambda: self._performer.perform(ready, now))
+            try:
+                outcomes = await self._context.world.offload.run(lambda: self._performer.perform(ready, now))
+            except OSError as error:
+                self._disk_trouble([item.step for item in ready], error)
+                return False
             changed = False
             for item, outcome in outcomes:
                 changed |= self._settle(item, outcome)

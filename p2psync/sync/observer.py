@@ -13,6 +13,7 @@ from math import ceil, inf
 
 import trio
 
+from p2psync.errors import EscapeError
 from p2psync.index.reader import Reader
 from p2psync.index.values import Problem
 from p2psync.index.writer import Writer
@@ -46,6 +47,8 @@ GROUP_FILES = 64
 GROUP_BYTES = 8 * 1024 * 1024
 RETRY_FIRST = 0.5
 RETRY_LIMIT = 30.0
+PATIENT_LOOKS = 4
+"""Times a file may change while it is read before that is shown."""
 MAX_PROBLEMS = 1000
 """Problems of one pass that are shown; the rest are like them."""
 
@@ -213,7 +216,7 @@ class Observer:
                             )
                         except chunker.Unsettled:
                             unsettled.append(finding.path)
-                        except OSError as error:
+                        except (OSError, EscapeError) as error:
                             found.problems.append(ScanProblem.of(finding.path, error))
                         else:
                             done.append((finding, state))
@@ -221,6 +224,7 @@ class Observer:
 
                 done, unsettled = await context.world.offload.run(read)
                 found.retry.extend(unsettled)
+                found.problems.extend(_restless(p) for p in unsettled if self._attempts.get(p, 0) >= PATIENT_LOOKS)
                 context.progress.hashed += sum(state.size for _, state in done if state is not None)
                 await states.send(done)
 
@@ -305,6 +309,8 @@ class Observer:
             for record in records:
                 if record.deleted:
                     writer.drop_synced(record.path)
+                if self._attempts.get(record.path, 0) > PATIENT_LOOKS:
+                    writer.clear_problem(record.path, "restless")
             for entry, manifest in entries:
                 writer.put_synced(entry, manifest)
             return records, overtaken
@@ -381,6 +387,15 @@ def _groups(findings: Sequence[Finding]) -> Iterator[list[Finding]]:
         size += finding.stat.size
     if group:
         yield group
+
+
+def _restless(path: bytes) -> ScanProblem:
+    return ScanProblem(
+        RelPath(path),
+        "restless",
+        f"{display(path)} changes whenever it is read, so no whole version of it can be taken",
+        "it is synchronised as soon as its writer pauses; ignore it, or synchronise an export of it instead",
+    )
 
 
 def _inline(state: DiskState | None) -> tuple[DiskState | None, bytes]:

@@ -246,3 +246,29 @@ async def test_an_offline_device_that_comes_back_resurrects_nothing() -> None:
             assert contents(story, name) == {}
         with story.folder("three").context.index.read() as reader:
             assert winner(reader.siblings(path_key(RelPath(b"gone")))).deleted
+
+
+@simulated
+async def test_a_file_that_never_rests_is_shown_and_arrives_when_it_does() -> None:
+    async with told() as story:
+        await story.start("one", "two")
+        await story.share("one", two="editor")
+        user, faults = story.user("one"), story.device("one").disk.faults
+        user.write(b"log", b"line")
+        busy = True
+
+        def scribble(call: str, path: bytes) -> None:
+            if busy and call == "pread" and path.endswith(b"/log"):
+                user.append(b"log", b".")
+
+        faults.observe = scribble
+        await trio.sleep(60)
+        assert contents(story, "two") == {}
+        with story.folder("one").context.index.read() as reader:
+            assert "restless" in {problem.code for problem in reader.problems()}
+        busy = False
+        await trio.sleep(60)
+        await story.settle("one")
+        assert contents(story, "two")[b"log"].startswith(b"line")
+        with story.folder("one").context.index.read() as reader:
+            assert reader.problems() == []

@@ -106,7 +106,9 @@ def test_after_a_crash_a_directory_may_have_become_anything(tmp_path: Path, inst
         staged = stage_small(root, [(b"1", b"new d/replaced"), (b"2", b"new d/kept")])
         operations = [
             Place(b"d/replaced", Kind.FILE, staged[0], b"", 0o644, MTIME, fingerprint(root, b"d/replaced")),
-            Place(b"d/kept", Kind.FILE, staged[1], b"", 0o644, MTIME, fingerprint(root, b"d/kept"), b"d/kept (conflict)"),
+            Place(
+                b"d/kept", Kind.FILE, staged[1], b"", 0o644, MTIME, fingerprint(root, b"d/kept"), b"d/kept (conflict)"
+            ),
             Remove(b"d/removed", Kind.FILE, fingerprint(root, b"d/removed")),
             Move(b"d/moved", b"d/moved (conflict)", fingerprint(root, b"d/moved")),
         ]
