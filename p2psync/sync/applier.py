@@ -16,12 +16,13 @@ from p2psync.index.reader import Reader
 from p2psync.index.values import Pending, Problem
 from p2psync.index.writer import Writer
 from p2psync.model.ignore import IGNORE_FILE
-from p2psync.model.paths import RelPath, display
+from p2psync.model.paths import RelPath, display, path_key
 from p2psync.model.records import CONFIRMED, FileRecord
 from p2psync.ports import Kind
 from p2psync.reconcile import batch as order
 from p2psync.reconcile import clash, plan
 from p2psync.reconcile.guards import Tally
+from p2psync.reconcile.resolve import resolution
 from p2psync.sync.contents import ContentJobs, UnavailableError
 from p2psync.sync.context import FolderContext
 from p2psync.sync.observer import Observer
@@ -128,7 +129,9 @@ class Applier:
             paths = [p.path for p in page if p.path not in self._busy and p.path not in self._later]
             if not paths:
                 continue
-            arranged = await context.world.offload.run(partial(self._plan, paths))
+            arranged, lost_here = await context.world.offload.run(partial(self._plan, paths))
+            if lost_here:
+                await self._observer.resolve(lost_here)
             at_once = [s for s in arranged if not _needs_content(s) and not isinstance(s, plan.Remove)]
             removals += [s for s in arranged if isinstance(s, plan.Remove)]
             for start in range(0, len(at_once), BATCH):
@@ -151,14 +154,22 @@ class Applier:
         with self._context.index.read() as reader:
             return reader.pending(after, PAGE)
 
-    def _plan(self, paths: Sequence[RelPath]) -> list[order.Step]:
-        """Plan these paths; what this disk cannot hold is put on hold with the reason."""
+    def _plan(self, paths: Sequence[RelPath]) -> tuple[list[order.Step], list[RelPath]]:
+        """Plan these paths; what this disk cannot hold is put on hold with the reason.
+
+        Also the paths whose winner has lost on this disk before: those are to be resolved, not applied.
+        """
         context = self._context
+        may_write = context.may_write()
+        lost_here: list[RelPath] = []
         folding = context.root.capabilities.case_insensitive or context.root.capabilities.normalising
         actions: list[plan.Action] = []
         held: list[Problem] = []
         with context.index.read() as reader:
             for path in paths:
+                if may_write and resolution(reader.synced(path), reader.siblings(path_key(path))) is not None:
+                    lost_here.append(path)
+                    continue
                 action = plan_now(context, reader, path)
                 problem = self._unholdable(reader, action)
                 if problem is None:
@@ -175,7 +186,7 @@ class Applier:
             context.index.write(hold)
         for blocked in arranged.held:
             self._put_off(blocked.action.path)
-        return list(arranged.steps)
+        return list(arranged.steps), lost_here
 
     def _unholdable(self, reader: Reader, action: plan.Action) -> Problem | None:
         """Why this disk cannot or must not show what the action would put there."""

@@ -34,8 +34,10 @@ from p2psync.reconcile.observe import (
     Publish,
     Refresh,
     Unchanged,
+    finish,
     observe,
 )
+from p2psync.reconcile.resolve import resolution
 from p2psync.sync.context import FolderContext
 from p2psync.sync.hints import HintInbox
 from p2psync.sync.pulse import Pulse
@@ -325,6 +327,24 @@ class Observer:
             self._attempts.pop(finding.path, None)
         for record in records:
             context.emit("file.deleted" if record.deleted else "file.changed", path=display(record.path), by="here")
+        context.records_changed.fire()
+
+    async def resolve(self, paths: Sequence[RelPath]) -> None:
+        """Publish what follows where a version that lost on this disk would come back (see `reconcile.resolve`)."""
+        context = self._context
+        if not context.may_write():
+            return
+
+        def work(writer: Writer) -> None:
+            records = []
+            for path in paths:
+                draft = resolution(writer.synced(path), writer.siblings(path_key(path)))
+                if draft is not None:
+                    records.append(finish(draft, writer.tick()))
+            publish(context, writer, records)
+
+        async with context.commit_lock:
+            await context.world.offload.run(lambda: context.index.write(work))
         context.records_changed.fire()
 
     async def _forget(self, paths: Sequence[RelPath]) -> None:

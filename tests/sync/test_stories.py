@@ -272,3 +272,31 @@ async def test_a_file_that_never_rests_is_shown_and_arrives_when_it_does() -> No
         assert contents(story, "two")[b"log"].startswith(b"line")
         with story.folder("one").context.index.read() as reader:
             assert reader.problems() == []
+
+
+@simulated
+async def test_a_loser_whose_copy_was_deleted_does_not_come_back_from_nowhere() -> None:
+    async with told() as story:
+        await story.start("a", "b", "c")
+        await story.share("a", b="editor", c="editor")
+        a, b, c = (story.letter(name) for name in ("a", "b", "c"))
+        network = story.sim.network
+        network.cut(a, b)
+        network.cut(a, c)
+        story.user("c").mkdir(b"notes")
+        await story.until(lambda: b"notes" in story.user("b").names(), 120)
+        network.isolate(b)
+        network.isolate(c)
+        story.user("a").write(b"notes", b"file of a")
+        story.user("b").rmdir(b"notes")
+        await trio.sleep(100)
+        network.heal(a, c)
+        await trio.sleep(100)
+        for copy in [name for name in story.user("a").names() if b"conflict" in name]:
+            story.user("a").delete(copy)
+        await trio.sleep(100)
+        network.heal_all()
+        await trio.sleep(300)
+        await story.settle("a")
+        for name in ("a", "b", "c"):
+            assert story.user(name).names() == [b".p2psync"]

@@ -1,0 +1,56 @@
+"""A version that lost on this disk does not come back from nowhere."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+from p2psync.model.entries import Fingerprint, Synced
+from p2psync.model.paths import RelPath
+from p2psync.model.records import FileRecord, merge, winner
+from p2psync.model.versions import Dot, Replica, VersionVector
+from p2psync.ports import Kind
+from p2psync.reconcile.observe import finish
+from p2psync.reconcile.resolve import resolution
+
+A, B, C = (Replica(bytes([n]) * 12) for n in (1, 2, 3))
+PATH = RelPath(b"notes")
+NOTHING = VersionVector()
+
+
+def record(kind: Kind, dot: Dot, base: VersionVector = NOTHING, *, deleted: bool = False) -> FileRecord:
+    content = b"" if kind is Kind.DIRECTORY else b"c" * 32
+    return FileRecord(PATH, kind, deleted, 0, 0, 0o755, content, b"", b"", dot, base.advance(dot))
+
+
+FILE = record(Kind.FILE, Dot(1, A))
+DIRECTORY = record(Kind.DIRECTORY, Dot(1, C))
+GONE = record(Kind.DIRECTORY, Dot(2, B), DIRECTORY.version, deleted=True)
+SETTLED = Synced(
+    PATH, Kind.DIRECTORY, 0, 0, 0o755, b"", b"", b"", Fingerprint(1, 1, 0, 0, 0, 1),
+    FILE.version.join(DIRECTORY.version), (DIRECTORY.dot,),
+)  # fmt: skip
+
+
+def test_what_was_settled_here_follows_what_the_others_did_since() -> None:
+    siblings = merge([FILE], [GONE])
+    assert winner(siblings) == FILE
+    draft = resolution(SETTLED, siblings)
+    assert draft is not None
+    assert draft.deleted
+    resolved = finish(draft, Dot(3, A))
+    assert merge(siblings, [resolved]) == [resolved]
+
+
+def test_a_winner_that_never_lost_here_is_simply_shown() -> None:
+    unseen = replace(SETTLED, version=DIRECTORY.version)
+    assert resolution(unseen, merge([FILE], [GONE])) is None
+    assert resolution(None, [FILE]) is None
+    assert resolution(SETTLED, [GONE]) is None
+    assert resolution(SETTLED, [DIRECTORY, FILE]) is None
+    assert resolution(SETTLED, [FILE]) is None
+
+
+def test_a_local_change_of_a_viewer_and_rot_are_not_conflicts() -> None:
+    siblings = merge([FILE], [GONE])
+    assert resolution(replace(SETTLED, diverged=True), siblings) is None
+    assert resolution(replace(SETTLED, kind=Kind.FILE, content=b""), siblings) is None
