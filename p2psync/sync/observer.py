@@ -103,6 +103,21 @@ class Observer:
         """Have one path compared soon."""
         self.inbox.defer(path, 0.0)
 
+    async def distrust(self, paths: Sequence[RelPath]) -> None:
+        """Read files again whose content is not what their untouched fingerprint says: rot, a torn write (I14)."""
+        context = self._context
+
+        def work(writer: Writer) -> None:
+            for path in paths:
+                entry = writer.synced(path)
+                if entry is not None:
+                    writer.put_synced(replace(entry, fingerprint=replace(entry.fingerprint, observed_ns=0)))
+
+        async with context.commit_lock:
+            await context.world.offload.run(lambda: context.index.write(work))
+        for path in paths:
+            self.look_at(path)
+
     async def reload_ignores(self) -> None:
         """The ignore file has changed: read it again, then look at everything in its light."""
         await self._context.world.offload.run(self._context.ignores_changed)

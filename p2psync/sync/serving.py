@@ -31,8 +31,8 @@ class Server:
             return [self._chunk(chunk, length, suspects) for chunk, length in request.items()]
 
         items = await context.world.offload.run(read)
-        for path in suspects:
-            self._observer.look_at(path)
+        if suspects:
+            await self._observer.distrust(suspects)
         context.progress.sent += sum(len(item) for item in items if not isinstance(item, Absent))
         return items
 

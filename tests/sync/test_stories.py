@@ -9,7 +9,8 @@ from p2psync.membership.links import Role
 from p2psync.model.paths import RelPath, path_key
 from p2psync.model.records import winner
 from p2psync.ports import Rename
-from tests.sync.conftest import LABEL, Story, simulated, told
+from p2psync.testing.inodes import File
+from tests.sync.conftest import FOLDER, LABEL, Story, simulated, told
 
 
 def contents(story: Story, name: str) -> dict[bytes, bytes]:
@@ -300,3 +301,21 @@ async def test_a_loser_whose_copy_was_deleted_does_not_come_back_from_nowhere() 
         await story.settle("a")
         for name in ("a", "b", "c"):
             assert story.user(name).names() == [b".p2psync"]
+
+
+@simulated
+async def test_a_file_torn_without_a_trace_is_read_again_when_a_peer_asks_for_it() -> None:
+    async with told() as story:
+        await story.start("one", "two")
+        await story.share("one", two="editor")
+        await story.stop("two")
+        story.user("one").write(b"torn", b"as it was hashed")
+        await story.nodes["one"].folder_scan(LABEL)
+        await trio.sleep(10)
+        file = story.device("one").disk.find(FOLDER + b"/torn")
+        assert isinstance(file, File)
+        file.put(0, b"AS IT WAS HASHED")
+        await story.again("two")
+        await trio.sleep(60)
+        await story.settle("one")
+        assert contents(story, "two") == contents(story, "one") == {b"torn": b"AS IT WAS HASHED"}
