@@ -9,21 +9,20 @@ The index is told the coming token before the disk gets it, so a crash between t
 
 from __future__ import annotations
 
-from contextlib import suppress
-
 from p2psync.index.writer import Writer
-from p2psync.ports import Rename, Root
 from p2psync.sync.context import FolderContext
-from p2psync.workspace.layout import PRIVATE, TMP
+from p2psync.workspace import private_files
+from p2psync.workspace.layout import PRIVATE
 
 LIFE = PRIVATE + b"/life"
 TOKEN_SIZE = 16
+MAX_TOKEN = 64
 _PRESENT, _COMING = "life", "coming-life"
 
 
 def renew(context: FolderContext) -> bool:
     """Begin a life; False when index and folder did not belong together. Blocks."""
-    found = _read(context.root)
+    found = private_files.read(context.root, LIFE, MAX_TOKEN)
     with context.index.read() as reader:
         known = {reader.setting(_PRESENT) or b"", reader.setting(_COMING) or b""}
     together = found in known
@@ -36,32 +35,6 @@ def renew(context: FolderContext) -> bool:
             writer.new_incarnation(max(writer.incarnation + 1, now))
 
     context.index.write(announce)
-    _write(context.root, token)
+    private_files.replace(context.root, LIFE, token)
     context.index.write(lambda writer: writer.put_setting(_PRESENT, token))
     return together
-
-
-def _read(root: Root) -> bytes:
-    try:
-        file = root.open(LIFE)
-    except FileNotFoundError:
-        return b""
-    try:
-        buffer = bytearray(4 * TOKEN_SIZE)
-        return bytes(buffer[: file.pread_into(memoryview(buffer), 0)])
-    finally:
-        file.close()
-
-
-def _write(root: Root, token: bytes) -> None:
-    temp = TMP + b"/life"
-    with suppress(FileNotFoundError):
-        root.unlink(temp)
-    file = root.create(temp, 0o600)
-    try:
-        file.pwrite(token, 0)
-        file.sync()
-    finally:
-        file.close()
-    root.rename(temp, LIFE, Rename.REPLACE)
-    root.sync_directory(PRIVATE)

@@ -6,8 +6,6 @@ else an index holds can be had again from the files and the other devices, but w
 
 from __future__ import annotations
 
-from contextlib import suppress
-
 import msgspec
 
 from p2psync.errors import AuthenticationError, InputError, IntegrityError
@@ -17,10 +15,10 @@ from p2psync.membership.fold import Membership, fold
 from p2psync.membership.links import decode_link
 from p2psync.model.ids import FolderId
 from p2psync.model.paths import display
-from p2psync.ports import Rename, Root, World
+from p2psync.ports import Root, World
 from p2psync.sync.founding import Place, load_membership, store_place
-from p2psync.workspace import marker
-from p2psync.workspace.layout import PRIVATE, TMP
+from p2psync.workspace import marker, private_files
+from p2psync.workspace.layout import PRIVATE
 
 MEMBERS = PRIVATE + b"/members"
 MAX_SIZE = 64 << 20
@@ -30,19 +28,9 @@ _links = msgspec.msgpack.Decoder(list[bytes])
 def keep(root: Root, membership: Membership) -> None:
     """Bring the file up to date. Blocks."""
     encoded = msgspec.msgpack.encode(membership.encoded_links())
-    if _read(root) == encoded:
+    if private_files.read(root, MEMBERS, MAX_SIZE) == encoded:
         return
-    temp = TMP + b"/members"
-    with suppress(FileNotFoundError):
-        root.unlink(temp)
-    file = root.create(temp, 0o600)
-    try:
-        file.pwrite(encoded, 0)
-        file.sync()
-    finally:
-        file.close()
-    root.rename(temp, MEMBERS, Rename.REPLACE)
-    root.sync_directory(PRIVATE)
+    private_files.replace(root, MEMBERS, encoded)
 
 
 def membership_of(world: World, index: Index, folder: FolderId, path: bytes) -> Membership:
@@ -57,7 +45,7 @@ def membership_of(world: World, index: Index, folder: FolderId, path: bytes) -> 
     try:
         root = world.storage.open_root(path)
         try:
-            found, data, ino = marker.read(root), _read(root), root.identity().ino
+            found, data, ino = marker.read(root), private_files.read(root, MEMBERS, MAX_SIZE), root.identity().ino
         finally:
             root.close()
         membership = fold(_links.decode(data))
@@ -81,18 +69,3 @@ def _lost(path: bytes) -> IntegrityError:
         f"the index of the folder {display(path)} is lost, and no membership to make a new one stands beside its "
         "files; mount its disk, or put the index back from a backup"
     )
-
-
-def _read(root: Root) -> bytes:
-    try:
-        file = root.open(MEMBERS)
-    except FileNotFoundError:
-        return b""
-    try:
-        stat = root.stat(MEMBERS)
-        if stat is None or stat.size > MAX_SIZE:
-            return b""
-        buffer = bytearray(stat.size)
-        return bytes(buffer[: file.pread_into(memoryview(buffer), 0)])
-    finally:
-        file.close()
