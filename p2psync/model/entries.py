@@ -13,7 +13,7 @@ from functools import cached_property
 import msgspec
 
 from p2psync.errors import IntegrityError
-from p2psync.model.paths import PathKey, RelPath, parent, path_key
+from p2psync.model.paths import PathKey, RelPath, path_key
 from p2psync.model.records import FileRecord, winner
 from p2psync.model.versions import Dot, Replica, VersionVector
 from p2psync.ports import Kind, Stat
@@ -84,11 +84,6 @@ class Synced:
     def key(self) -> PathKey:
         """The path's key."""
         return path_key(self.path)
-
-    @cached_property
-    def directory_key(self) -> PathKey:
-        """Key of the directory that holds this entry; the index groups siblings of one directory by it."""
-        return path_key(parent(self.path))
 
     @property
     def identity(self) -> tuple[bool, Kind, bytes]:
