@@ -16,16 +16,15 @@ from p2psync.index.reader import Reader
 from p2psync.index.values import Pending, Problem
 from p2psync.index.writer import Writer
 from p2psync.model.ignore import IGNORE_FILE
-from p2psync.model.paths import RelPath, display, path_key
+from p2psync.model.paths import RelPath, display
 from p2psync.model.records import CONFIRMED, FileRecord
 from p2psync.ports import Kind
 from p2psync.reconcile import batch as order
 from p2psync.reconcile import clash, plan
 from p2psync.reconcile.guards import Tally
-from p2psync.reconcile.resolve import resolution
 from p2psync.sync.contents import ContentJobs, UnavailableError
 from p2psync.sync.context import FolderContext
-from p2psync.sync.observer import Observer
+from p2psync.sync.observer import Observer, resolution_in
 from p2psync.sync.performer import Performer, Ready, plan_now
 from p2psync.sync.recovery import recover
 from p2psync.workspace import operations as ops
@@ -167,7 +166,7 @@ class Applier:
         held: list[Problem] = []
         with context.index.read() as reader:
             for path in paths:
-                if may_write and resolution(reader.synced(path), reader.siblings(path_key(path))) is not None:
+                if may_write and resolution_in(reader, path) is not None:
                     lost_here.append(path)
                     continue
                 action = plan_now(context, reader, path)

@@ -29,6 +29,7 @@ from p2psync.reconcile.guards import Tally
 from p2psync.reconcile.observe import (
     Adopt,
     DiskState,
+    Draft,
     Forget,
     KeepLocal,
     Publish,
@@ -353,7 +354,7 @@ class Observer:
         def work(writer: Writer) -> None:
             records = []
             for path in paths:
-                draft = resolution(writer.synced(path), writer.siblings(path_key(path)))
+                draft = resolution_in(writer, path)
                 if draft is not None:
                     records.append(finish(draft, writer.tick()))
             publish(context, writer, records)
@@ -445,6 +446,12 @@ def _inline(state: DiskState | None) -> tuple[DiskState | None, bytes]:
 def look_up_in(reader: Reader) -> LookUp:
     """What the conflict rules ask: the records at a path, and what this disk shows there."""
     return lambda path: (reader.siblings(path_key(path)), reader.synced(path))
+
+
+def resolution_in(reader: Reader, path: RelPath) -> Draft | None:
+    """See `reconcile.resolve`."""
+    siblings = reader.siblings(path_key(path))
+    return resolution(reader.synced(path), siblings, lambda content: bool(reader.find_content(content)))
 
 
 def publish(context: FolderContext, writer: Writer, records: Sequence[FileRecord]) -> None:
