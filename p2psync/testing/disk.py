@@ -24,7 +24,7 @@ import trio
 
 from p2psync.ports import FsCapabilities
 from p2psync.testing.faults import FaultPlan, oserror
-from p2psync.testing.inodes import BLOCK, Change, Directory, Entry, File, Inode
+from p2psync.testing.inodes import BLOCK, Change, Directory, Entry, File, Inode, Loss, kept_share
 from p2psync.testing.root import SimFile, SimRoot
 
 
@@ -284,17 +284,20 @@ class SimDisk:
         for directory in directories.values():
             directory.changes = [change for change in directory.changes if not change.done]
 
-    def crash(self, rng: random.Random) -> None:
-        """Cut the power: keep what is durable and a random legal subset of the rest, then `restart`."""
+    def crash(self, rng: random.Random, loss: Loss = "some") -> None:
+        """Cut the power: keep what is durable and a legal subset of the rest, then `restart`.
+
+        What the system had written back by itself stays even when all of the rest is lost.
+        """
         for file in list(self.opened):
             file.drop()
         flushed = self.now() - self.profile.writeback_s
         self._make_durable([change for change in self._changes if change.at < flushed])
-        self._keep_some([change for change in self._changes if not change.done], rng)
+        self._keep_some([change for change in self._changes if not change.done], rng, kept_share(loss, rng))
         self._changes = []
         unsynced, self._dirty = list(self._dirty.values()), {}
         for inode in unsynced:
-            inode.lose_power(rng, flushed)
+            inode.lose_power(rng, flushed, loss)
         self.used_blocks = 0
         seen: set[int] = set()
         for top in (self.top, *self._detached.values()):
@@ -312,9 +315,8 @@ class SimDisk:
         self.faults.dead = False
 
     @staticmethod
-    def _keep_some(pending: list[Change], rng: random.Random) -> None:
+    def _keep_some(pending: list[Change], rng: random.Random, share: float) -> None:
         """Per directory a prefix, over two directories both or neither; some cuts keep all, none or a global prefix."""
-        share = rng.choice((0.0, 0.5, 0.9, 1.0))
         ordered = rng.random() < 0.3
         cut: set[int] = set()
         for change in pending:

@@ -9,11 +9,26 @@ from __future__ import annotations
 
 import random
 from dataclasses import dataclass
+from typing import Literal
 
 from p2psync.ports import Kind, Stat
 
 BLOCK = 4096
 SECTOR = 512
+
+Loss = Literal["all", "some", "none"]
+"""How much of what nobody synced a power cut takes with it."""
+
+
+def kept_share(loss: Loss, rng: random.Random) -> float:
+    """The chance of each unsynced change to survive."""
+    match loss:
+        case "all":
+            return 0.0
+        case "none":
+            return 1.0
+        case "some":
+            return rng.choice((0.0, 0.5, 0.9, 1.0))
 
 
 class Inode:
@@ -204,8 +219,8 @@ class File(Inode):
             self.forsaken = True
             self.changes.clear()
 
-    def lose_power(self, rng: random.Random, flushed_before: float) -> None:
-        """Go back to the saved state and apply a random legal subset of the changes since.
+    def lose_power(self, rng: random.Random, flushed_before: float, loss: Loss = "some") -> None:
+        """Go back to the saved state and apply a legal subset of the changes since.
 
         Changes older than `flushed_before` (virtual time) were written back by the system in the background.
         """
@@ -214,7 +229,7 @@ class File(Inode):
             return
         changes, now = list(self.changes), (self.mtime_ns, self.ctime_ns)
         self.size, self.blocks, self.mode = saved.size, dict(saved.blocks), saved.mode
-        keep_share = rng.choice((0.0, 0.5, 0.9, 1.0))
+        keep_share = kept_share(loss, rng)
         kept = False
         for change in changes:
             if change.at < flushed_before or rng.random() < keep_share:
