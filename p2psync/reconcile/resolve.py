@@ -38,4 +38,4 @@ def resolution(synced: Synced | None, siblings: Sequence[FileRecord], held: Call
     for sibling in seen:
         base = base.join(sibling.version)
     r = wanted
-    return Draft(r.path, r.kind, True, r.size, r.mtime_ns, r.mode, r.content, b"", r.target, base)
+    return Draft(r.path, r.kind, True, r.size, r.mtime_ns, r.mode, r.content, b"", b"", base)

@@ -6,7 +6,7 @@ from dataclasses import replace
 
 from p2psync.model.entries import Fingerprint, Synced
 from p2psync.model.paths import RelPath
-from p2psync.model.records import FileRecord, merge, winner
+from p2psync.model.records import FileRecord, decode_record, merge, target_content, winner
 from p2psync.model.versions import Dot, Replica, VersionVector
 from p2psync.ports import Kind
 from p2psync.reconcile.observe import finish
@@ -65,6 +65,13 @@ def test_a_loser_whose_copy_was_deleted_is_deleted_when_its_name_is_free_again()
     assert draft is not None
     assert draft.deleted
     assert resolution(implied, [FILE], held) is None
+
+
+def test_the_tombstone_of_a_symlink_is_one_that_others_accept() -> None:
+    lost = replace(record(Kind.SYMLINK, Dot(1, A)), target=b"there", content=target_content(b"there"))
+    draft = resolution(SETTLED, merge([lost], [GONE]), held)
+    assert draft is not None
+    assert decode_record(finish(draft, Dot(3, A)).encode()).deleted
 
 
 def test_a_winner_that_never_lost_here_is_simply_shown() -> None:
