@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator
 from contextlib import contextmanager
 from typing import TypeVar
 
@@ -10,6 +10,7 @@ from p2psync.errors import IntegrityError, StateError
 from p2psync.index import tables
 from p2psync.index.reader import Reader
 from p2psync.index.repair import Repairer
+from p2psync.index.seal import Sealed, SealedStore
 from p2psync.index.tables import Identity
 from p2psync.index.verify import Finding, verify
 from p2psync.index.writer import Writer
@@ -26,9 +27,12 @@ _UPGRADES: dict[int, Callable[[WriteTxn], None]] = {}
 class Index:
     """Everything one device knows about one folder. All methods block; call them inside `Offload.run`."""
 
-    def __init__(self, store: KvStore, is_conflict: Callable[[bytes], bool]) -> None:
-        self._store = store
+    def __init__(self, store: KvStore, is_conflict: Callable[[bytes], bool], identity: Identity) -> None:
+        """`identity` is whose index it is, as it stood when it was opened."""
+        self._rows = store
+        self._store = SealedStore(store)
         self._is_conflict = is_conflict
+        self._identity = identity
 
     @classmethod
     def open(  # noqa: PLR0917 - the four identities of an index and where it lies
@@ -53,7 +57,7 @@ class Index:
         store = database.open(path, tables.TABLES)
         try:
             fresh = Identity(tables.SCHEMA, token, folder, device, incarnation_floor)
-            identity = store.write(lambda txn: _prepare(txn, fresh, path))
+            identity = store.write(lambda txn: _prepare(Sealed(txn), fresh, path))
             if (identity.folder, identity.device) != (folder, device):
                 whose = "folder" if identity.folder != folder else "device"
                 raise StateError(
@@ -63,7 +67,7 @@ class Index:
         except BaseException:
             store.close()
             raise
-        return cls(store, is_conflict)
+        return cls(store, is_conflict, identity)
 
     @contextmanager
     def read(self) -> Iterator[Reader]:
@@ -87,26 +91,31 @@ class Index:
 
     def check(self) -> list[Finding]:
         """Everything that is wrong with this index as far as it can be told from within; reads all of it."""
-        with self.read() as reader:
-            return verify(reader)
+        damaged: dict[tuple[str, bytes], None] = {}
+        with self._store.read(damaged) as txn:
+            return verify(Reader(txn, self._is_conflict), damaged)
 
-    def repair(self) -> list[Finding]:
+    def repair(self, distrusted: Collection[bytes] = ()) -> list[Finding]:
         """Derive everything anew in one transaction and drop what is damaged; what was dropped.
 
-        Take a new incarnation afterwards when `Reader.rolled_back` says so.
+        Records of the batches `distrusted` (ids), whose signature turned out bad, are dropped too. Take a new
+        incarnation afterwards when `Reader.rolled_back` says so.
         """
 
         def run(txn: WriteTxn) -> list[Finding]:
-            repairer = Repairer(txn, self._is_conflict)
-            dropped = repairer.rebuild()
+            damaged = Sealed(txn).damage(tables.TABLES)
+            for table, key in damaged:
+                txn.delete(table, key)
+            repairer = Repairer(Sealed(txn), self._is_conflict)
+            dropped = repairer.rebuild(damaged, self._identity, distrusted)
             repairer.finish()
             return dropped
 
-        return self._store.write(run)
+        return self._rows.write(run)
 
     def close(self) -> None:
         """Close the store; no view may be open."""
-        self._store.close()
+        self._rows.close()
 
 
 def _prepare(txn: WriteTxn, fresh: Identity, path: bytes) -> Identity:

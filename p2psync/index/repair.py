@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Collection, Iterable
+
+import msgspec
 
 from p2psync.errors import InputError, IntegrityError, StateError
 from p2psync.index import tables
 from p2psync.index.derive import Sibling
 from p2psync.index.reader import history_key, validated_record
-from p2psync.index.tables import State, place
+from p2psync.index.tables import Identity, State, place
 from p2psync.index.verify import Finding
 from p2psync.index.writer import Writer, has_content
 from p2psync.model.entries import decode_synced
+from p2psync.model.ids import replica_device_prefix
 from p2psync.model.manifest import content_root
 from p2psync.model.paths import ROOT, PathKey, RelPath
 from p2psync.model.records import merge, record_id
@@ -35,10 +38,23 @@ _STEP = 1000
 class Repairer(Writer):
     """A write transaction that rebuilds the whole index from its primary rows."""
 
-    def rebuild(self) -> list[Finding]:
-        """Rebuild; returns what had to be dropped. Peers read our feed anew: every entry gets a new sequence number."""
+    def rebuild(
+        self, gone: Iterable[tuple[str, bytes]], identity: Identity, distrusted: Collection[bytes]
+    ) -> list[Finding]:
+        """Rebuild; returns what had to be dropped. Peers read our feed anew: every entry gets a new sequence number.
+
+        `gone` are the damaged rows (table, key) that were removed already, `identity` whose index this is if that does
+        not stand in it any more, `distrusted` the ids of batches whose signature is bad.
+        """
         self._dropped: list[Finding] = []
-        self._reset_state()
+        self._distrusted = distrusted
+        self._own_incarnation = identity.incarnation
+        self._me = replica_device_prefix(identity.device)
+        lost = set(gone)
+        for table, key in sorted(lost):
+            if table not in _DERIVED:
+                self._drop(table, f"row {key.hex()} of {table}")
+        self._reset_state(lost)
         for table in _DERIVED:
             for key in self._keys(table):
                 self.txn.delete(table, key)
@@ -52,10 +68,15 @@ class Repairer(Writer):
         for table, kind in ((tables.BATCHES, b"b"), (tables.MANIFESTS, b"m")):
             for key in self._keys(table):
                 self.count_reference(kind + key, 0)
+        if self.txn.get(tables.META, tables.IDENTITY) is None:
+            self._identity_row = msgspec.structs.replace(identity, incarnation=self._own_incarnation)
+            self.new_incarnation(self._own_incarnation + 1)
         return self._dropped
 
-    def _reset_state(self) -> None:
+    def _reset_state(self, lost: Collection[tuple[str, bytes]]) -> None:
         try:
+            if (tables.META, tables.STATE) in lost:
+                raise IntegrityError("its row is damaged")
             old = self._state
         except IntegrityError as error:
             self._drop("state", str(error))
@@ -92,7 +113,11 @@ class Repairer(Writer):
             except IntegrityError as error:
                 self._drop("records", str(error))
                 continue
-            if record.key == key and batch is not None and batch.covers(identifier):
+            for author, _ in record.version.entries:
+                if replica_device_prefix(author) == self._me:
+                    self._own_incarnation = max(self._own_incarnation, int.from_bytes(author[-4:], "big"))
+            trusted = batch is not None and batch_id not in self._distrusted
+            if record.key == key and trusted and batch is not None and batch.covers(identifier):
                 siblings.append(Sibling(record, encoded, batch_id, identifier))
             else:
                 self._drop("signature", "a record that no stored signature covers", record.path)

@@ -1,7 +1,8 @@
 """The check behind `p2psync check`: everything the index derives is derived again and compared.
 
-Each primary row says which derived rows must exist; those are looked up and counted. Where the count of a table then
-differs from what was expected, it holds rows that nothing accounts for. Only leaves and directories are held in memory.
+First every row's seal. Then each primary row says which derived rows must exist; those are looked up and counted. Where
+the count of a table then differs from what was expected, it holds rows that nothing accounts for. Only leaves and
+directories are held in memory.
 """
 
 from __future__ import annotations
@@ -39,16 +40,20 @@ class Finding:
     repairable: bool = True
 
 
-def verify(reader: Reader) -> list[Finding]:
-    """Everything that is wrong with an index, as far as it can be told from within, up to `MAX_FINDINGS`."""
-    return _Check(reader).run()
+def verify(reader: Reader, damaged: dict[tuple[str, bytes], None]) -> list[Finding]:
+    """Everything that is wrong with an index, as far as it can be told from within, up to `MAX_FINDINGS`.
+
+    `reader` passes over rows whose seal is broken and notes them (table, key) in `damaged`.
+    """
+    return _Check(reader, damaged).run()
 
 
 class _Check:
     """One run: what was found, and what the derived tables and totals should be as far as the rows seen say."""
 
-    def __init__(self, reader: Reader) -> None:
+    def __init__(self, reader: Reader, damaged: dict[tuple[str, bytes], None]) -> None:
         self._reader = reader
+        self._damaged = damaged
         self._txn = reader.txn
         self._findings: list[Finding] = []
         self._expected: Counter[str] = Counter()
@@ -58,6 +63,11 @@ class _Check:
         self._state = State()
 
     def run(self) -> list[Finding]:
+        for table in tables.TABLES:
+            for _ in self._txn.range(table):
+                pass
+        for table, key in sorted(self._damaged):
+            self._report("damaged", RelPath(b""), f"row {key.hex()} of {table} is damaged")
         rows = (
             (tables.SYNCED, self._check_synced),
             (tables.RECORDS, self._check_records),

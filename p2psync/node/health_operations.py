@@ -11,7 +11,6 @@ import trio
 
 from p2psync.errors import AuthenticationError, EscapeError, InputError, PermissionDenied
 from p2psync.index.reader import Reader
-from p2psync.index.verify import verify
 from p2psync.index.writer import Writer
 from p2psync.membership.batches import open_batch
 from p2psync.model.entries import Synced
@@ -76,8 +75,7 @@ class HealthOperations(Core):
 
     def _check_folder(self, folder: Folder, *, repair: bool) -> list[Finding]:
         index = folder.context.index
-        with index.read() as reader:
-            wrong = verify(reader)
+        wrong = index.check()
         repaired = repair and bool(wrong)
         if repaired:
             index.repair()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import random
 from collections.abc import Callable
 from pathlib import Path
 
@@ -10,6 +11,7 @@ import pytest
 from p2psync.errors import InputError, StateError
 from p2psync.index import Cursor, HistoryEntry, Index, Intent, Location, Totals, Writer, tables
 from p2psync.index.lmdb_store import LmdbDatabase
+from p2psync.index.seal import DamagedRowError, SealedStore
 from p2psync.index.writer import MAX_LEAP
 from p2psync.model import merkle
 from p2psync.model.hashing import Algorithm, digest
@@ -85,7 +87,7 @@ def test_an_index_of_another_folder_or_device_is_refused() -> None:
 def test_a_newer_layout_is_refused() -> None:
     database = MemoryDatabase()
     open_index(database, b"/i").close()
-    store = database.open(b"/i", tables.TABLES)
+    store = SealedStore(database.open(b"/i", tables.TABLES))
     newer = tables.Identity(tables.SCHEMA + 1, b"T" * 16, b"F" * 16, US, 7)
     store.write(lambda txn: txn.put(tables.META, tables.IDENTITY, tables.encode(newer)))
     store.close()
@@ -512,9 +514,8 @@ DAMAGES: dict[str, Callable[[WriteTxn], object]] = {
 }
 
 
-@pytest.mark.parametrize("damage", DAMAGES)
-def test_every_damage_is_found_and_repaired(damage: str) -> None:
-    database = MemoryDatabase()
+def lived_in(database: MemoryDatabase) -> tuple[Index, list[FileRecord]]:
+    """An index with something in nearly every table, and the records in it."""
     index = open_index(database, b"/i")
     big = [b"%d" % i for i in range(20)]
     records = [directory_record(b"d", dot_of(THEM, 1))]
@@ -531,10 +532,17 @@ def test_every_damage_is_found_and_repaired(damage: str) -> None:
         writer.hold(RelPath(b"d/f7"), problem(b"d/f7"))
 
     index.write(settle)
+    return index, records
+
+
+@pytest.mark.parametrize("damage", DAMAGES)
+def test_every_damage_is_found_and_repaired(damage: str) -> None:
+    database = MemoryDatabase()
+    index, records = lived_in(database)
     assert index.check() == []
     before = totals(index)
     index.close()
-    store = database.open(b"/i", tables.TABLES)
+    store = SealedStore(database.open(b"/i", tables.TABLES))
     store.write(DAMAGES[damage])
     store.close()
 
@@ -551,4 +559,66 @@ def test_every_damage_is_found_and_repaired(damage: str) -> None:
         assert reader.rolled_back == (damage == "garbled totals")
         assert reader.clock() >= 61
         assert {e.path for e in reader.feed(0, 1000)} == {r.path for r in records if reader.siblings(r.key)}
+    index.close()
+
+
+def test_one_flipped_bit_in_any_row_is_found_and_repaired() -> None:
+    database = MemoryDatabase()
+    index, records = lived_in(database)
+
+    def fill(writer: Writer) -> None:
+        writer.add_link(b"l" * 32, b"a link")
+        writer.put_setting("place", b"here")
+        writer.set_cursor(THEM, b"i" * 16, 5)
+        writer.note_problem(problem(b"d/f8"))
+        writer.put_intents([Intent(b"1", "place", A)])
+
+    index.write(fill)
+    index.close()
+    pristine = database.copy(b"/i")
+    rows = [(table, key) for table in tables.TABLES for key in sorted(pristine[table])]
+    assert {table for table, _ in rows} == set(tables.TABLES)
+    rng = random.Random(5)
+    for table, key in [row for row in rows if rng.random() < 0.2 or row[0] in {tables.META, tables.LINKS}]:
+        if (table, key) == (tables.META, tables.IDENTITY):
+            continue  # then it does not even open
+        database.restore(b"/i", pristine)
+        index = open_index(database, b"/i")
+        flipped = bytearray(pristine[table][key])
+        flipped[rng.randrange(len(flipped))] ^= 1 << rng.randrange(8)
+        index._rows.write(lambda txn, t=table, k=key, f=flipped: txn.put(t, k, bytes(f)))
+        with pytest.raises(DamagedRowError), index.read() as reader:
+            reader.txn.get(table, key)
+        assert any(f"{key.hex()} of {table} " in finding.text for finding in index.check()), (table, key)
+        index.repair()
+        assert index.check() == []
+        with index.read() as reader:
+            lost = {record.key for record in records if not reader.siblings(record.key)}
+        if table == tables.RECORDS:
+            assert lost == {key}
+        else:
+            assert bool(lost) == (table == tables.BATCHES)
+        index.close()
+
+
+def test_an_index_whose_identity_rots_while_it_is_open_gets_a_new_life() -> None:
+    database = MemoryDatabase()
+    index, _ = lived_in(database)
+    with index.read() as reader:
+        before = (reader.index_id, reader.incarnation, reader.device)
+    index._rows.write(lambda txn: txn.put(tables.META, tables.IDENTITY, b"rotten"))
+    index.repair()
+    with index.read() as reader:
+        assert (reader.index_id == before[0], reader.incarnation > before[1], reader.device) == (False, True, before[2])
+    assert index.check() == []
+    index.close()
+
+
+def test_records_of_a_distrusted_signature_are_dropped() -> None:
+    index, records = lived_in(MemoryDatabase())
+    with index.read() as reader:
+        (stored,) = reader.stored(records[0].key)
+    index.repair({stored.batch_id})
+    with index.read() as reader:
+        assert [reader.siblings(r.key) for r in records] == [[]] * len(records)
     index.close()
