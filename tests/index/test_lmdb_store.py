@@ -56,6 +56,14 @@ def test_committed_data_is_there_after_reopening(tmp_path: Path) -> None:
     second.close()
 
 
+def test_a_commit_waits_for_the_disk(store: LmdbStore) -> None:
+    """What is announced on the strength of a commit must outlive a power cut, which no test can bring about."""
+    flags = store._env.flags()
+    assert flags["sync"]
+    assert flags["metasync"]
+    assert not flags["writemap"]
+
+
 def test_a_second_open_in_one_process_is_refused(store: LmdbStore, tmp_path: Path) -> None:
     with pytest.raises(StateError, match="open already"):
         reopen(tmp_path / "index")

@@ -71,6 +71,16 @@ def test_manifests_survive_encoding(manifest: Manifest) -> None:
     assert all(manifest.chunk(i) == (c[0], c[2]) for i, c in enumerate(chunks))
 
 
+@given(st.lists(st.tuples(st.binary(min_size=32, max_size=32), st.integers(1, 9)), min_size=2, max_size=6, unique=True))
+def test_the_root_binds_the_order_of_chunks(chunks: list[tuple[bytes, int]]) -> None:
+    def root(ordered: list[tuple[bytes, int]]) -> bytes:
+        hashes, lengths = b"".join(c for c, _ in ordered), tuple(n for _, n in ordered)
+        return Manifest(Algorithm.BLAKE3, Chunker.FIXED, sum(lengths), hashes, lengths).root()
+
+    assert root(chunks) != root([chunks[1], chunks[0], *chunks[2:]])
+    assert root(chunks) != root(chunks[1:])
+
+
 @given(st.binary(max_size=100))
 def test_any_bytes_are_a_manifest_or_an_input_error(data: bytes) -> None:
     with contextlib.suppress(InputError):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import itertools
+from dataclasses import replace
 
 import pytest
 from hypothesis import given, settings
@@ -98,6 +99,13 @@ def test_merge_does_not_depend_on_order_or_repetition(found: list[FileRecord], r
 @given(st.lists(records(), min_size=1, max_size=5))
 def test_the_winner_is_a_function_of_the_set(found: list[FileRecord]) -> None:
     assert precedence(winner(found)) == precedence(winner(found[::-1]))
+
+
+@given(st.lists(records(), min_size=2, max_size=5), st.lists(st.integers(-(2**60), 2**60), min_size=5, max_size=5))
+def test_no_clock_decides_who_wins(found: list[FileRecord], mtimes: list[int]) -> None:
+    """Clocks that are wrong by years change neither what stands nor what is shown (I18)."""
+    otherwise = [replace(record, mtime_ns=mtime) for record, mtime in zip(found, mtimes, strict=False)]
+    assert winner(found).dot == winner(otherwise).dot
     assert winner(found).deleted == all(r.deleted for r in found)
 
 

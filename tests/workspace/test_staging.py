@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import subprocess
 from collections.abc import Iterator
@@ -14,11 +15,14 @@ from p2psync.errors import IntegrityError
 from p2psync.model.hashing import Algorithm, digest
 from p2psync.model.manifest import MAX_CHUNK, Chunker, Manifest
 from p2psync.ports import Kind
+from p2psync.testing.disk import DiskProfile, SimDisk
+from p2psync.testing.root import SimRoot
+from p2psync.workspace import marker
 from p2psync.workspace.materialiser import apply
 from p2psync.workspace.operations import Failed, Place
 from p2psync.workspace.posix import PosixRoot
 from p2psync.workspace.staging import Stage, stage_path, stage_small, sweep
-from tests.workspace.support import LATER, STAMP, contents, fingerprint, make_folder, write
+from tests.workspace.support import FOLDER, LATER, MARKER_ID, STAMP, contents, fingerprint, make_folder, write
 
 
 def manifest_of(*chunks: bytes) -> Manifest:
@@ -117,3 +121,36 @@ def test_a_full_disk_leaves_everything_as_it_was(tiny: PosixRoot, tmp_path: Path
     assert {b"old", b"new"} <= contents(tmp_path)
     if isinstance(outcome, Failed):
         assert (tmp_path / "tiny" / "a").read_bytes() == b"old"
+
+
+@pytest.fixture
+def small() -> Iterator[tuple[SimDisk, SimRoot]]:
+    """A folder on a simulated disk of 64 KiB."""
+    disk = SimDisk(DiskProfile(capacity=64 * 1024), wall_ns=lambda: 10**18, now=lambda: 0.0)
+    disk.make_directories(b"/folder")
+    root = disk.open_root(b"/folder")
+    marker.create(root, FOLDER, MARKER_ID, 1)
+    yield disk, root
+    root.close()
+
+
+def test_a_content_that_does_not_fit_leaves_nothing(small: tuple[SimDisk, SimRoot]) -> None:
+    _, root = small
+    with pytest.raises(OSError, match="No space"):
+        stage_small(root, [(b"fits", b"1"), (b"big", b"x" * (1 << 20))])
+    assert root.stat(stage_path(b"fits")) is not None
+    assert root.stat(stage_path(b"big")) is None
+
+
+def test_a_stage_whose_sync_failed_is_begun_anew(small: tuple[SimDisk, SimRoot]) -> None:
+    """A second sync of the same file would succeed, and the bytes would be gone all the same."""
+    disk, root = small
+    manifest = manifest_of(b"content")
+    with Stage.open(root, manifest) as stage:
+        stage.put(0, b"content")
+        disk.faults.fail(1, errno.EIO, {"sync"})
+        with pytest.raises(OSError, match="Input/output"):
+            stage.sync()
+    assert root.stat(stage.path) is None
+    with Stage.open(root, manifest) as again:
+        assert again.missing() == [0]

@@ -1,0 +1,1 @@
+"""Planted bugs: each is one that a real synchronizer had or could have, and the tests must notice it."""

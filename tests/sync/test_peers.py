@@ -1,0 +1,99 @@
+"""What comes from other devices: bytes that are not what they should be, questions by strangers, mass removals."""
+
+from __future__ import annotations
+
+import pytest
+import trio
+
+from p2psync.model.hashing import Algorithm
+from p2psync.model.manifest import MAX_CHUNK, Chunker, Manifest, decode_manifest
+from p2psync.model.paths import RelPath, path_key
+from p2psync.protocol.bulk import Absent
+from p2psync.reconcile.guards import Limits, MassChangeGuard
+from p2psync.workspace.chunker import zero_hash
+from tests.sync.conftest import LABEL, Story, simulated, told
+
+
+def contents(story: Story, name: str) -> dict[bytes, bytes]:
+    """The files at the top of a device's folder."""
+    user = story.user(name)
+    return {n: user.read(n) for n in user.names() if n != b".p2psync"}
+
+
+@simulated
+async def test_a_peer_that_sends_other_bytes_gets_none_of_them_in(monkeypatch: pytest.MonkeyPatch) -> None:
+    async with told() as story:
+        await story.start("one", "two")
+        await story.share("one", two="editor")
+        with monkeypatch.context() as forged:
+            forged.setattr(story.folder("one")._server, "_chunk", lambda _, length, __: b"!" * length)
+            story.user("one").write(b"small", b"as it is")
+            story.user("one").write(b"large", b"x" * MAX_CHUNK + b"tail")
+            await trio.sleep(60)
+            assert contents(story, "two") == {}
+        await story.until(lambda: contents(story, "two") == contents(story, "one"), 900)
+
+
+@simulated
+async def test_a_peer_that_sends_another_manifest_gets_none_of_it_in(monkeypatch: pytest.MonkeyPatch) -> None:
+    async with told() as story:
+        await story.start("one", "two")
+        await story.share("one", two="editor")
+        size = 9 * MAX_CHUNK
+        hashes = zero_hash(Algorithm.BLAKE3, MAX_CHUNK) * 9
+        zeros = Manifest(Algorithm.BLAKE3, Chunker.FIXED, size, hashes, (MAX_CHUNK,) * 9).encode()
+        with monkeypatch.context() as forged:
+            forged.setattr(story.folder("one")._server, "_manifest", lambda _: zeros)
+            file = story.user("one").open_write(b"sparse")
+            file.truncate(size)
+            file.pwrite(b"not only zeros", 0)
+            file.close()
+            await trio.sleep(60)
+            assert story.user("two").names() == [b".p2psync"]
+            assert story.folder("two").context.problems == {}
+        await story.until(lambda: b"sparse" in story.user("two").names(), 900)
+        await story.settle("one")
+
+
+@simulated
+async def test_content_is_for_members_only() -> None:
+    async with told() as story:
+        await story.start("owner", "member", "stranger")
+        story.user("owner").write(b"secret", b"for members")
+        await story.share("owner", member="viewer")
+        owner = story.folder("owner").context
+        with owner.index.read() as reader:
+            (record,) = reader.siblings(path_key(RelPath(b"secret")))
+        ((chunk, _, length),) = decode_manifest(record.manifest).chunks()
+
+        async def ask(name: str) -> list[object]:
+            peer = story.nodes[name].synchronizer.peers[owner.device]
+            return [
+                item if isinstance(item, Absent) else bytes(item)
+                for manifests in (False, True)
+                for item in await peer.fetch(owner.folder, [(chunk, length)], manifests=manifests)
+            ]
+
+        assert await ask("member") == [b"for members", Absent.GONE]
+        assert await ask("stranger") == [Absent.GONE, Absent.GONE]
+
+
+@simulated
+async def test_a_mass_removal_by_another_device_waits_for_a_person_here(monkeypatch: pytest.MonkeyPatch) -> None:
+    async with told() as story:
+        await story.start("one", "two")
+        for number in range(120):
+            story.user("one").write(b"f%03d" % number, b"%d" % number)
+        await story.share("one", two="editor")
+        careless = MassChangeGuard(Limits(deletes=10_000))
+        monkeypatch.setattr(story.folder("one").observer, "_guard", careless)
+        for number in range(100):
+            story.user("one").delete(b"f%03d" % number)
+        await story.nodes["one"].folder_scan(LABEL)
+        await trio.sleep(60)
+        assert len(contents(story, "two")) == 120
+        assert "mass-delete-incoming" in story.folder("two").context.problems
+        await story.nodes["two"].folder_resume(LABEL, confirm=True)
+        await trio.sleep(30)
+        await story.settle("one")
+        assert len(contents(story, "two")) == 20
