@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import AsyncIterator
+from dataclasses import replace
 
 import trio
 
@@ -18,8 +19,11 @@ class DiscoveryHub:
         self.network = network
         self.working = True
         """Whether multicast works at all."""
+        self.loss = 0.0
+        """Share of sightings that do not arrive, 0 to 1; `repeat` brings them."""
         self._announced: dict[str, tuple[int, Sighting]] = {}
         self._number = 0
+        self._rng = network.rng
 
     def host(self, name: str) -> SimDiscovery:
         """Discovery as host `name` sees it."""
@@ -30,6 +34,16 @@ class DiscoveryHub:
         self._number += 1
         self._announced[name] = (self._number, sighting)
         self.network.changed.unpark_all()
+
+    def repeat(self) -> None:
+        """Everybody hears everything again, as after another query: what was lost, and duplicates of what was not."""
+        for name, (_, sighting) in list(self._announced.items()):
+            self.publish(name, sighting)
+
+    def mislead(self, name: str, address: str) -> None:
+        """Announce that host `name` is at a wrong address, as a stale or hostile cache does; `repeat` keeps it so."""
+        if name in self._announced:
+            self.publish(name, replace(self._announced[name][1], addresses=(address,)))
 
     def withdraw(self, name: str) -> None:
         """A host died: nothing announces it any more."""
@@ -42,7 +56,8 @@ class DiscoveryHub:
             for other, (number, sighting) in self._announced.items():
                 if other != name and seen.get(other) != number and self.network.reachable(other, name):
                     seen[other] = number
-                    fresh.append(sighting)
+                    if not self.loss or self._rng.random() >= self.loss:
+                        fresh.append(sighting)
         return fresh
 
 

@@ -2,7 +2,8 @@
 
 A stream behaves like TCP: what is sent arrives in order or not at all. While a link is cut, what travels on it waits
 (as retransmission would make it) and arrives after the link heals; a cut longer than `GIVE_UP_S` breaks the stream on
-the side that waits for it. Hosts have names of their own and one IPv4 address each.
+the side that waits for it. Bytes may arrive changed, and one end may be gone without a word to the other. Hosts have
+names of their own and one IPv4 address each; some may never meet.
 """
 
 from __future__ import annotations
@@ -40,6 +41,8 @@ class Link:
     bytes_per_s: float = math.inf
     cut_since: float | None = None
     """Virtual time since when nothing passes; None while it works."""
+    corrupt: int = 0
+    """How many of the next segments arrive with one bit changed, as after damage that no checksum below has noticed."""
     busy_until: float = 0.0
 
 
@@ -64,6 +67,16 @@ class _Pipe:
         self.last_arrival = max(self.last_arrival, link.busy_until + link.latency_s + jitter)
         return self.last_arrival
 
+    def carried(self, piece: bytes) -> bytes:
+        """What arrives of a segment: the same, unless the link is to change it."""
+        if not self.link.corrupt:
+            return piece
+        self.link.corrupt -= 1
+        bit = self.network.rng.randrange(8 * len(piece))
+        changed = bytearray(piece)
+        changed[bit // 8] ^= 1 << bit % 8
+        return bytes(changed)
+
     def wake(self) -> None:
         """Let both ends look again."""
         self.changed.unpark_all()
@@ -87,6 +100,7 @@ class SimStream:
         self._in = incoming
         self._remote = remote
         self._closed = False
+        self._lost = False
 
     @property
     def remote(self) -> str:
@@ -106,7 +120,7 @@ class SimStream:
             if self._in.finished_at is not None and self._in.finished_at <= trio.current_time():
                 raise trio.BrokenResourceError("connection lost: the other side has closed it")
             pipe.held += len(piece)
-            pipe.segments.append((pipe.arrival(len(piece)), piece))
+            pipe.segments.append((pipe.arrival(len(piece)), pipe.carried(piece)))
             pipe.wake()
 
     async def receive_into(self, buffer: memoryview) -> int:
@@ -145,7 +159,7 @@ class SimStream:
         """Close without waiting."""
         if not self._closed:
             self._closed = True
-            if self._out.finished_at is None:
+            if self._out.finished_at is None and not self._lost:
                 self._out.finished_at = self._out.arrival(0)
             self._out.wake()
             self._in.wake()
@@ -158,6 +172,15 @@ class SimStream:
             pipe.wake()
         self._out.network.forget(self)
 
+    def abandon_now(self) -> None:
+        """This end fails and the other hears nothing of it: a half-open connection, as after a router lost its state.
+
+        What the other end sends is never taken from the pipe.
+        """
+        self._lost = True
+        self.look_again()
+        self._out.network.forget(self)
+
     def look_again(self) -> None:
         """The link was cut or healed: whoever waits decides anew."""
         self._out.wake()
@@ -166,7 +189,7 @@ class SimStream:
     def _check(self) -> None:
         if self._closed:
             raise trio.ClosedResourceError("this stream was closed on our side")
-        if self._out.broken or self._in.broken:
+        if self._lost or self._out.broken or self._in.broken:
             raise trio.BrokenResourceError("connection lost: connection reset by peer")
 
 
@@ -252,6 +275,8 @@ class SimNetwork:
         self._links: dict[tuple[str, str], Link] = {}
         self._listeners: dict[tuple[str, int], SimListener] = {}
         self._streams: dict[SimStream, tuple[str, str]] = {}
+        """Open ends: whose each is, and who has the other."""
+        self._apart: set[tuple[str, str]] = set()
         self._refusing: dict[str, bool] = {}
         self._next_port = _EPHEMERAL
         self.changed = trio.lowlevel.ParkingLot()
@@ -277,10 +302,20 @@ class SimNetwork:
                 link.cut_since = trio.current_time()
         self._wake()
 
+    def part(self, one: str, other: str) -> None:
+        """Cut two hosts off from each other until `unite`: no healing helps."""
+        self._apart |= {(one, other), (other, one)}
+        self.cut(one, other)
+
+    def unite(self, one: str, other: str) -> None:
+        """Take `part` back; the link is healed."""
+        self._apart -= {(one, other), (other, one)}
+        self.heal(one, other)
+
     def heal(self, source: str, target: str) -> None:
         """Let everything pass between two hosts again; what waited arrives after one latency."""
         for pair in ((source, target), (target, source)):
-            self._mend(self.link(*pair))
+            self._mend(pair)
         self._wake()
 
     def isolate(self, name: str) -> None:
@@ -290,10 +325,10 @@ class SimNetwork:
                 self.cut(name, other)
 
     def heal_all(self) -> None:
-        """Heal every link and stop refusing."""
+        """Heal every link but those of hosts that never meet, and stop refusing."""
         self._refusing.clear()
-        for link in self._links.values():
-            self._mend(link)
+        for pair in self._links:
+            self._mend(pair)
         self._wake()
 
     def reachable(self, source: str, target: str) -> bool:
@@ -312,14 +347,23 @@ class SimNetwork:
             stream.break_now()
         return len(hit)
 
+    def abandon(self, name: str) -> int:
+        """Break every open connection of a host on its side alone; returns how many."""
+        hit = [stream for stream, (owner, _) in self._streams.items() if owner == name]
+        for stream in hit:
+            stream.abandon_now()
+        return len(hit)
+
     def kill(self, name: str) -> None:
         """A host dies: its listeners close and its connections break."""
         self.reset(name)
         for listener in [one for one in self._listeners.values() if one.host == name]:
             listener.close_now()
 
-    def _mend(self, link: Link) -> None:
-        if link.cut_since is not None:
+    def _mend(self, pair: tuple[str, str]) -> None:
+        link = self.link(*pair)
+        link.corrupt = 0
+        if link.cut_since is not None and pair not in self._apart:
             link.cut_since = None
             link.busy_until = max(link.busy_until, trio.current_time() + link.latency_s)
 
@@ -364,8 +408,8 @@ class SimNetwork:
         far = SimStream(incoming, outgoing, f"{source.address}:{self._port()}")
         if listener is None or self._refusing.get(target.name) or not listener.offer(far):
             raise oserror(errno.ECONNREFUSED, f"{host}:{port}".encode())
-        for stream in (near, far):
-            self._streams[stream] = (source.name, target.name)
+        self._streams[near] = (source.name, target.name)
+        self._streams[far] = (target.name, source.name)
         return near
 
     def _find(self, source: HostNetwork, host: str) -> HostNetwork:

@@ -5,12 +5,14 @@ It never looks inside a node. It hears what users do (`User` tells it), and is s
 
 from __future__ import annotations
 
+import unicodedata
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from itertools import islice
 
-from p2psync.model.paths import display, name
-from p2psync.ports import Kind
+from p2psync.model.paths import RelPath, ancestors, display, fold, name, unrepresentable
+from p2psync.ports import FsCapabilities, Kind
+from p2psync.reconcile.conflicts import parse_conflict_name
 from p2psync.testing.snapshot import Shown, Tree
 
 SCRATCH = b".save~"
@@ -38,6 +40,48 @@ class Written:
     superseded: bool = False
     excused: bool = False
     unsynced_on: set[str] = field(default_factory=set)
+    private: str | None = None
+    """The device that must keep it to itself."""
+
+
+@dataclass(frozen=True, slots=True)
+class Allowance:
+    """What may make one device show something else than the others: its disk, and changes that stay local."""
+
+    capabilities: FsCapabilities = field(default_factory=FsCapabilities)
+    touched: frozenset[bytes] = frozenset()
+    """Paths that a user who may only read has acted on."""
+
+    def excuses(self, path: bytes, shown: Shown | None, wanted: Shown | None, tree: Tree) -> bool:
+        """Whether `tree` may show this at `path` where others show `wanted`."""
+        line = (*ancestors(RelPath(path)), path)
+        if self.touched and self._local(path, line):
+            return True
+        return shown is None and wanted is not None and self._unholdable(line, wanted, tree)
+
+    def _local(self, path: bytes, line: Iterable[bytes]) -> bool:
+        if any(part in self.touched or _original(part) in self.touched for part in line):
+            return True
+        return any(acted.startswith(path + b"/") for acted in self.touched)
+
+    def _unholdable(self, line: Iterable[bytes], wanted: Shown, tree: Tree) -> bool:
+        """A name that this disk cannot hold, or not beside another one that is there."""
+        has = self.capabilities
+        if wanted.kind is Kind.SYMLINK and not has.symlinks:
+            return True
+        if any(unrepresentable(name(RelPath(p)), utf8_only=has.utf8_only, name_max=has.name_max) for p in line):
+            return True
+        if not (has.case_insensitive or has.normalising):
+            return False
+        present = {fold(path): path for path in tree}
+        return any(present.get(fold(part), part) != part for part in line)
+
+    def as_recorded(self, tree: Tree, recorded: Tree) -> Tree:
+        """The tree by the names that others use, where this disk has spelt a name in its own form."""
+        if not self.capabilities.normalising:
+            return tree
+        spelt = {_decomposed(path): path for path in recorded}
+        return {spelt.get(path, path): shown for path, shown in tree.items()}
 
 
 class Oracle:
@@ -46,6 +90,7 @@ class Oracle:
     def __init__(self) -> None:
         self._written: dict[bytes, Written] = {}
         self._legitimate: set[bytes] = set()
+        self._muted: set[str] = set()
 
     # ── hearing ─────────────────────────────────────────────────────────────────────────────────────────────────────
     def wrote(self, device: str, path: bytes, content: bytes, before: bytes | None, *, durable: bool) -> None:
@@ -53,18 +98,37 @@ class Oracle:
         if before == content:
             return
         if before is not None:
-            self._supersede(before)
+            self._supersede(device, before)
         known = self._written.get(content)
         if known is None or known.superseded:
-            self._written[content] = known = Written(path, device)
+            private = device if device in self._muted and known is None else None
+            self._written[content] = known = Written(path, device, private=private)
         if not durable:
             known.unsynced_on.add(device)
         self._legitimate.add(content)
 
     def deleted(self, device: str, path: bytes, before: bytes) -> None:
         """A user removed `before`, which was visible at `path`, or renamed something over it."""
-        del device, path
-        self._supersede(before)
+        del path
+        self._supersede(device, before)
+
+    def mute(self, device: str) -> None:
+        """From now on what this device's users write must stay there, and replaces nothing elsewhere."""
+        self._muted.add(device)
+
+    def unmute(self, device: str) -> None:
+        """The device may write again, and publish what it had kept to itself."""
+        self._muted.discard(device)
+        for known in self._written.values():
+            if known.private == device:
+                known.private = None
+
+    def discarded(self, contents: Iterable[bytes]) -> None:
+        """A person destroyed what was kept of these contents, outside the visible tree: they may be lost."""
+        for content in contents:
+            known = self._written.get(content)
+            if known is not None:
+                known.excused = True
 
     def existed(self, contents: Iterable[bytes]) -> None:
         """Contents that may be seen though no user wrote them through `User`."""
@@ -84,24 +148,34 @@ class Oracle:
                     self._legitimate.add(now.content)
         self.existed(shown.content for path, shown in after.items() if name(path) == SCRATCH)
 
-    def _supersede(self, content: bytes) -> None:
+    def _supersede(self, device: str, content: bytes) -> None:
         known = self._written.get(content)
-        if known is not None:
+        if known is not None and (device not in self._muted or known.private == device):
             known.superseded = True
 
     # ── judging ─────────────────────────────────────────────────────────────────────────────────────────────────────
     def check(self, trees: Mapping[str, Tree], history: Mapping[str, set[bytes]]) -> list[Violation]:
         """All violations at quiescence: `trees` and `history` by device, for those devices that must agree."""
-        return [*self.convergence(trees), *self.losses(trees, history), *self.strangers(trees)]
+        return [*self.convergence(trees), *self.losses(trees, history), *self.strangers(trees), *self.spread(trees)]
 
     @staticmethod
-    def convergence(trees: Mapping[str, Tree]) -> list[Violation]:
-        """I1: every device shows the same names, kinds, contents, executable bits and symlink targets."""
+    def convergence(trees: Mapping[str, Tree], allowed: Mapping[str, Allowance] | None = None) -> list[Violation]:
+        """I1: every device shows the same names, kinds, contents, executable bits and symlink targets.
+
+        All are compared with the first; `allowed` says what may be otherwise on one of the others.
+        """
         found: list[Violation] = []
         devices = list(trees)
         for other in devices[1:]:
-            ours, theirs = trees[devices[0]], trees[other]
-            different = (path for path in sorted(ours.keys() | theirs.keys()) if ours.get(path) != theirs.get(path))
+            allowance = (allowed or {}).get(other, Allowance())
+            ours = trees[devices[0]]
+            theirs = allowance.as_recorded(trees[other], ours)
+            different = (
+                path
+                for path in sorted(ours.keys() | theirs.keys())
+                if ours.get(path) != theirs.get(path)
+                and not allowance.excuses(path, theirs.get(path), ours.get(path), theirs)
+            )
             found.extend(
                 Violation(
                     "I1",
@@ -132,6 +206,15 @@ class Oracle:
             if shown.kind is Kind.FILE and shown.content not in self._legitimate
         ]
 
+    def spread(self, trees: Mapping[str, Tree]) -> list[Violation]:
+        """C-roles: what a device had to keep to itself is nowhere else."""
+        return [
+            Violation("roles", f"{display(path)} on {device} was written by {known.private}, who may not write")
+            for device, tree in trees.items()
+            for path, shown in tree.items()
+            if (known := self._written.get(shown.content)) is not None and known.private not in (None, device)
+        ]
+
     @staticmethod
     def leftovers(temporaries: Mapping[str, list[bytes]]) -> list[Violation]:
         """I8, I21: no temporary file is left at quiescence; `temporaries` by device."""
@@ -144,3 +227,17 @@ class Oracle:
 
 def _text(shown: Shown | None) -> str:
     return "nothing" if shown is None else str(shown)
+
+
+def _original(path: bytes) -> bytes:
+    """The path that a conflict copy stands beside; the path itself when it is none."""
+    parsed = parse_conflict_name(path)
+    return path if parsed is None else parsed.original
+
+
+def _decomposed(path: bytes) -> bytes:
+    """A path as a normalising disk spells it."""
+    try:
+        return unicodedata.normalize("NFD", path.decode()).encode()
+    except UnicodeDecodeError:
+        return path

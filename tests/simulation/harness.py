@@ -9,16 +9,20 @@ from collections import Counter
 from collections.abc import Awaitable, Callable, Mapping
 from contextlib import AbstractAsyncContextManager
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Protocol
 
 import trio
 
 from p2psync.ports import World
 from p2psync.testing import Oracle, SimDevice, SimulatedCrash, SimWorld, Violation, run_deterministic
-from p2psync.testing.disk import DiskProfile
 from p2psync.testing.inodes import Directory
+from p2psync.testing.kv import Snapshot
+from p2psync.testing.oracle import Allowance
+from p2psync.testing.root import SimRoot
 from p2psync.testing.snapshot import Shown, kept, temporaries, tree
+from tests.simulation.cast import Cast
 from tests.simulation.logs import LogBook, captured
+from tests.simulation.mishaps import relent, unfold
 from tests.simulation.people import ALL_ACTIONS, Person
 from tests.simulation.weather import disturb
 
@@ -31,6 +35,20 @@ MakeNode = Callable[[World, bytes, str], AbstractAsyncContextManager[Any]]
 """Starts the node of device `name` with its home at a path of its disk; the node runs inside the context."""
 
 
+class Keeper(Protocol):
+    """Looks after nodes as their owners do; see `keeper`."""
+
+    async def introduce(self, story: "Story", /) -> None:
+        """Make those who are there from the start share the folder."""
+
+    async def keep(self, host: "Host", /) -> None:
+        """Look after one device for as long as its node lives."""
+
+    async def unrest(self, story: "Story", /) -> list[str]:
+        """Why the story cannot be at its end; empty when all is at rest."""
+        ...
+
+
 @dataclass(frozen=True)
 class Scenario:
     """How nodes come into a story, and what may happen in it."""
@@ -41,7 +59,9 @@ class Scenario:
     actions: tuple[str, ...] = ALL_ACTIONS
     """What users do; see `people`."""
     faults: frozenset[str] = frozenset({"crash", "kill", "cut", "reset", "error", "intrusion", "clock", "hints"})
-    """What goes wrong; see `weather`."""
+    """What goes wrong; see `weather`, `mishaps` and `cast`."""
+    keeper: Keeper | None = None
+    """Does more than `introduce`, when there is one."""
     settle_s: float = 3600.0
     """Virtual seconds within which everything must be equal once the faults have ended."""
     quiet_s: float = 60.0
@@ -64,12 +84,14 @@ class Plan:
     hint_loss: float
     overflow: float
     skews_s: tuple[float, ...]
+    cast: Cast
 
     @staticmethod
     def draw(seed: int) -> "Plan":
         """The plan of a seed."""
         rng = random.Random(f"{seed} plan")
-        devices = tuple("abcdef"[: rng.choice((2, 2, 3, 3, 3, 4))])
+        cast = Cast.draw(random.Random(f"{seed} cast"))
+        devices = cast.devices
         return Plan(
             seed=seed,
             devices=devices,
@@ -80,6 +102,7 @@ class Plan:
             hint_loss=rng.choice((0.0, 0.0, 0.3, 1.0)),
             overflow=rng.choice((0.0, 0.0, 0.05)),
             skews_s=tuple(rng.choice((0.0, 1.0, -3600.0, YEARS_S, -YEARS_S)) for _ in devices),
+            cast=cast,
         )
 
 
@@ -106,9 +129,25 @@ class Host:
         self.up = trio.Event()
         self.resting_s = 0.0
         self.power_cut = True
+        self.place = FOLDER
+        """Where the folder's tree is now."""
+        self.unplugged = False
+        """Whether the folder's disk is not to be had, so that nobody works on it."""
+        self.plug: Callable[[], None] = lambda: None
+        """Puts it back."""
+        self.meanwhile: list[Callable[[], None]] = []
+        """What happens to the device before its node starts again."""
+        self.copies: dict[bytes, Snapshot] = {}
+        """Backups of its databases."""
+        self.touched: set[bytes] = set()
+        """Paths that its user has acted on."""
+        self.orders: list[str] = []
+        self.called = trio.Event()
         self._scope = trio.CancelScope()
         device.disk.make_directories(HOME)
         device.disk.make_directories(FOLDER)
+        if "mount" in story.scenario.faults:
+            device.disk.make_mount(FOLDER)
         device.disk.faults.observe = self._observe
 
     def _observe(self, kind: str, path: bytes) -> None:
@@ -117,13 +156,27 @@ class Host:
     @property
     def top(self) -> Directory:
         """The folder's directory."""
-        node = self.device.disk.find(FOLDER)
+        node = self.device.disk.find(self.place)
         assert isinstance(node, Directory)
         return node
 
     @property
     def dead(self) -> bool:
         return self.device.disk.faults.dead
+
+    @property
+    def idle(self) -> bool:
+        """Whether nobody can work at this device now."""
+        return self.dead or self.unplugged
+
+    def user_root(self) -> SimRoot:
+        """The folder as a person reaches it."""
+        return self.device.disk.user_root(FOLDER)
+
+    def order(self, what: str) -> None:
+        """Have the keeper do something soon."""
+        self.orders.append(what)
+        self.called.set()
 
     async def run(self) -> None:
         """Start the node again whenever it has died."""
@@ -134,6 +187,9 @@ class Host:
             before = tree(self.top)
             self.device.restart(power_cut=self.power_cut)
             self.story.oracle.crashed(self.device.name, before, tree(self.top))
+            events, self.meanwhile = self.meanwhile, []
+            for event in events:
+                event()
             await trio.sleep(self.resting_s)
 
     async def _live(self) -> None:
@@ -143,6 +199,9 @@ class Host:
                 async with self.story.scenario.make_node(self.device.world(), HOME, self.device.name) as node:
                     self.node = node
                     self.up.set()
+                    await self.story.introduced.wait()
+                    if self.story.scenario.keeper is not None:
+                        await self.story.scenario.keeper.keep(self)
                     await trio.sleep_forever()
         except (SimulatedCrash, Exception, BaseExceptionGroup):
             if not self.dead:
@@ -168,9 +227,18 @@ class Story:
         self.oracle = Oracle()
         self.counters: Counter[str] = Counter()
         self.log = LogBook(self.note)
+        self.calm = False
+        self.introduced = trio.Event()
+        self.cast = plan.cast.within(scenario.faults)
+        self.members = {name: "editor" for name in self.cast.devices if name not in self.cast.late}
+        """Who is to take part now, and in which role."""
+        self.members |= {name: "viewer" for name in self.cast.viewers if name in self.members}
+        self.members[self.cast.devices[0]] = "owner"
+        self.expelled: set[str] = set()
+        self.troubles: trio.Nursery | None = None
         self.hosts: dict[str, Host] = {}
         for name, skew_s in zip(plan.devices, plan.skews_s, strict=True):
-            device = self.sim.device(name, DiskProfile())
+            device = self.sim.device(name, self.cast.profile(name))
             device.clock.jump(skew_s)
             device.watcher.loss, device.watcher.overflow = plan.hint_loss, plan.overflow
             self.hosts[name] = Host(self, device)
@@ -187,12 +255,17 @@ class Story:
                 nursery.start_soon(host.run)
             for host in self.hosts.values():
                 await host.up.wait()
-            await self.scenario.introduce({name: host.node for name, host in self.hosts.items()}, FOLDER)
+            if self.scenario.keeper is not None:
+                await self.scenario.keeper.introduce(self)
+            else:
+                await self.scenario.introduce({name: host.node for name, host in self.hosts.items()}, FOLDER)
+            self.introduced.set()
             with trio.move_on_after(self.plan.duration_s):
                 async with trio.open_nursery() as troubles:
+                    self.troubles = troubles
+                    troubles.start_soon(unfold, self)
                     for host in self.hosts.values():
-                        person = Person(host.device, FOLDER, self.oracle, self.scenario.actions, self.plan)
-                        troubles.start_soon(person.live, host, self.note)
+                        troubles.start_soon(self.person(host).live, host, self.note)
                     if self.plan.trouble_s != float("inf"):
                         troubles.start_soon(disturb, self)
             self._calm()
@@ -208,13 +281,20 @@ class Story:
             self.plan, trace.digest(), violations, self.counters, trace.count, trio.current_time(), trace.lines
         )
 
+    def person(self, host: Host) -> Person:
+        """Somebody who works at a device."""
+        return Person(host.device, FOLDER, self.oracle, self.scenario.actions, self.plan, host.touched)
+
     def _calm(self) -> None:
         self.sim.trace.add("world", "calm")
+        self.calm = True
         self.sim.network.heal_all()
         for host in self.hosts.values():
             host.device.disk.faults.clear()
             host.device.watcher.loss = host.device.watcher.overflow = 0.0
             host.resting_s = min(host.resting_s, 1.0)
+            host.called.set()
+        relent(self)
 
     async def _settle(self) -> list[Violation]:
         """Wait for equal trees that stay equal; then, or when time is up, judge."""
@@ -224,13 +304,37 @@ class Story:
         while trio.current_time() < deadline:
             await trio.sleep(POLL_S)
             trees = self._trees()
-            if trees != last or any(shown != next(iter(trees.values())) for shown in trees.values()):
+            if trees != last or self._differences(trees):
                 last, since = trees, trio.current_time()
-            elif trio.current_time() - since >= self.scenario.quiet_s:
+            elif trio.current_time() - since >= self.scenario.quiet_s and not await self._unrest():
                 break
+        trees = self._trees()
         history = {name: kept(host.top) for name, host in self.hosts.items()}
-        left = {name: temporaries(host.top) for name, host in self.hosts.items()}
-        return [*self.oracle.check(self._trees(), history), *self.oracle.leftovers(left), *self.log.violations]
+        left = {name: temporaries(self.hosts[name].top) for name in self.members}
+        oracle = self.oracle
+        return [
+            *self._differences(trees),
+            *(Violation("I1", text) for text in await self._unrest()),
+            *oracle.losses(trees, history),
+            *oracle.strangers(trees),
+            *oracle.spread(trees),
+            *oracle.leftovers(left),
+            *self.log.violations,
+        ]
+
+    async def _unrest(self) -> list[str]:
+        return [] if self.scenario.keeper is None else await self.scenario.keeper.unrest(self)
+
+    def _differences(self, trees: Mapping[str, Mapping[bytes, Shown]]) -> list[Violation]:
+        """In what those who take part differ though nothing excuses it."""
+        allowed = {
+            name: Allowance(
+                self.cast.profile(name).capabilities,
+                frozenset(self.hosts[name].touched if role == "viewer" else ()),
+            )
+            for name, role in self.members.items()
+        }
+        return self.oracle.convergence({name: trees[name] for name in self.members}, allowed)
 
     def _trees(self) -> dict[str, dict[bytes, Shown]]:
         return {name: tree(host.top) for name, host in self.hosts.items()}

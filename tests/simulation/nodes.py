@@ -1,8 +1,9 @@
 """The nodes that ship, unchanged, in a story: each with keys, settings and a home made from its name."""
 
 import os
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import AsyncIterator, Callable, Mapping
 from contextlib import AsyncExitStack, asynccontextmanager
+from functools import partial
 from pathlib import Path
 
 import msgspec
@@ -13,7 +14,9 @@ from p2psync.errors import P2PSyncError
 from p2psync.node.config import Config, Device, Network, Sync
 from p2psync.node.home import HomeState
 from p2psync.node.node import NodeOperations, running
-from p2psync.ports import KvStore, World
+from p2psync.ports import Database, KvStore, World
+from p2psync.testing.kv import MemoryDatabase
+from tests.simulation import keeper
 from tests.simulation.harness import Scenario
 
 PORT = 22067
@@ -24,8 +27,9 @@ _STATE = b"state"
 class StoredHome:
     """A `HomeStore` in the device's simulated database, where it survives crashes and suffers the same faults."""
 
-    def __init__(self, path: bytes, store: KvStore) -> None:
+    def __init__(self, path: bytes, store: KvStore, forget: Callable[[bytes], None]) -> None:
         self.path = Path(os.fsdecode(path))
+        self._forget = forget
         self._store = store
 
     @property
@@ -48,7 +52,8 @@ class StoredHome:
         self._store.write(lambda txn: txn.put("home", _STATE, msgspec.msgpack.encode(state)))
 
     def forget_folder(self, folder_id: str) -> None:
-        """Stories end before a removed folder's data matters."""
+        """As `Home.forget_folder`."""
+        self._forget(os.fsencode(self.index(folder_id)))
 
 
 def settings(name: str) -> Config:
@@ -58,6 +63,11 @@ def settings(name: str) -> Config:
         network=Network(listen=(f":{PORT}",)),
         sync=Sync(rescan_interval_s=20 + 10 * (ord(name) % 5), debounce_ms=20, quiet_ms=200),
     )
+
+
+def _forget(database: Database, path: bytes) -> None:
+    if isinstance(database, MemoryDatabase):
+        database.restore(path, None)
 
 
 @asynccontextmanager
@@ -70,7 +80,8 @@ async def make_node(world: World, home: bytes, name: str) -> AsyncIterator[NodeO
             try:
                 store = world.database.open(home + b"/state", ("home",))
                 stack.callback(store.close)
-                context = running(StoredHome(home, store), world, keys, config, list(config.network.listen))
+                stored = StoredHome(home, store, partial(_forget, world.database))
+                context = running(stored, world, keys, config, list(config.network.listen))
                 operations = await stack.enter_async_context(context)
             except (OSError, P2PSyncError):
                 await stack.aclose()
@@ -97,5 +108,5 @@ async def introduce(nodes: Mapping[str, NodeOperations], folder: bytes) -> None:
         await nodes[other].folder_accept(shared.id, folder)
 
 
-SCENARIO = Scenario(make_node, introduce)
+SCENARIO = Scenario(make_node, introduce, keeper=keeper)
 GENTLE = Scenario(make_node, introduce, faults=frozenset())

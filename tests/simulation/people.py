@@ -35,7 +35,7 @@ class Alive(Protocol):
     """What a person needs to know of the machine."""
 
     @property
-    def dead(self) -> bool: ...
+    def idle(self) -> bool: ...
 
 
 class Habits(Protocol):
@@ -52,8 +52,16 @@ class Person:
     """One user of one device; all errors of system calls are theirs to shrug off."""
 
     def __init__(
-        self, device: SimDevice, folder: bytes, oracle: Oracle, actions: tuple[str, ...], habits: Habits
+        self,
+        device: SimDevice,
+        folder: bytes,
+        oracle: Oracle,
+        actions: tuple[str, ...],
+        habits: Habits,
+        touched: set[bytes],
     ) -> None:
+        """`touched` gets every path that the person acts on."""
+        self.touched = touched
         self.name = device.name
         self.user = device.user(folder, oracle)
         self.rng = random.Random(device.rng.random())
@@ -65,13 +73,14 @@ class Person:
         """Act for ever, at random moments, while the machine has power."""
         while True:
             await trio.sleep(self.rng.expovariate(1 / self.habits.pause_s))
-            if not machine.dead:
+            if not machine.idle:
                 self.act(note)
 
     def act(self, note: Callable[..., None]) -> None:
         """Do one thing."""
         kind = self.rng.choice(self.actions)
         path, other = self.path(), self.path()
+        self.touched |= {path, other}
         try:
             getattr(self, kind)(path, other)
         except (OSError, EscapeError) as error:
