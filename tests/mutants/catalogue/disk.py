@@ -145,7 +145,7 @@ MUTANTS = (
                 "                        result.append((text, to_stat(entry.stat(follow_symlinks=False))))",
             ),
         ),
-        ("tests/workspace/test_posix.py", "tests/testing/test_contracts.py"),
+        ("tests/workspace/test_posix.py",),
     ),
     Mutant(
         "case-twins-overwrite",
