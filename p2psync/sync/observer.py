@@ -43,7 +43,7 @@ from p2psync.sync.context import FolderContext
 from p2psync.sync.hints import HintInbox
 from p2psync.sync.pulse import Pulse
 from p2psync.workspace import chunker
-from p2psync.workspace.scanner import Batch, Finding, ScanProblem, examine, scan
+from p2psync.workspace.scanner import Batch, Finding, ScanProblem, Why, examine, scan
 
 COMMIT_SIZE = 1000
 GROUP_FILES = 64
@@ -61,6 +61,8 @@ class _Pass:
     """What one look at the disk has found so far."""
 
     missing: list[Finding] = field(default_factory=list)
+    closed: list[Finding] = field(default_factory=list)
+    """What took the name of a directory."""
     retry: list[bytes] = field(default_factory=list)
     problems: list[ScanProblem] = field(default_factory=list)
     published: int = 0
@@ -195,7 +197,8 @@ class Observer:
                 groups_out.close()
                 await self._find(batches, groups_in, found)
                 groups_in.close()
-        await self._commit_missing(found)
+        if await self._commit_missing(found):
+            await self._read_and_commit(found.closed, found)
         await self._context.world.offload.run(lambda: self._note_problems(found, full=full))
         for path in found.retry:
             self._retry_later(path)
@@ -211,7 +214,14 @@ class Observer:
                 await self._forget(batch.ignored)
             present = [finding for finding in batch.findings if finding.stat is not None]
             found.missing.extend(finding for finding in batch.findings if finding.stat is None)
-            for group in _groups(present):
+            # No device may ever see a file with live entries below it: it would move the file aside. So a directory
+            # comes before what is in it, and what takes its name after the removal of what was in it.
+            turned = [finding for finding in present if finding.why is Why.KIND]
+            opened = [finding for finding in turned if finding.stat is not None and finding.stat.kind is Kind.DIRECTORY]
+            found.closed += [finding for finding in turned if finding.synced and finding.synced.kind is Kind.DIRECTORY]
+            await self._read_and_commit(opened, found)
+            apart = {finding.path for finding in (*opened, *found.closed)}
+            for group in _groups([finding for finding in present if finding.path not in apart]):
                 await groups.send(group)
 
     async def _hash_stream(
@@ -220,31 +230,37 @@ class Observer:
         states: trio.MemorySendChannel[list[tuple[Finding, DiskState | None]]],
         found: _Pass,
     ) -> None:
-        context = self._context
         async with groups, states:
             async for group in groups:
+                await states.send(await self._read(group, found))
 
-                def read(group: list[Finding] = group) -> tuple[list[tuple[Finding, DiskState | None]], list[bytes]]:
-                    done: list[tuple[Finding, DiskState | None]] = []
-                    unsettled: list[bytes] = []
-                    for finding in group:
-                        try:
-                            state = chunker.observe(
-                                context.root, finding.path, context.algorithm, context.world.clock.wall_ns
-                            )
-                        except chunker.Unsettled:
-                            unsettled.append(finding.path)
-                        except (OSError, EscapeError) as error:
-                            found.problems.append(ScanProblem.of(finding.path, error))
-                        else:
-                            done.append((finding, state))
-                    return done, unsettled
+    async def _read(self, group: Sequence[Finding], found: _Pass) -> list[tuple[Finding, DiskState | None]]:
+        """What the disk holds there now; what would not hold still or could not be read is noted in `found`."""
+        context = self._context
 
-                done, unsettled = await context.world.offload.run(read)
-                found.retry.extend(unsettled)
-                found.problems.extend(_restless(p) for p in unsettled if self._attempts.get(p, 0) >= PATIENT_LOOKS)
-                context.progress.hashed += sum(state.size for _, state in done if state is not None)
-                await states.send(done)
+        def read() -> tuple[list[tuple[Finding, DiskState | None]], list[bytes]]:
+            done: list[tuple[Finding, DiskState | None]] = []
+            unsettled: list[bytes] = []
+            for finding in group:
+                try:
+                    state = chunker.observe(context.root, finding.path, context.algorithm, context.world.clock.wall_ns)
+                except chunker.Unsettled:
+                    unsettled.append(finding.path)
+                except (OSError, EscapeError) as error:
+                    found.problems.append(ScanProblem.of(finding.path, error))
+                else:
+                    done.append((finding, state))
+            return done, unsettled
+
+        done, unsettled = await context.world.offload.run(read)
+        found.retry.extend(unsettled)
+        found.problems.extend(_restless(p) for p in unsettled if self._attempts.get(p, 0) >= PATIENT_LOOKS)
+        context.progress.hashed += sum(state.size for _, state in done if state is not None)
+        return done
+
+    async def _read_and_commit(self, findings: Sequence[Finding], found: _Pass) -> None:
+        for group in _groups(findings):
+            await self._commit(await self._read(group, found), found)
 
     async def _commit_stream(
         self, states: trio.MemoryReceiveChannel[list[tuple[Finding, DiskState | None]]], found: _Pass
@@ -259,15 +275,17 @@ class Observer:
                         break
                 await self._commit(pending, found)
 
-    async def _commit_missing(self, found: _Pass) -> None:
-        """Record removals, unless so much would go that a person must say so first."""
+    async def _commit_missing(self, found: _Pass) -> bool:
+        """Record removals, unless so much would go that a person must say so first; False when they were held."""
         context = self._context
-        if not found.missing or not (await context.world.offload.run(context.check_root)).ok:
-            return
+        if not found.missing:
+            return True
+        if not (await context.world.offload.run(context.check_root)).ok:
+            return False
         if not self._derive_removals:
             await self._forget([finding.path for finding in found.missing])
             context.records_changed.fire()
-            return
+            return True
         with context.index.read() as reader:
             total = reader.totals().files
             gone = {finding.path for finding in found.missing}
@@ -288,11 +306,12 @@ class Observer:
                 f"if you meant it: p2psync folder resume {context.label} --confirm; "
                 f"if not: put the files back, then: p2psync folder resume {context.label}",
             )
-            return
+            return False
         context.clear_problem("mass-delete")
         for start in range(0, len(found.missing), COMMIT_SIZE):
             batch = found.missing[start : start + COMMIT_SIZE]
             await self._commit([(finding, None) for finding in batch], found)
+        return True
 
     async def _commit(self, states: list[tuple[Finding, DiskState | None]], found: _Pass) -> None:
         context = self._context

@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from typing import Any
+
 import pytest
 import trio
 
+from p2psync.index.index import Index
 from p2psync.membership.links import Role
 from p2psync.model.paths import RelPath, path_key
 from p2psync.model.records import winner
-from p2psync.ports import Rename
+from p2psync.ports import Kind, Rename
 from p2psync.testing.inodes import File
 from tests.sync.conftest import FOLDER, LABEL, Story, simulated, told
 
@@ -319,3 +323,43 @@ async def test_a_file_torn_without_a_trace_is_read_again_when_a_peer_asks_for_it
         await trio.sleep(60)
         await story.settle("one")
         assert contents(story, "two") == contents(story, "one") == {b"torn": b"AS IT WAS HASHED"}
+
+
+@simulated
+async def test_a_directory_that_becomes_a_file_and_back_is_a_file_with_entries_at_no_moment(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Who acts on a part of the change (the applier between two commits, a device behind a cut link) would see a file
+    where live entries need a directory, and make a conflict copy of it."""
+    path = RelPath(b"turns")
+    async with told() as story:
+        await story.start("one", "two")
+        user = story.user("one")
+        user.mkdir(path)
+        user.write(b"turns/inside", b"0")
+        await story.share("one", two="editor")
+        impossible: list[str] = []
+        for name in story.nodes:
+            index = story.folder(name).context.index
+
+            def write(
+                work: Callable[..., Any], index: Index = index, name: str = name, really: Any = index.write
+            ) -> Any:
+                result = really(work)
+                with index.read() as reader:
+                    now = winner(reader.siblings(path_key(path)))
+                    if reader.live_descendants(path) and not now.deleted and now.kind is not Kind.DIRECTORY:
+                        impossible.append(name)
+                return result
+
+            monkeypatch.setattr(index, "write", write)
+        for number in range(3):
+            user.delete_tree(path)
+            user.write(path, b"a file, %d" % number)
+            await story.settle("one")
+            user.delete(path)
+            user.mkdir(path)
+            user.write(b"turns/inside", b"%d" % number)
+            await story.settle("one")
+        assert impossible == []
+        assert [story.user(name).names() for name in story.nodes] == [[b".p2psync", path]] * 2
