@@ -92,6 +92,14 @@ def fold(path: bytes) -> bytes:
     return unicodedata.normalize("NFC", unicodedata.normalize("NFC", text).casefold()).encode()
 
 
+def composed(path: bytes) -> bytes:
+    """`path` in composed form (Unicode TR 15, NFC), as a normalising disk knows it; unchanged when it is not UTF-8."""
+    try:
+        return path if path.isascii() else unicodedata.normalize("NFC", path.decode()).encode()
+    except UnicodeDecodeError:
+        return path
+
+
 def unrepresentable(name: bytes, *, utf8_only: bool, name_max: int, windows: bool = False) -> str | None:
     """Why a disk with these limits cannot hold `name`, or None when it can."""
     if len(name) > name_max:

@@ -10,7 +10,7 @@ from collections import defaultdict
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 
-from p2psync.model.paths import RelPath, ancestors, display, fold, name, unrepresentable
+from p2psync.model.paths import RelPath, ancestors, display, fold, name, parent, unrepresentable
 from p2psync.ports import FsCapabilities
 
 
@@ -51,6 +51,17 @@ def clashes(
                 problem = f"this disk cannot hold it beside {display(stays)}"
                 held[path] = Problem(path, problem, "rename one of them on a device that holds both")
     return held
+
+
+def clash(path: RelPath, shown: Callable[[RelPath], Iterable[RelPath]], capabilities: FsCapabilities) -> Problem | None:
+    """Why this disk cannot show `path` beside what it shows already; `shown` lists what it shows in one directory.
+
+    A directory above may be what collides: its other spelling must not take in what belongs into this one.
+    """
+    if not (capabilities.case_insensitive or capabilities.normalising):
+        return None
+    there = {child for part in (*ancestors(path), path) for child in shown(parent(part))}
+    return clashes([*there, path], there.__contains__, capabilities).get(path)
 
 
 def holdable(path: RelPath, capabilities: FsCapabilities) -> Problem | None:

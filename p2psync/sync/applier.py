@@ -7,7 +7,8 @@ contents are fetched by jobs, many small files in one, a large file in its own.
 from __future__ import annotations
 
 import errno
-from collections.abc import Sequence
+from collections import defaultdict
+from collections.abc import Mapping, Sequence
 from functools import partial
 
 import trio
@@ -41,6 +42,7 @@ BUNDLE_BYTES = 4 * 1024 * 1024
 PARALLEL_BUNDLES = 4
 PARALLEL_LARGE = 3
 NEVER_NS = 2**63
+NAME_CLASH = "name-clash"
 PATIENT_TRIES = 2
 """Times a directory may be found not empty before it is shown: what is in it may be on its way out."""
 
@@ -118,6 +120,7 @@ class Applier:
                 await self._recover()
         now = trio.current_time()
         self._later = {path: at for path, at in self._later.items() if at > now}
+        await context.world.offload.run(self._release_names)
         after, progressed, local = b"", False, []
         removals: list[order.Step] = []
         while True:
@@ -149,6 +152,23 @@ class Applier:
             progressed |= await self._perform([Ready(s) for s in removals[start : start + BATCH]])
         return progressed
 
+    def _release_names(self) -> None:
+        """What collided with a name that has gone can be shown now."""
+        context = self._context
+        capabilities = context.root.capabilities
+        if not (capabilities.case_insensitive or capabilities.normalising):
+            return
+        with context.index.read() as reader:
+            free = [
+                RelPath(p.path)
+                for p in reader.problems()
+                if p.held
+                and p.code == NAME_CLASH
+                and clash.clash(RelPath(p.path), partial(_shown, reader), capabilities) is None
+            ]
+        if free:
+            context.index.write(lambda writer: [writer.release(path) for path in free])
+
     def _page(self, after: bytes) -> list[Pending]:
         with self._context.index.read() as reader:
             return reader.pending(after, PAGE)
@@ -164,15 +184,17 @@ class Applier:
         folding = context.root.capabilities.case_insensitive or context.root.capabilities.normalising
         actions: list[plan.Action] = []
         held: list[Problem] = []
+        coming: defaultdict[RelPath, list[RelPath]] = defaultdict(list)
         with context.index.read() as reader:
             for path in paths:
                 if may_write and resolution_in(reader, path) is not None:
                     lost_here.append(path)
                     continue
                 action = plan_now(context, reader, path)
-                problem = self._unholdable(reader, action)
+                problem = self._unholdable(reader, action, coming)
                 if problem is None:
                     actions.append(action)
+                    coming[_parent(path)].append(path)
                 else:
                     held.append(problem)
             arranged = order.arrange(actions, reader.synced, folding=folding)
@@ -187,8 +209,10 @@ class Applier:
             self._put_off(blocked.action.path)
         return list(arranged.steps), lost_here
 
-    def _unholdable(self, reader: Reader, action: plan.Action) -> Problem | None:
-        """Why this disk cannot or must not show what the action would put there."""
+    def _unholdable(
+        self, reader: Reader, action: plan.Action, coming: Mapping[RelPath, Sequence[RelPath]]
+    ) -> Problem | None:
+        """Why this disk cannot or must not show what the action would put there, beside what is `coming` anyway."""
         if not isinstance(action, plan.Create | plan.Replace | plan.MakeDirectory) or action.record is None:
             return None
         context, path, record = self._context, action.path, action.record
@@ -203,9 +227,8 @@ class Applier:
             code = "symlink"
             found = clash.holdable_symlink(path, record.target, capabilities, allow_unsafe=allowed)
         if found is None and (capabilities.case_insensitive or capabilities.normalising):
-            code = "name-clash"
-            there = [entry.path for entry in reader.children(_parent(path)) if not entry.absent]
-            found = clash.clashes([*there, path], there.__contains__, capabilities).get(path)
+            code = NAME_CLASH
+            found = clash.clash(path, lambda at: [*_shown(reader, at), *coming[at]], capabilities)
         return None if found is None else Problem(path, code, found.problem, found.remedy, now_ns, held=True)
 
     async def _brake(self, removals: list[order.Step]) -> list[order.Step]:
@@ -389,6 +412,10 @@ def _bundles(steps: Sequence[order.Step]) -> list[list[order.Step]]:
         bundle.append(step)
         size += amount
     return [*groups, bundle] if bundle else groups
+
+
+def _shown(reader: Reader, directory: RelPath) -> list[RelPath]:
+    return [entry.path for entry in reader.children(directory) if not entry.absent]
 
 
 def _parent(path: RelPath) -> RelPath:

@@ -9,8 +9,8 @@ from __future__ import annotations
 
 from contextlib import AbstractContextManager, nullcontext
 
-from p2psync.model.paths import PRIVATE_DIRECTORY
-from p2psync.ports import Root
+from p2psync.model.paths import PRIVATE_DIRECTORY, ancestors, composed, name, parent
+from p2psync.ports import Root, Stat
 
 PRIVATE = PRIVATE_DIRECTORY
 MARKER = PRIVATE + b"/marker"
@@ -38,3 +38,18 @@ def batch(root: Root) -> AbstractContextManager[object]:
     """Let an adapter keep parent directories open over many calls, where it can."""
     keep = getattr(root, "batch", None)
     return keep() if keep is not None else nullcontext()
+
+
+def stat_exact(root: Root, path: bytes) -> Stat | None:
+    """`root.stat(path)`, but None when what is there has another name, which a disk that folds names answers for.
+
+    What is placed, or recorded, through another spelling would be merged with what that name stands for elsewhere.
+    """
+    stat, capabilities = root.stat(path), root.capabilities
+    if stat is None or not (capabilities.case_insensitive or capabilities.normalising):
+        return stat
+    form = composed if capabilities.normalising else bytes
+    for part in (*ancestors(path), path):
+        if form(name(part)) not in {form(entry) for entry, _ in root.scan(parent(part))}:
+            return None
+    return stat

@@ -18,7 +18,7 @@ from p2psync.model.entries import Fingerprint
 from p2psync.model.paths import RelPath, display, parent
 from p2psync.ports import Kind, Rename, Root, Stat
 from p2psync.workspace.displace import UNSUPPORTED, Mover, same
-from p2psync.workspace.layout import batch
+from p2psync.workspace.layout import batch, stat_exact
 from p2psync.workspace.operations import (
     Changed,
     Displaced,
@@ -123,7 +123,7 @@ class _Batch:
         directory = parent(path)
         if not directory or directory in self._parents:
             return None
-        stat = self._root.stat(directory)
+        stat = stat_exact(self._root, directory)
         if stat is None:
             return ParentMissing(path)
         if stat.kind is not Kind.DIRECTORY:
@@ -339,6 +339,8 @@ class _Batch:
             if isinstance(taken, Changed):
                 return taken
             displaced, current = taken, None
+        elif current is not None and stat_exact(self._root, op.path) is None:
+            return Changed(op.path, current)
         if current is None:
             try:
                 self._root.mkdir(op.path)

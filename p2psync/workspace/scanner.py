@@ -14,9 +14,20 @@ from typing import Protocol
 
 from p2psync.errors import EscapeError
 from p2psync.model.entries import Synced
-from p2psync.model.paths import MAX_DEPTH, MAX_PATH, PRIVATE_DIRECTORY, ROOT, RelPath, display, fold, parent
+from p2psync.model.paths import (
+    MAX_DEPTH,
+    MAX_PATH,
+    PRIVATE_DIRECTORY,
+    ROOT,
+    RelPath,
+    composed,
+    display,
+    fold,
+    join,
+    parent,
+)
 from p2psync.ports import Kind, Root, Stat
-from p2psync.workspace.layout import MARKER
+from p2psync.workspace.layout import MARKER, stat_exact
 
 MAX_FINDINGS = 512
 MAX_EXAMINED = 8192
@@ -201,11 +212,15 @@ class _Scan:
             self.batch.problems.append(ScanProblem.of(directory, error))
             return
         known = {synced.path: synced for synced in self._view.children(directory)}
+        # A disk may list a name in another form than it was given; it goes on under the name that it was given.
+        given = {composed(path): path for path in known} if self._root.capabilities.normalising else {}
         prefix = directory + b"/" if directory else b""
         granularity, ignored = self._granularity, self._ignored
         self.batch.examined += len(listing) + 1
         for name, stat in listing:
             path = RelPath(prefix + name)
+            if given and path not in known:
+                path = given.get(composed(path), path)
             synced = known.pop(path, None)
             if ignored(path, stat.kind is Kind.DIRECTORY):
                 if synced is not None:
@@ -225,9 +240,10 @@ class _Scan:
 
     def examine(self, path: RelPath) -> None:
         """Compare one path."""
+        path = self._given(path)
         self.batch.examined += 1
         try:
-            stat = self._root.stat(path)
+            stat = stat_exact(self._root, path)
         except (OSError, EscapeError) as error:
             self.batch.problems.append(ScanProblem.of(path, error))
             return
@@ -240,6 +256,18 @@ class _Scan:
                 self._forget(synced)
         else:
             self._present(path, stat, synced)
+
+    def _given(self, path: RelPath) -> RelPath:
+        """The name under which a normalising disk was given what it calls `path`."""
+        if not self._root.capabilities.normalising:
+            return path
+        place = ROOT
+        for part in path.split(b"/"):
+            above, place = place, join(place, part)
+            if self._view.entry(place) is None:
+                form = composed(place)
+                place = next((c.path for c in self._view.children(above) if composed(c.path) == form), place)
+        return place
 
     def _present(self, path: RelPath, stat: Stat, synced: Synced | None) -> None:
         if stat.kind is Kind.OTHER:
