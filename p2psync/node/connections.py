@@ -40,6 +40,8 @@ MAX_STRANGERS = 64
 MAX_SIGHTINGS = 64
 STRANGER_TIME = 120.0
 """Seconds a device that is not known may stay: long enough to pair."""
+LASTING = 5.0
+"""Seconds after which a connection counts as one that worked."""
 TAG_NONCE = 8
 
 _log = get_logger(__name__)
@@ -214,19 +216,26 @@ class Connections:
             while True:
                 seen = contact.poke.count
                 if contact.peer is not None:
-                    await contact.peer.closed.wait()
-                    backoff.succeeded()
-                    await trio.sleep(self._world.rng.uniform(0.0, 0.2))
+                    await self._outlive(contact.peer, backoff)
                     continue
                 for address in [*dict.fromkeys([*reversed(contact.sighted), *contact.addresses])]:
                     if contact.peer is None and await self._dial(device, address):
-                        backoff.succeeded()
                         await self._settle(contact)
                         break
                 if contact.peer is not None:
                     continue
                 with trio.move_on_after(backoff.failed()):
                     await contact.poke.wait_beyond(seen)
+
+    async def _outlive(self, peer: Peer, backoff: Backoff) -> None:
+        """Wait for a connection to end, and as long as is fair before the next: one that never lasts is no success."""
+        began = trio.current_time()
+        await peer.closed.wait()
+        if trio.current_time() - began < LASTING:
+            await trio.sleep(backoff.failed())
+        else:
+            backoff.succeeded()
+            await trio.sleep(self._world.rng.uniform(0.0, 0.2))
 
     async def _settle(self, contact: Contact) -> None:
         """Give a proven connection the time to become the one in use, or to be turned down for another."""
