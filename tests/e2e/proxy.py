@@ -1,7 +1,10 @@
-"""A TCP proxy between two nodes of a test: adds delay, counts and cuts connections."""
+"""A TCP proxy between two nodes of a test: slows, counts, stalls, cuts and resets connections."""
 
 from __future__ import annotations
 
+import math
+import socket
+import struct
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -10,6 +13,8 @@ import trio
 
 CHUNK = 65536
 IN_FLIGHT = 1024
+_RESET = struct.pack("ii", 1, 0)
+"""SO_LINGER: closing discards what is unsent and tells the other end so (RST)."""
 
 
 class Proxy:
@@ -18,7 +23,10 @@ class Proxy:
     def __init__(self, target: str, delay: float = 0.0) -> None:
         host, _, port = target.rpartition(":")
         self._target = (host, int(port))
-        self._delay = delay
+        self.delay = delay
+        """Seconds each direction is late."""
+        self.rate = math.inf
+        """Bytes per second in each direction of each connection."""
         self._links: dict[int, trio.CancelScope] = {}
         self._token: trio.lowlevel.TrioToken | None = None
         self._ready = threading.Event()
@@ -31,6 +39,8 @@ class Proxy:
         """While set, new connections are closed at once."""
         self.frozen = False
         """While set, nothing passes and no end of a connection is passed on, as when a plug is pulled."""
+        self.resets = False
+        """While set, connections that are cut end with a reset instead of an orderly end."""
 
     @property
     def alive(self) -> int:
@@ -71,11 +81,15 @@ class Proxy:
             except OSError:
                 return
             async with server:
-                with trio.CancelScope() as self._links[number]:
+                with trio.CancelScope() as scope:
+                    self._links[number] = scope
                     async with trio.open_nursery() as nursery:
                         nursery.start_soon(self._copy, client, server)
                         nursery.start_soon(self._copy, server, client)
                 del self._links[number]
+                if scope.cancelled_caught and self.resets:
+                    for stream in (client, server):
+                        stream.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, _RESET)
 
     async def _copy(self, source: trio.SocketStream, sink: trio.SocketStream) -> None:
         put, get = trio.open_memory_channel[tuple[float, bytes]](IN_FLIGHT)
@@ -84,7 +98,7 @@ class Proxy:
             async with put:
                 try:
                     while data := await source.receive_some(CHUNK):
-                        await put.send((trio.current_time() + self._delay, data))
+                        await put.send((trio.current_time() + self.delay, data))
                 except trio.BrokenResourceError:
                     pass
 
@@ -92,8 +106,7 @@ class Proxy:
             nursery.start_soon(read)
             try:
                 async for due, data in get:
-                    if self._delay:
-                        await trio.sleep_until(due)
+                    await trio.sleep_until(max(due, trio.current_time() + len(data) / self.rate))
                     await self._thaw()
                     self.carried += len(data)
                     await sink.send_all(data)
