@@ -9,6 +9,7 @@ import trio
 
 from p2psync.errors import StoreFullError
 from p2psync.index.writer import Writer
+from p2psync.model.ids import replica_device_prefix
 from p2psync.model.manifest import MAX_CHUNK
 from p2psync.model.paths import RelPath, path_key
 from p2psync.model.records import winner
@@ -188,3 +189,6 @@ async def test_what_a_scan_read_before_a_new_version_came_is_no_edit(monkeypatch
         await story.nodes["two"].folder_scan(LABEL)
         await story.settle("one")
         assert contents(story, "one") == contents(story, "two") == {b"x": b"new"}
+        with index.read() as reader:
+            (record,) = reader.siblings(path_key(RelPath(b"x")))
+        assert replica_device_prefix(record.dot.replica) == replica_device_prefix(story.folder("one").context.device)

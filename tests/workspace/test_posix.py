@@ -162,6 +162,15 @@ def test_long_names_deep_paths_and_bytes_that_are_no_text(root: PosixRoot) -> No
     root.sync_directory(path)
 
 
+def test_names_that_differ_in_form_only_are_two(root: PosixRoot) -> None:
+    """Nothing renormalises a person's name: the one that is listed is the one that can be opened (I12)."""
+    twins = [b"cafe\xcc\x81", b"caf\xc3\xa9"]
+    for name in twins:
+        write(root, name, name)
+    assert [name for name, _ in root.scan(b"") if name in twins] == twins
+    assert [root.stat(name).size for name in twins] == [6, 5]
+
+
 def test_a_file_without_any_permission_can_be_changed(root: PosixRoot) -> None:
     write(root, b"a", b"a")
     root.chmod(b"a", 0)

@@ -243,17 +243,4 @@ MUTANTS = (
         ),
         (f"{PEERS}::test_a_mass_removal_by_another_device_waits_for_a_person_here",),
     ),
-    Mutant(
-        "clash-held-for-ever",
-        "A name that could not be held beside another stays held when the other is gone.",
-        (
-            edit(
-                "index/writer.py",
-                "        # What this disk could not hold may be gone, or something else now: it is tried anew.\n"
-                "        self.unhold(work.key)\n",
-                "",
-            ),
-        ),
-        (f"{INDEX}::test_a_change_of_a_held_path_releases_it",),
-    ),
 )
