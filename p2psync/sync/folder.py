@@ -262,9 +262,8 @@ class Folder:
                 text = bytes(buffer[: file.pread_into(memoryview(buffer), 0)])
             finally:
                 file.close()
-        if text == self._ignores:
-            return
-        self._ignores, context.ignore = text, IgnoreMatcher(text)
+        if text != self._ignores:
+            context.ignore = IgnoreMatcher(text)
         if context.ignore.errors:
             bad = context.ignore.errors[0]
             context.raise_problem(
@@ -272,6 +271,8 @@ class Folder:
             )
         else:
             context.clear_problem("ignore")
+        if text == self._ignores:
+            return
 
         def release(writer: Writer) -> None:
             for problem in writer.problems():
@@ -279,6 +280,7 @@ class Folder:
                     writer.release(RelPath(problem.path))
 
         context.index.write(release)
+        self._ignores = text
 
     # ── control ─────────────────────────────────────────────────────────────────────────────────────────────────────
     def pause(self) -> None:

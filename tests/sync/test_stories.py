@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 from collections.abc import Callable
 from typing import Any
 
@@ -363,3 +364,17 @@ async def test_a_directory_that_becomes_a_file_and_back_is_a_file_with_entries_a
             await story.settle("one")
         assert impossible == []
         assert [story.user(name).names() for name in story.nodes] == [[b".p2psync", path]] * 2
+
+
+@simulated
+async def test_an_ignore_file_that_can_be_read_again_is_no_problem_any_more() -> None:
+    async with told() as story:
+        await story.start("one")
+        await story.nodes["one"].folder_add(FOLDER, LABEL)
+        await story.settle("one")
+        problems = story.folder("one").context.problems
+        story.device("one").disk.faults.fail(1, errno.EMFILE, ("open",), FOLDER + b"/.p2psyncignore")
+        await story.nodes["one"].folder_scan(LABEL)
+        assert "ignore" in problems
+        await story.nodes["one"].folder_scan(LABEL)
+        assert "ignore" not in problems
