@@ -445,8 +445,10 @@ class _Handler:
 
     async def _serve_folders(self, peer: Peer) -> None:
         await peer.chosen.wait()
-        with suppress(ConnectionLost):
+        try:
             await self._c._synchronizer.serve_peer(peer)
+        except* ConnectionLost:
+            pass
 
     async def ready(self, peer: Peer) -> None:
         """The other side has chosen this connection."""
