@@ -334,7 +334,7 @@ def work_on(records: Sequence[FileRecord], synced: Synced | None, live: int) -> 
         return tables.REMOVE, 0
     if wanted.kind is Kind.DIRECTORY:
         return tables.MAKE_DIRECTORY, 0
-    here = synced is not None and synced.identity == wanted.identity
+    here = synced is not None and synced.identity == wanted.identity and not synced.rot
     return tables.WRITE, 0 if here else wanted.size
 
 

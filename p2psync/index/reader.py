@@ -140,6 +140,11 @@ class Reader:
         for _, data in self.txn.range(tables.SYNCED, prefix, stop_of(prefix)):
             yield decode_synced(data)
 
+    def synced_after(self, after: bytes, limit: int) -> list[tuple[bytes, Synced]]:
+        """Up to `limit` entries of the whole tree past the place `after` (b"": from the first), with their places."""
+        rows = self.txn.range(tables.SYNCED, after + b"\0" if after else b"")
+        return [(where, decode_synced(data)) for where, data in islice(rows, limit)]
+
     def below(self, directory: RelPath) -> Iterator[Synced]:
         """All synced entries below a directory, depth first, what is in a directory before the directory."""
         stack: list[tuple[Synced | None, Iterator[Synced]]] = [(None, iter(list(self.children(directory))))]

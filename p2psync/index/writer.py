@@ -21,6 +21,10 @@ from p2psync.model.records import FileRecord, SignedBatch, merge, record_id
 from p2psync.model.versions import Dot
 from p2psync.ports import Kind
 
+ROT, TORN = "rot", "torn"
+ROT_CODES = (ROT, TORN)
+"""Problems that stand as long as the synced entry of their path has `rot`: damage, and what a crash left unwritten."""
+
 MAX_LEAP = 2**32
 """How far ahead of every counter seen so far a record may be; more would use the clock up (MAX_COUNTER)."""
 
@@ -185,6 +189,9 @@ class Writer(Derived):
         else:
             self.txn.delete(tables.SYNCED, at)
         self._change_content(at, old, entry)
+        if old is not None and old.rot and (entry is None or not entry.rot):
+            for code in ROT_CODES:
+                self.clear_problem(path, code)
         self._state.diverged += (entry is not None and entry.diverged) - (old is not None and old.diverged)
         self._entries[path] = entry
         self._unsettled[key] = path

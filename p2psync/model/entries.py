@@ -62,7 +62,8 @@ class Synced:
     this disk. `diverged`: a local change that was not published because this device may only read. `implied`: a
     directory whose own record is deleted and which stands only because something below it lives. `absent`: a read-only
     device deleted its copy (always with `diverged`). `manifest` is the encoded manifest when it is short enough to be
-    inline in a record, else empty: the index holds it by its root.
+    inline in a record, else empty: the index holds it by its root. `rot` is the root of what the disk holds in place of
+    `content` although nobody wrote it: to be fetched again, never published.
     """
 
     path: RelPath
@@ -79,6 +80,7 @@ class Synced:
     diverged: bool = False
     implied: bool = False
     absent: bool = False
+    rot: bytes = b""
 
     @cached_property
     def key(self) -> PathKey:
@@ -100,6 +102,7 @@ class Synced:
         return (
             self.identity == record.identity
             and not self.diverged
+            and not self.rot
             and self.version.includes(record.dot)
             and (self.kind is not Kind.FILE or self.executable == record.executable)
         )
@@ -123,6 +126,7 @@ class Synced:
                 self.diverged,
                 self.implied,
                 self.absent,
+                self.rot,
             )
         )
 
@@ -158,6 +162,7 @@ class _Stored(msgspec.Struct, frozen=True, array_like=True):
     diverged: bool
     implied: bool
     absent: bool
+    rot: bytes = b""
 
 
 _encoder = msgspec.msgpack.Encoder()
@@ -183,6 +188,7 @@ def decode_synced(data: bytes) -> Synced:
             s.diverged,
             s.implied,
             s.absent,
+            s.rot,
         )
     except (msgspec.MsgspecError, ValueError, TypeError) as error:
         raise IntegrityError(f"damaged entry in the index: {error}; run `p2psync check --repair`") from None

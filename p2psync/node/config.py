@@ -109,6 +109,16 @@ class History(msgspec.Struct, frozen=True):
     ] = 0
 
 
+class Scrub(msgspec.Struct, frozen=True):
+    """Reading everything again now and then, so that rot is found while another device has what was lost."""
+
+    interval_days: Annotated[
+        int, About(whole(0, 3650), "Read every file again within this time, while nothing else is to do; 0 is off.",
+                   "days"),
+    ] = 30  # fmt: skip
+    max_rate: Annotated[int, About(size(64 * 1024, 4096 * MIB), "Read no faster than this.", "bytes/s")] = 16 * MIB
+
+
 class Guards(msgspec.Struct, frozen=True):
     """When a remote change is suspiciously large, it waits for a person."""
 
@@ -154,6 +164,7 @@ class Config(msgspec.Struct, frozen=True):
     network: Network = Network()
     sync: Sync = Sync()
     history: History = History()
+    scrub: Scrub = Scrub()
     guards: Guards = Guards()
     log: Log = Log()
 

@@ -16,7 +16,7 @@ from p2psync.crypto.identity import DeviceKeys
 from p2psync.errors import InputError, P2PSyncError, StateError
 from p2psync.model.ids import DeviceId, FolderId, format_device_id, format_folder_id, parse_device_id, parse_folder_id
 from p2psync.model.paths import RelPath
-from p2psync.node.config import Config
+from p2psync.node.config import DAY_S, Config
 from p2psync.node.connections import Connections
 from p2psync.node.events import EventLog
 from p2psync.node.home import DeviceEntry, FolderEntry, HomeState
@@ -210,6 +210,8 @@ class Core:
             keep_days=history.keep_days,
             history_bytes=history.max_bytes,
             history_min_free=history.min_free_bytes,
+            scrub_interval=self.config.scrub.interval_days * DAY_S,
+            scrub_rate=self.config.scrub.max_rate,
             unsafe_symlinks=guards.follow_unsafe_symlinks,
             umask=self.world.storage.umask(),
         )

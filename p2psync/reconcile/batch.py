@@ -134,7 +134,9 @@ def _pair_moves(
     sources: dict[tuple[Kind, bytes], deque[RelPath]] = defaultdict(deque)
     for path in sorted(removals):
         present = entry(path)
-        if path not in early and present is not None and present.kind is Kind.FILE and not present.diverged:
+        if path in early or present is None or present.kind is not Kind.FILE:
+            continue
+        if not present.diverged and not present.rot:
             sources[present.kind, present.content].append(path)
     for path in sorted(builders):
         action = builders[path]

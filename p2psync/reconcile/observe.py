@@ -142,6 +142,10 @@ def observe(
         return _gone(path, synced, siblings, may_write=may_write, look_up=look_up)
     if disk.kind is Kind.OTHER:
         return Unchanged()
+    rotten = synced is not None and synced.rot and synced.rot == disk.content
+    if synced is not None and rotten and not any(s.identity == disk.identity for s in siblings):
+        # Somebody touched it, but what is in it is still not what anyone wrote.
+        return Refresh(replace(synced, fingerprint=disk.fingerprint))
     if synced is not None and synced.identity == disk.identity and not (synced.diverged and may_write):
         return _same_content(path, disk, synced, siblings, may_write=may_write, look_up=look_up)
     wanted = winner(siblings) if siblings else None

@@ -119,7 +119,7 @@ def plan_path(
     if here is None:
         reason = f"{_who(wanted)}'s version {'is new here' if synced is None else 'is newer than the local deletion'}"
         return MakeDirectory(path, wanted, reason) if wanted.kind is Kind.DIRECTORY else Create(path, wanted, reason)
-    if here.identity == wanted.identity:
+    if here.identity == wanted.identity and not here.rot:
         return SetMetadata(path, wanted, f"same content; {_who(wanted)}'s version and metadata are taken over")
     keep = _keep(here, wanted, siblings, look_up, device)
     return Replace(path, wanted, keep, _why_replaced(here, wanted, siblings, keep))
@@ -220,6 +220,8 @@ def _why_replaced(here: Synced, wanted: FileRecord, siblings: Sequence[FileRecor
     copy = f", kept as {display(keep)}" if keep else ""
     if here.diverged:
         return f"{_who(wanted)}'s version replaces a change that was made here only{copy}"
+    if here.rot and here.identity == wanted.identity:
+        return f"what is on the disk is no longer {_who(wanted)}'s version, though nobody wrote to it"
     loser = next((s for s in siblings if s.identity == here.identity and s is not wanted), None)
     if loser is None:
         return f"{_who(wanted)}'s version follows ours"

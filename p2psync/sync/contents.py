@@ -32,6 +32,7 @@ PATIENCE = 15.0
 """Seconds without a single piece after which a job gives its place to others."""
 IDLE_PATIENCE = 2.0
 """The same while nothing is even under way: nobody who is connected has it."""
+MAX_DENIED = 10_000
 COPY_BYTES = 32 * 1024 * 1024
 """Bytes of local content copied in one thread hop."""
 
@@ -64,6 +65,7 @@ class ContentJobs:
         self._arrived = Pulse()
         self._changed = Pulse()
         self._chunks_staged: dict[bytes, tuple[Stage, int]] = {}
+        self._denied: dict[bytes, int] = {}
 
     # ── peers ───────────────────────────────────────────────────────────────────────────────────────────────────────
     def attach(self, link: Link) -> None:
@@ -90,6 +92,15 @@ class ContentJobs:
         """A verified chunk of a file still being assembled, to serve to others. Blocks."""
         found = self._chunks_staged.get(chunk)
         return found[0].read(found[1]) if found is not None else None
+
+    @property
+    def connected(self) -> bool:
+        """Whether there is anybody to ask."""
+        return bool(self._links)
+
+    def denied(self, content: bytes) -> int:
+        """How often in a row nobody who was connected had all of a content."""
+        return self._denied.get(content, 0)
 
     async def run(self) -> None:
         """Send requests as the swarm decides. Never returns."""
@@ -296,6 +307,7 @@ class ContentJobs:
                     if self._arrived.count == seen and (too_long or not self._swarm.in_flight or not self._links):
                         raise UnavailableError
         finally:
+            self._count_denials(groups)
             for root in groups:
                 self._swarm.drop(root)
             for piece, sink in sinks.items():
@@ -303,6 +315,15 @@ class ContentJobs:
                 if not self._sinks[piece]:
                     del self._sinks[piece]
             self._changed.fire()
+
+    def _count_denials(self, roots: Iterable[bytes]) -> None:
+        if len(self._denied) > MAX_DENIED:
+            self._denied.clear()
+        for root in roots:
+            if not self._swarm.wants(root):
+                self._denied.pop(root, None)
+            elif self._links:
+                self._denied[root] = self._denied.get(root, 0) + 1
 
     async def _ask(self, request: Request[bytes]) -> None:
         """Send one request and store what comes."""

@@ -64,6 +64,10 @@ class SyncSettings(msgspec.Struct, frozen=True):
     keep_days: float = 30.0
     history_bytes: int = 0
     history_min_free: int = 0
+    scrub_interval: float = 0.0
+    """Time in which all content is read again; 0: never."""
+    scrub_rate: float = 16 * 1024 * 1024
+    """Bytes per second at most while it is."""
     unsafe_symlinks: bool = False
     umask: int = 0o022
     """Permission bits that new files do not get."""

@@ -444,7 +444,7 @@ def _outgoing(reader: Reader, keys: Iterable[PathKey], context: FolderContext, u
             index = _position(batch, stored.encoded)
             records[index] = stored.encoded
             synced = reader.synced(stored.record.path)
-            if synced is not None and synced.identity == stored.record.identity:
+            if synced is not None and synced.identity == stored.record.identity and not synced.rot:
                 held.add(index)
     entries = list(batches.values())
     for number, (batch, records, held) in enumerate(entries, 1):

@@ -34,6 +34,7 @@ from p2psync.sync.link import Link
 from p2psync.sync.observer import Observer
 from p2psync.sync.recovery import recover
 from p2psync.sync.retention import Retention
+from p2psync.sync.scrub import Scrubber
 from p2psync.sync.serving import Server
 from p2psync.workspace import marker
 
@@ -77,6 +78,7 @@ class Folder:
         self.observer = Observer(self.context)
         self.contents = ContentJobs(self.context, others)
         self.applier = Applier(self.context, self.observer, self.contents)
+        self.scrubber = Scrubber(self.context, self.observer, self.contents, self._idle, self.exchanges)
         self._server = Server(self.context, self.observer, self.contents)
         self.context.ignores_changed = self._load_ignores
         self.watch: Literal["live", "degraded", "off"] = "off"
@@ -118,6 +120,10 @@ class Folder:
         if totals.need_files or totals.need_deletes or not self.applier.idle:
             return m.FolderState.SYNCING
         return m.FolderState.IDLE if self.observer.generation else m.FolderState.SCANNING
+
+    def _idle(self) -> bool:
+        """Whether nothing waits to be seen, fetched or applied."""
+        return self.observer.idle and self.applier.idle and not self.context.progress.scanning
 
     def announcement(self, cursor_index_id: bytes, cursor_sequence: int) -> m.FolderAnnounce:
         """Where this device stands, for a peer whose feed we have processed up to the cursor."""
@@ -189,6 +195,7 @@ class Folder:
                 nursery.start_soon(self.contents.run)
                 nursery.start_soon(self.applier.run)
                 nursery.start_soon(Retention(context).run)
+                nursery.start_soon(self.scrubber.run)
                 nursery.start_soon(self._guard_root)
                 while True:
                     self.watch = "off" if watch is None else "live" if watch.live else "degraded"

@@ -7,6 +7,7 @@ import msgspec
 from p2psync.crypto.identity import DeviceKeys
 from p2psync.errors import InputError, StateError
 from p2psync.index.index import Index
+from p2psync.index.reader import Reader
 from p2psync.index.writer import Writer
 from p2psync.membership.fold import Membership, create_folder, fold
 from p2psync.membership.links import decode_link
@@ -61,6 +62,11 @@ def load_place(index: Index) -> Place:
     if data is None:
         raise StateError("the folder was not completely added; remove it and add it again")
     return msgspec.msgpack.decode(data, type=Place)
+
+
+def has_place(reader: Reader) -> bool:
+    """Whether an index knows where its folder must be found."""
+    return reader.setting(_PLACE) is not None
 
 
 def store_place(index: Index, place: Place) -> None:

@@ -16,7 +16,7 @@ import trio
 from p2psync.errors import EscapeError
 from p2psync.index.reader import Reader
 from p2psync.index.values import Problem
-from p2psync.index.writer import Writer
+from p2psync.index.writer import ROT_CODES, Writer
 from p2psync.membership.batches import sign_batch
 from p2psync.model.entries import Synced
 from p2psync.model.ignore import IGNORE_FILE
@@ -52,6 +52,7 @@ RETRY_FIRST = 0.5
 RETRY_LIMIT = 30.0
 PATIENT_LOOKS = 4
 """Times a file may change while it is read before that is shown."""
+MAX_SUSPECTS = 10_000
 MAX_PROBLEMS = 1000
 """Problems of one pass that are shown; the rest are like them."""
 
@@ -84,6 +85,8 @@ class Observer:
         self._next_scan = -inf
         self._busy = False
         self._derive_removals = True
+        self._suspects: dict[RelPath, None] = {}
+        self.suspected = Pulse()
 
     @property
     def idle(self) -> bool:
@@ -106,20 +109,21 @@ class Observer:
         """Have one path compared soon."""
         self.inbox.defer(path, 0.0)
 
-    async def distrust(self, paths: Sequence[RelPath]) -> None:
-        """Read files again whose content is not what their untouched fingerprint says: rot, a torn write (I14)."""
-        context = self._context
+    def distrust(self, paths: Sequence[RelPath]) -> None:
+        """These files do not hold what their entries say (I14): look at them, and have untouched ones read (`scrub`).
 
-        def work(writer: Writer) -> None:
-            for path in paths:
-                entry = writer.synced(path)
-                if entry is not None:
-                    writer.put_synced(replace(entry, fingerprint=replace(entry.fingerprint, observed_ns=0)))
-
-        async with context.commit_lock:
-            await context.world.offload.run(lambda: context.index.write(work))
+        A damaged file is never published as it is: see `rot`.
+        """
         for path in paths:
             self.look_at(path)
+            if len(self._suspects) < MAX_SUSPECTS:
+                self._suspects[path] = None
+        self.suspected.fire()
+
+    def take_suspects(self) -> list[RelPath]:
+        """The files distrusted since this was last asked."""
+        taken, self._suspects = list(self._suspects), {}
+        return taken
 
     async def reload_ignores(self) -> None:
         """The ignore file has changed: read it again, then look at everything in its light."""
@@ -399,7 +403,7 @@ class Observer:
         def work(writer: Writer) -> None:
             if full:
                 for old in writer.problems():
-                    if not old.held:
+                    if not (old.held or old.code in ROT_CODES):
                         writer.clear_problem(old.path, old.code)
             for p in found.problems[:MAX_PROBLEMS]:
                 writer.note_problem(Problem(p.path, p.code, p.text, p.remedy, now_ns))

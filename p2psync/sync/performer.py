@@ -56,7 +56,7 @@ class Performer:
         with context.index.read() as reader:
             current = [item for item in ready if self._still_wanted(reader, item)]
             entries = {s.path: reader.synced(s.path) for item in current for s in _touched(item.step)}
-        if not self._brake_overwrites(current, now):
+        if not self._brake_overwrites([i for i in current if not _heals(entries[i.step.path])], now):
             return []
         todo: list[tuple[Ready, ops.Operation | None]] = []
         stale: list[tuple[Ready, ops.Outcome]] = []
@@ -252,6 +252,11 @@ def _operation(item: Ready, entries: dict[RelPath, Synced | None]) -> ops.Operat
             return ops.Move(source, path, moved.fingerprint)
 
 
+def _heals(entry: Synced | None) -> bool:
+    """Whether what is replaced there is no version of anyone's."""
+    return entry is not None and bool(entry.rot)
+
+
 def _unchanged(entry: Synced | None) -> ops.Outcome:
     assert entry is not None
     return ops.Done(entry.path, entry.fingerprint, entry.mode)
@@ -271,7 +276,7 @@ def _history(step: order.Step, entry: Synced | None, displaced: ops.Displaced, n
         stat.size,
         stat.mtime_ns,
         stat.mode,
-        entry.content if entry is not None and matches else b"",
+        (entry.rot or entry.content) if entry is not None and matches else b"",
         entry.target if entry is not None and matches else b"",
         replica_device_prefix(dot.replica) if dot is not None else b"",
         dot.counter if dot is not None else 0,

@@ -32,7 +32,7 @@ class Server:
 
         items = await context.world.offload.run(read)
         if suspects:
-            await self._observer.distrust(suspects)
+            self._observer.distrust(suspects)
         context.progress.sent += sum(len(item) for item in items if not isinstance(item, Absent))
         return items
 

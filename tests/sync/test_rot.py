@@ -1,0 +1,177 @@
+"""Whole nodes and bytes that nobody wrote: found, healed, shown, and never published."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import pytest
+import trio
+
+from p2psync.index import tables
+from p2psync.model.paths import RelPath
+from p2psync.sync import rot, scrub
+from p2psync.testing.inodes import File
+from tests.sync.conftest import FOLDER, LABEL, Story, simulated, told
+
+
+def put(story: Story, name: str, path: bytes, data: bytes, offset: int = 0) -> None:
+    """Change what a file holds behind everyone's back, as a failing disk does."""
+    file = story.device(name).disk.find(FOLDER + b"/" + path)
+    assert isinstance(file, File)
+    file.put(offset, data)
+
+
+def shown(story: Story, name: str) -> dict[bytes, bytes]:
+    """Visible files and their content."""
+    user = story.user(name)
+    return {path: user.read(path) for path in user.names() if not path.startswith(b".p2psync")}
+
+
+def root(story: Story, name: str) -> bytes:
+    """Which records a device has."""
+    with story.folder(name).context.index.read() as reader:
+        return reader.root()
+
+
+def codes(story: Story, name: str) -> list[str]:
+    """Damage that is shown."""
+    with story.folder(name).context.index.read() as reader:
+        return [problem.code for problem in rot.damaged(reader)]
+
+
+async def two_with_a_file(story: Story) -> bytes:
+    """Two devices with one durable file; their root."""
+    await story.start("one", "two")
+    await story.share("one", two="editor")
+    story.user("one").write(b"f", b"what was written")
+    await story.nodes["one"].folder_scan(LABEL)
+    await story.settle("one")
+    await trio.sleep(300)
+    return root(story, "one")
+
+
+@simulated
+async def test_scrubbing_finds_rot_and_heals_it_from_a_peer(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(scrub, "FIRST_DELAY", 900.0)
+    async with told() as story:
+        before = await two_with_a_file(story)
+        put(story, "one", b"f", b"WH")
+        await trio.sleep(900)
+        assert shown(story, "one") == shown(story, "two") == {b"f": b"what was written"}
+        assert root(story, "one") == root(story, "two") == before
+        (batch,) = story.user("one").names(b".p2psync/history")
+        assert story.user("one").read(b".p2psync/history/" + batch + b"/f") == b"WHat was written"
+        assert codes(story, "one") == []
+        with story.folder("one").context.index.read() as reader:
+            standing = rot.standing(reader)
+        assert (standing.found, standing.files > 0, standing.size > 0) == (1, True, True)
+
+
+@simulated
+async def test_rot_that_a_peer_comes_upon_is_healed_from_another_and_not_published() -> None:
+    async with told() as story:
+        before = await two_with_a_file(story)
+        put(story, "one", b"f", b"WH")
+        story.folder("one").observer.distrust([RelPath(b"f")])
+        await trio.sleep(60)
+        assert shown(story, "one") == {b"f": b"what was written"}
+        assert root(story, "one") == root(story, "two") == before
+
+
+@simulated
+async def test_rot_that_nobody_can_heal_is_shown_and_published_only_on_a_persons_word() -> None:
+    async with told() as story:
+        await story.start("one", "two")
+        await story.share("one", two="editor")
+        await story.stop("two")
+        story.user("one").write(b"f", b"what was written")
+        await story.nodes["one"].folder_scan(LABEL)
+        await trio.sleep(300)
+        before = root(story, "one")
+        put(story, "one", b"f", b"WH")
+        folder = story.folder("one")
+        folder.observer.distrust([RelPath(b"f")])
+        await trio.sleep(60)
+        await story.again("two")
+        await trio.sleep(600)
+        story.user("one").touch(b"f", 12345)
+        await story.nodes["one"].folder_scan(LABEL)
+        await trio.sleep(60)
+        assert (codes(story, "one"), root(story, "one")) == (["rot"], before)
+        assert [p.code for p in (await story.nodes["one"].status()).folders[0].problems] == ["rot"]
+        assert await folder.scrubber.accept([RelPath(b"f")]) == [b"f"]
+        await trio.sleep(60)
+        await story.settle("one")
+        assert shown(story, "two") == shown(story, "one") == {b"f": b"WHat was written"}
+        assert codes(story, "one") == []
+
+
+@simulated
+async def test_an_edit_of_a_rotten_file_is_an_edit() -> None:
+    async with told() as story:
+        await two_with_a_file(story)
+        await story.stop("two")
+        put(story, "one", b"f", b"WH")
+        story.folder("one").observer.distrust([RelPath(b"f")])
+        await trio.sleep(60)
+        story.user("one").write(b"f", b"something new")
+        await trio.sleep(60)
+        await story.again("two")
+        await trio.sleep(60)
+        await story.settle("one")
+        assert shown(story, "two") == shown(story, "one") == {b"f": b"something new"}
+        assert codes(story, "one") == []
+
+
+@simulated
+async def test_what_a_power_cut_tore_is_healed_by_whoever_has_it() -> None:
+    async with told() as story:
+        await two_with_a_file(story)
+        story.user("one").write(b"f", b"a younger version")
+        await story.nodes["one"].folder_scan(LABEL)
+        await story.settle("one")
+        before = root(story, "one")
+        await story.stop("one")
+        put(story, "one", b"f", b"A Y")
+        await story.again("one")
+        await trio.sleep(60)
+        assert shown(story, "one") == shown(story, "two") == {b"f": b"a younger version"}
+        assert root(story, "one") == before
+
+
+PRIMARY = [tables.RECORDS, tables.BATCHES, tables.SYNCED, tables.LINKS, tables.SETTINGS]
+
+
+@pytest.mark.parametrize("table", PRIMARY)
+def test_a_damaged_row_is_healed_and_nothing_is_published(table: str) -> None:
+    @simulated
+    async def tell() -> None:
+        async with told() as story:
+            await two_with_a_file(story)
+            story.user("two").write(b"g", b"of the other")
+            story.user("two").write(b"f", b"a second version")
+            await story.nodes["two"].folder_scan(LABEL)
+            await trio.sleep(300)
+            await story.settle("one")
+            before = root(story, "two")
+            folder = story.folder("one")
+            flip_all(story, table)
+            assert folder.context.index.check()
+            await folder.scrubber.check_index()
+            await trio.sleep(300)
+            await story.settle("one")
+            assert folder.context.index.check() == []
+            assert root(story, "one") == root(story, "two") == before
+            assert shown(story, "one") == shown(story, "two") == {b"f": b"a second version", b"g": b"of the other"}
+
+    tell()
+
+
+def flip_all(story: Story, table: str) -> None:
+    """One bit in every row of a table."""
+    store = story.folder("one").context.index._rows
+    with store.read() as txn:
+        rows = [(key, bytes([value[0] ^ 1]) + value[1:]) for key, value in txn.range(table)]
+    assert rows
+    work: Callable[..., object] = lambda txn: [txn.put(table, key, value) for key, value in rows]  # noqa: E731
+    store.write(work)
