@@ -162,7 +162,8 @@ class Oracle:
     def convergence(trees: Mapping[str, Tree], allowed: Mapping[str, Allowance] | None = None) -> list[Violation]:
         """I1: every device shows the same names, kinds, contents, executable bits and symlink targets.
 
-        All are compared with the first; `allowed` says what may be otherwise on one of the others.
+        All are compared with the first; `allowed` says what may be otherwise on one of the others. What an editor left
+        behind is ignored by nodes, and here.
         """
         found: list[Violation] = []
         devices = list(trees)
@@ -174,6 +175,7 @@ class Oracle:
                 path
                 for path in sorted(ours.keys() | theirs.keys())
                 if ours.get(path) != theirs.get(path)
+                and name(path) != SCRATCH
                 and not allowance.excuses(path, theirs.get(path), ours.get(path), theirs)
             )
             found.extend(
