@@ -101,6 +101,12 @@ def test_the_winner_is_a_function_of_the_set(found: list[FileRecord]) -> None:
     assert precedence(winner(found)) == precedence(winner(found[::-1]))
 
 
+@given(st.lists(records(), min_size=1, max_size=5))
+def test_a_version_wins_over_any_deletion(found: list[FileRecord]) -> None:
+    """Whoever counts higher: what was deleted can be deleted again, what was lost cannot be written again (I10)."""
+    assert winner(found).deleted == all(record.deleted for record in found)
+
+
 @given(st.lists(records(), min_size=2, max_size=5), st.lists(st.integers(-(2**60), 2**60), min_size=5, max_size=5))
 def test_no_clock_decides_who_wins(found: list[FileRecord], mtimes: list[int]) -> None:
     """Clocks that are wrong by years change neither what stands nor what is shown (I18)."""

@@ -8,14 +8,15 @@ import queue
 import sys
 import tempfile
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor, as_completed
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 from tests.mutants.catalogue import MUTANTS
 from tests.mutants.mutant import Mutant
-from tests.mutants.scratch import BrokenRun, Scratch
+from tests.mutants.scratch import BrokenRun, Scratch, Verdict
 
 SELECTION_LIMIT_S = 300.0
 BASE_LIMIT_S = 900.0
@@ -42,6 +43,7 @@ def main() -> int:
     parser.add_argument("names", nargs="*", metavar="NAME", help="which mutants (default: all)")
     parser.add_argument("--jobs", type=int, default=os.cpu_count() or 1, help="how many at a time (default: the cores)")
     parser.add_argument("--list", action="store_true", help="say what there is and end")
+    parser.add_argument("--simulation", type=int, metavar="N", help="judge by N simulated stories, not by the tests")
     parser.add_argument("--committed", action="store_true", help="judge the last commit, not the files as they are")
     arguments = parser.parse_args()
     known = {mutant.name: mutant for mutant in MUTANTS}
@@ -51,9 +53,10 @@ def main() -> int:
     if arguments.list:
         print("\n".join(f"{mutant.name}: {mutant.bug}" for mutant in chosen))
         return 0
+    judge = by_tests if arguments.simulation is None else partial(by_simulation, arguments.simulation)
     began = time.monotonic()
     try:
-        results = run(chosen, arguments.jobs, committed=arguments.committed)
+        results = run(chosen, arguments.jobs, judge, committed=arguments.committed)
     except BrokenRun as error:
         print(error, file=sys.stderr)
         print("the tests must be green without a planted bug", file=sys.stderr)
@@ -69,21 +72,36 @@ def main() -> int:
     return 0 if killed == len(results) else 1
 
 
-def run(mutants: Sequence[Mutant], jobs: int, *, committed: bool = False) -> list[Result]:
+Judge = Callable[[Scratch, Sequence[str], float], Verdict]
+"""Runs the tests in the copy, or something else that should go red, for so many seconds at most."""
+
+
+def by_tests(copy: Scratch, tests: Sequence[str], limit_s: float) -> Verdict:
+    """The verdict of the tests that a mutant names."""
+    return copy.run(tests, limit_s)
+
+
+def by_simulation(seeds: int, copy: Scratch, tests: Sequence[str], limit_s: float) -> Verdict:
+    """The verdict of simulated stories alone: how much they notice of what the tests were written for."""
+    del tests
+    return copy.simulate(seeds, limit_s * max(1, seeds // 10))
+
+
+def run(mutants: Sequence[Mutant], jobs: int, judge: Judge = by_tests, *, committed: bool = False) -> list[Result]:
     """Judge the mutants, `jobs` at a time. BrokenRun when their tests are not green without any."""
     with tempfile.TemporaryDirectory(prefix="mutants-") as directory:
         jobs = max(1, min(jobs, len(mutants)))
-        copies = [Scratch(Path(directory).resolve() / str(number), committed=committed) for number in range(jobs)]
         free: queue.SimpleQueue[Scratch] = queue.SimpleQueue()
-        for copy in copies:
-            free.put(copy)
+        for number in range(jobs):
+            free.put(Scratch(Path(directory).resolve() / str(number), committed=committed))
         with ThreadPoolExecutor(jobs) as pool:
             tests = sorted({test for mutant in mutants for test in mutant.tests})
-            print(f"{len(tests)} selections without a bug", file=sys.stderr)
-            for share in [pool.submit(_check_green, tests[n::jobs], free) for n in range(jobs)]:
+            shares = [tests[n::jobs] for n in range(jobs)] if judge is by_tests else [tests]
+            print(f"{len(tests)} selections without a bug", file=sys.stderr, flush=True)
+            for share in [pool.submit(_check_green, judge, tests, free) for tests in shares]:
                 share.result()
             judged = {}
-            for future in as_completed([pool.submit(_judge, mutant, free) for mutant in mutants]):
+            for future in as_completed([pool.submit(_judge, judge, mutant, free) for mutant in mutants]):
                 result = future.result()
                 judged[result.mutant.name] = result
                 progress = f"[{len(judged)}/{len(mutants)}] {result.mutant.name}: {result.verdict}"
@@ -91,22 +109,22 @@ def run(mutants: Sequence[Mutant], jobs: int, *, committed: bool = False) -> lis
     return [judged[mutant.name] for mutant in mutants]
 
 
-def _check_green(tests: Sequence[str], free: queue.SimpleQueue[Scratch]) -> None:
+def _check_green(judge: Judge, tests: Sequence[str], free: queue.SimpleQueue[Scratch]) -> None:
     copy = free.get()
     try:
-        verdict = copy.run(tests, BASE_LIMIT_S)
+        verdict = judge(copy, tests, BASE_LIMIT_S)
     finally:
         free.put(copy)
     if verdict.failed:
         raise BrokenRun(verdict.output)
 
 
-def _judge(mutant: Mutant, free: queue.SimpleQueue[Scratch]) -> Result:
+def _judge(judge: Judge, mutant: Mutant, free: queue.SimpleQueue[Scratch]) -> Result:
     copy = free.get()
     began = time.monotonic()
     try:
         with copy.planted(mutant):
-            killer = copy.run(mutant.tests, SELECTION_LIMIT_S).failed
+            killer = judge(copy, mutant.tests, SELECTION_LIMIT_S).failed
     except (BrokenRun, ValueError) as error:
         return Result(mutant, time.monotonic() - began, trouble=str(error))
     finally:

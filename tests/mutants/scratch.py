@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -81,6 +82,18 @@ class Scratch:
             raise BrokenRun(output)
         return Verdict(failed.split(" - ")[0], output)
 
+    def simulate(self, seeds: int, limit_s: float) -> Verdict:
+        """Run that many simulated stories; the first that fails has noticed."""
+        try:
+            done = self._python("-m", "tests.simulation", "--seeds", str(seeds), limit_s=limit_s)
+        except subprocess.TimeoutExpired:
+            raise BrokenRun(f"{seeds} stories took more than {limit_s:.0f} s") from None
+        output = done.stdout + done.stderr
+        failed = next((line.partition(":")[0] for line in output.splitlines() if _STORY_FAILED.match(line)), "")
+        if bool(failed) is not bool(done.returncode):
+            raise BrokenRun(output)
+        return Verdict(failed, output)
+
     def _python(self, *arguments: str, limit_s: float | None = None) -> subprocess.CompletedProcess[str]:
         environment = {**os.environ, "PYTHONPATH": str(self.directory), "HYPOTHESIS_STORAGE_DIRECTORY": os.devnull}
         return subprocess.run(
@@ -95,6 +108,7 @@ class Scratch:
 
 
 _RED = ("FAILED ", "ERROR ")
+_STORY_FAILED = re.compile(r"seed \d+: FAILED")
 
 
 def _git(*arguments: str) -> bytes:

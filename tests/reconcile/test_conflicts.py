@@ -9,8 +9,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from p2psync.model.ids import short_id as device_short_id
-from p2psync.model.paths import MAX_COMPONENT, check_path, name, parent
-from p2psync.reconcile.conflicts import conflict_name, parse_conflict_name, short_id
+from p2psync.model.paths import MAX_COMPONENT, RelPath, check_path, name, parent
+from p2psync.model.records import FileRecord
+from p2psync.model.versions import Dot, Replica, VersionVector
+from p2psync.ports import Kind
+from p2psync.reconcile.conflicts import conflict_name, copy_name, parse_conflict_name, short_id
 
 components = st.binary(min_size=1, max_size=255).filter(lambda b: b not in {b".", b".."} and not set(b) & {0, 47})
 paths = (
@@ -36,6 +39,15 @@ def test_names(path: bytes, wanted: bytes) -> None:
     assert parsed is not None
     assert (parsed.original, parsed.device, parsed.date) == (path, "ABCDEFG", "2026-01-31 08.15.02")
     assert parse_conflict_name(path) is None
+
+
+def test_a_copy_is_named_after_the_version_and_not_after_the_moment_it_is_made() -> None:
+    """Two devices that settle one conflict at different times, by different clocks, make one copy (I4)."""
+    dot = Dot(1, Replica(bytes(12)))
+    loser = FileRecord(
+        RelPath(b"d/a.txt"), Kind.FILE, False, 0, JANUARY, 0o644, b"c" * 32, b"", b"", dot, VersionVector().advance(dot)
+    )
+    assert copy_name(loser, lambda _: ((), None)) == b"d/a (conflict AAAAAAA 2026-01-31 08.15.02).txt"
 
 
 @given(paths, times, st.binary(max_size=3))

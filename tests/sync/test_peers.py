@@ -10,6 +10,7 @@ from p2psync.model.manifest import MAX_CHUNK, Chunker, Manifest, decode_manifest
 from p2psync.model.paths import RelPath, path_key
 from p2psync.protocol.bulk import Absent
 from p2psync.reconcile.guards import Limits, MassChangeGuard
+from p2psync.sync import exchange
 from p2psync.workspace.chunker import zero_hash
 from tests.sync.conftest import LABEL, Story, simulated, told
 
@@ -76,6 +77,21 @@ async def test_content_is_for_members_only() -> None:
 
         assert await ask("member") == [b"for members", Absent.GONE]
         assert await ask("stranger") == [Absent.GONE, Absent.GONE]
+
+
+@simulated
+async def test_what_was_sent_into_a_pause_is_sent_again_after_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    """At once, and not only when the summaries are compared for want of a better explanation."""
+    monkeypatch.setattr(exchange, "REPAIR_FIRST", 3600.0)
+    async with told() as story:
+        await story.start("one", "two")
+        await story.share("one", two="editor")
+        await story.nodes["two"].folder_pause(LABEL)
+        story.user("one").write(b"meanwhile", b"x")
+        await story.nodes["one"].folder_scan(LABEL)
+        await trio.sleep(5)
+        await story.nodes["two"].folder_resume(LABEL)
+        await story.until(lambda: contents(story, "two") == {b"meanwhile": b"x"}, 30)
 
 
 @simulated

@@ -10,7 +10,6 @@ RECORDS = "tests/model/test_records.py"
 RULES = "tests/reconcile/test_rules.py"
 CONVERGE = "tests/reconcile/test_convergence.py::test_converge"
 PEERS = "tests/sync/test_peers.py"
-STORIES = "tests/sync/test_stories.py"
 
 MUTANTS = (
     Mutant(
@@ -43,7 +42,7 @@ MUTANTS = (
                 "    return (True, directory and not record.deleted, record.dot.counter,",
             ),
         ),
-        (RULES, CONVERGE),
+        (f"{RECORDS}::test_a_version_wins_over_any_deletion", CONVERGE),
     ),
     Mutant(
         "duplicate-delivered-twice-counts-twice",
@@ -104,7 +103,7 @@ MUTANTS = (
                 "    losers: list[FileRecord] = []",
             ),
         ),
-        (f"{RULES}::test_a_conflict_copy_has_one_name_whoever_makes_it", RULES, CONVERGE),
+        (RULES, CONVERGE),
     ),
     Mutant(
         "conflict-name-from-the-local-clock",
@@ -118,7 +117,7 @@ MUTANTS = (
                 "    return _free_name(conflict_name(record.path, device, time.time_ns()), unique, look_up, kept)",
             ),
         ),
-        (f"{RULES}::test_a_conflict_copy_has_one_name_whoever_makes_it",),
+        ("tests/reconcile/test_conflicts.py",),
     ),
     Mutant(
         "file-gives-way-to-a-directory-and-is-gone",
@@ -191,7 +190,7 @@ MUTANTS = (
                 "            if child.size:\n",
             ),
         ),
-        (f"{MERKLE}::test_descent_finds_every_difference", MERKLE),
+        (f"{MERKLE}::test_one_side_has_little",),
     ),
     Mutant(
         "merkle-one-way",
@@ -203,7 +202,7 @@ MUTANTS = (
                 "                continue",
             ),
         ),
-        (f"{MERKLE}::test_one_side_has_little", MERKLE),
+        (f"{MERKLE}::test_what_stands_below_a_prefix_on_one_side_only_is_found",),
     ),
     Mutant(
         "news-during-a-pause-lost",
@@ -216,7 +215,7 @@ MUTANTS = (
                 "            self._context.records_changed.fire()\n",
             ),
         ),
-        (f"{STORIES}::test_what_was_sent_during_a_pause_arrives_after_it",),
+        (f"{PEERS}::test_what_was_sent_into_a_pause_is_sent_again_after_it",),
     ),
     Mutant(
         "brake-counts-each-batch-alone",

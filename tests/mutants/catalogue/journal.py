@@ -150,7 +150,7 @@ MUTANTS = (
         ("tests/workspace/test_materialiser.py::test_an_error_of_any_call_loses_nothing",),
     ),
     Mutant(
-        "commit-not-durable",
+        "announced-before-it-is-durable",
         "The index answers before its commit is on the disk, so announcements leave that a power cut undoes (LMDB with "
         "MDB_NOSYNC).",
         (

@@ -151,17 +151,18 @@ MUTANTS = (
         (f"{TRANSPORT}::test_lost_repeated_and_reordered_frames_are_found",),
     ),
     Mutant(
-        "frame-header-not-authentic",
-        "The length in front of a frame is not covered by its seal.",
+        "replayed-handshake-accepted",
+        "A recorded first message brings the channel up again, as the old device: nobody has to prove that it is here "
+        "now (0-RTT replay).",
         (
             edit(
-                "crypto/transport.py",
-                "self._aead.decrypt_into(self._nonce(), ciphertext, header, out[:size])",
-                "self._aead.decrypt_into(\n                self._nonce(), ciphertext, "
-                '(size + TAG_SIZE).to_bytes(4, "big"), out[:size]\n            )',
+                "crypto/handshake.py",
+                "            if not hmac.compare_digest(message, self._confirmation(noise)):\n"
+                '                raise AuthenticationError("the handshake was not confirmed")\n',
+                "",
             ),
         ),
-        (f"{TRANSPORT}::test_the_sealed_header_is_authentic",),
+        ("tests/crypto/test_handshake.py::test_a_replayed_ik_message_establishes_nothing",),
     ),
     Mutant(
         "any-device-answers",
