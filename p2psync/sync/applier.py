@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import errno
 from collections import defaultdict
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from functools import partial
 
 import trio
@@ -17,7 +17,7 @@ from p2psync.index.reader import Reader
 from p2psync.index.values import Pending, Problem
 from p2psync.index.writer import Writer
 from p2psync.model.ignore import IGNORE_FILE
-from p2psync.model.paths import RelPath, display
+from p2psync.model.paths import RelPath, ancestors, display
 from p2psync.model.records import CONFIRMED, FileRecord
 from p2psync.ports import Kind
 from p2psync.reconcile import batch as order
@@ -184,7 +184,7 @@ class Applier:
         folding = context.root.capabilities.case_insensitive or context.root.capabilities.normalising
         actions: list[plan.Action] = []
         held: list[Problem] = []
-        coming: defaultdict[RelPath, list[RelPath]] = defaultdict(list)
+        coming: defaultdict[RelPath, set[RelPath]] = defaultdict(set)
         with context.index.read() as reader:
             for path in paths:
                 if may_write and resolution_in(reader, path) is not None:
@@ -194,7 +194,8 @@ class Applier:
                 problem = self._unholdable(reader, action, coming)
                 if problem is None:
                     actions.append(action)
-                    coming[_parent(path)].append(path)
+                    for part in (*ancestors(path), path):
+                        coming[_parent(part)].add(part)
                 else:
                     held.append(problem)
             arranged = order.arrange(actions, reader.synced, folding=folding)
@@ -210,7 +211,7 @@ class Applier:
         return list(arranged.steps), lost_here
 
     def _unholdable(
-        self, reader: Reader, action: plan.Action, coming: Mapping[RelPath, Sequence[RelPath]]
+        self, reader: Reader, action: plan.Action, coming: Mapping[RelPath, Collection[RelPath]]
     ) -> Problem | None:
         """Why this disk cannot or must not show what the action would put there, beside what is `coming` anyway."""
         if not isinstance(action, plan.Create | plan.Replace | plan.MakeDirectory) or action.record is None:
