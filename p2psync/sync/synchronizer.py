@@ -73,7 +73,10 @@ class Synchronizer:
         self.changed.fire()
 
     async def remove(self, folder: Folder) -> None:
-        """Stop a folder and wait until nothing of it runs any more."""
+        """Stop a folder and wait until nothing of it runs any more.
+
+        Connections to its members begin anew: only then is the folder offered here again.
+        """
         del self.folders[folder.id]
         folder.pause()
         if folder.id in self._scopes:
@@ -81,6 +84,8 @@ class Synchronizer:
             await self._ended.pop(folder.id).wait()
         await folder.wait_quiet()
         folder.close()
+        for peer in [p for device, p in self.peers.items() if folder.context.membership.role(device) is not None]:
+            await peer.close(m.GoodbyeCode.BUSY, "a folder was removed here")
         self.changed.fire()
 
     def _start(self, folder: Folder) -> None:

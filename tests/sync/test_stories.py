@@ -107,6 +107,20 @@ async def test_what_was_sent_during_a_pause_arrives_after_it() -> None:
 
 
 @simulated
+async def test_a_folder_that_was_removed_is_offered_again_while_the_devices_stay_connected() -> None:
+    async with told() as story:
+        await story.start("one", "two")
+        story.user("one").write(b"a", b"1")
+        await story.share("one", two="editor")
+        await story.nodes["two"].folder_remove(LABEL)
+        await story.until(lambda: bool(story.nodes["two"].synchronizer.offers))
+        await story.nodes["two"].folder_accept(LABEL, FOLDER)
+        story.user("one").write(b"b", b"2")
+        await story.settle("one")
+        assert contents(story, "two") == {b"a": b"1", b"b": b"2"}
+
+
+@simulated
 async def test_waiting_after_a_resume_does_not_pass_over_the_other_device() -> None:
     async with told() as story:
         await story.start("one", "two")
