@@ -139,6 +139,8 @@ class Host:
         """What happens to the device before its node starts again."""
         self.copies: dict[bytes, Snapshot] = {}
         """Backups of its databases."""
+        self.orphaned = False
+        """Whether a mishap took what it needs to take part, so that it must join again."""
         self.touched: set[bytes] = set()
         """Paths that its user has acted on."""
         self.orders: list[str] = []
@@ -280,6 +282,10 @@ class Story:
         return Outcome(
             self.plan, trace.digest(), violations, self.counters, trace.count, trio.current_time(), trace.lines
         )
+
+    def may_orphan(self, host: Host) -> bool:
+        """Whether somebody is left who can offer the folder if this device must join again."""
+        return any(not self.hosts[name].orphaned for name in self.members if name != host.device.name)
 
     def person(self, host: Host) -> Person:
         """Somebody who works at a device."""

@@ -56,8 +56,9 @@ async def keep(host: "Host") -> None:
     """Look after one device for as long as its node lives."""
     story = host.story
     rng = story.sim.rng(f"keeper {host.device.name} {host.device.boots}")
+    seen: set[str] = set()
     while True:
-        with trio.move_on_after(2.0 if story.calm else rng.uniform(5.0, 60.0)):
+        with trio.move_on_after(6.0 if story.calm else rng.uniform(5.0, 60.0)):
             await host.called.wait()
         host.called = trio.Event()
         orders, host.orders = host.orders, []
@@ -65,7 +66,7 @@ async def keep(host: "Host") -> None:
             with trio.move_on_after(PATIENCE_S):
                 for order in orders:
                     await _obey(host, order)
-                await _tend(host, rng)
+                seen = await _tend(host, rng, seen)
         except (P2PSyncError, OSError) as error:
             story.note(host.device.name, "keeper failed", error=type(error).__name__)
 
@@ -88,8 +89,11 @@ async def _obey(host: "Host", order: str) -> None:
     host.story.note(host.device.name, f"keeper {order}")
 
 
-async def _tend(host: "Host", rng: random.Random) -> None:
-    """Bring the device nearer to what it should be: everybody known, the folder there, every advice followed."""
+async def _tend(host: "Host", rng: random.Random, before: set[str]) -> set[str]:
+    """Bring the device nearer to what it should be: everybody known, the folder there, every advice followed.
+
+    Advice is followed when it has been shown for a while: `before` is what was advised the last time; returns what is.
+    """
     node: NodeOperations = host.node
     story = host.story
     await _know_all(host)
@@ -97,27 +101,29 @@ async def _tend(host: "Host", rng: random.Random) -> None:
     if not node.state.folders:
         if wanted:
             await _join(host)
-        return
+        return set()
     await _keep_members(host)
     (view,) = (await node.status()).folders
     if view.state == "paused" and (story.calm or rng.random() < 0.3):
         confirm = any(problem.code in BRAKES for problem in view.problems)
         await node.folder_resume(LABEL, confirm=confirm)
         story.note(host.device.name, "keeper resume")
-    if wanted:
-        await _heed(host, view)
+    advice = {problem.remedy for problem in view.problems} if wanted else set()
+    await _heed(host, view, advice & before)
+    return advice
 
 
-async def _heed(host: "Host", view: FolderView) -> None:
+async def _heed(host: "Host", view: FolderView, advice: set[str]) -> None:
     """Do what the folder's problems advise, where it is for a person to do."""
     node: NodeOperations = host.node
     for problem in view.problems:
-        if problem.code not in {"root", "index", "removed"}:
+        if problem.code not in {"root", "index", "removed"} or problem.remedy not in advice:
             continue
         if "--adopt" in problem.remedy:
             await node.folder_resume(LABEL, adopt=True)
             host.story.note(host.device.name, "keeper adopt")
-        elif "folder remove" in problem.remedy:
+        elif "folder remove" in problem.remedy and (host.orphaned or host.story.may_orphan(host)):
+            host.orphaned = True
             await node.folder_remove(LABEL)
             host.story.note(host.device.name, "keeper remove", problem=problem.code)
             return
@@ -143,6 +149,7 @@ async def _join(host: "Host") -> None:
         with suppress(OSError):
             root.unlink(MARKER)
     await node.folder_accept(LABEL, FOLDER)
+    host.orphaned = False
     host.story.note(host.device.name, "keeper accept")
 
 

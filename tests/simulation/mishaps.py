@@ -114,6 +114,10 @@ def _store_mishap(story: "Story", host: "Host", rng: random.Random, what: str, *
         story.note(name, f"{what} backed up")
         return
     snapshot = host.copies[path] if rng.random() < 0.6 else None
+    if of_home:
+        if not story.may_orphan(host):
+            return
+        host.orphaned = True
 
     def change() -> None:
         database.restore(path, snapshot)
@@ -131,8 +135,9 @@ def _private(story: "Story", host: "Host", rng: random.Random) -> None:
     root = host.user_root()
     what = rng.choice((b"", b"/marker", b"/members", b"/life", b"/tmp", b"/history"))
     path = PRIVATE_DIRECTORY + what
-    if root.stat(path) is None:
+    if root.stat(path) is None or (what in {b"", b"/marker"} and not story.may_orphan(host)):
         return
+    host.orphaned |= what in {b"", b"/marker"}
     story.oracle.discarded(_contents_below(host, path))
     _remove_tree(root, path)
     story.note(host.device.name, f"removed {path.decode()}")
@@ -220,8 +225,12 @@ def _make_room(host: "Host") -> None:
 # ── what people decide ──────────────────────────────────────────────────────────────────────────────────────────────
 def _order(story: "Story", host: "Host", rng: random.Random) -> None:
     """A folder is paused, resumed, scanned, or left and joined again."""
-    del story
-    host.order(rng.choice(("pause", "resume", "scan", "leave")))
+    what = rng.choice(("pause", "resume", "scan", "leave"))
+    if what == "leave":
+        if not story.may_orphan(host):
+            return
+        host.orphaned = True
+    host.order(what)
 
 
 def _expel(story: "Story", host: "Host", rng: random.Random) -> None:
