@@ -81,6 +81,13 @@ MUTANTS = (
         (f"{INDEX}::test_ticks_follow_every_counter_seen",),
     ),
     Mutant(
+        "clock-driven-to-its-end",
+        "Any counter is believed: one record from a broken or hostile device uses the folder's clock up, and nobody "
+        "can write any more.",
+        (edit("index/writer.py", "                if counter > limit:\n", "                if False:\n"),),
+        (f"{INDEX}::test_a_counter_far_ahead_is_refused",),
+    ),
+    Mutant(
         "edit-follows-what-the-index-knows",
         "A local edit supersedes versions that are known here but were never on this disk: they are lost without a "
         "conflict (#2416, PR #1852).",

@@ -97,6 +97,19 @@ MUTANTS = (
         (f"{STAGING}::test_leftovers_are_swept_but_never_what_may_be_a_persons",),
     ),
     Mutant(
+        "newest-version-pruned-first",
+        "When history needs room, the version that was just replaced goes first (prune rules read the wrong way round: "
+        "restic, borg).",
+        (
+            edit(
+                "workspace/history.py",
+                "    kept = list(versions(root))\n",
+                "    kept = list(versions(root))[::-1]\n",
+            ),
+        ),
+        ("tests/workspace/test_history.py::test_prune_by_age_and_size",),
+    ),
+    Mutant(
         "resumed-stage-trusted",
         "A stage found after a restart counts as complete where it has its size, whatever a crash left in it.",
         (
