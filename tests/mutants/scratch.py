@@ -80,7 +80,8 @@ class Scratch:
         failed = next((line.split(" ", 1)[1] for line in output.splitlines() if line.startswith(_RED)), "")
         if bool(failed) is not bool(done.returncode):
             raise BrokenRun(output)
-        return Verdict(failed.split(" - ")[0], output)
+        test, _, why = failed.partition(" - ")
+        return Verdict(f"{test} (time-out)" if "Timeout" in why else test, output)
 
     def simulate(self, seeds: int, limit_s: float) -> Verdict:
         """Run that many simulated stories; the first that fails has noticed."""
