@@ -45,6 +45,8 @@ NEVER_NS = 2**63
 NAME_CLASH = "name-clash"
 PATIENT_TRIES = 2
 """Times a directory may be found not empty before it is shown: what is in it may be on its way out."""
+_TROUBLES = ("disk-full", "read-only", "failed", "not-empty")
+"""Problems of carrying out what is wanted."""
 
 
 class Applier:
@@ -80,6 +82,7 @@ class Applier:
                 if again:
                     continue
                 await self._tidy()
+                await self._relax()
                 self._context.state_changed.fire()
                 with trio.move_on_at(min(self._later.values(), default=trio.current_time() + 3600)):
                     await self._context.records_changed.wait_beyond(seen)
@@ -103,6 +106,19 @@ class Applier:
         if self._staged and not self._busy:
             async with context.commit_lock:
                 self._staged = not await context.world.offload.run(sweep)
+
+    async def _relax(self) -> None:
+        """Once nothing is wanted any more, what the disk refused was done after all (by recovery), or overtaken."""
+        context = self._context
+        troubled = bool(self._later) or not context.problems.keys().isdisjoint(_TROUBLES)
+        if troubled and not self._busy and not await context.world.offload.run(partial(self._page, b"")):
+            self._later.clear()
+            self._failures.clear()
+            self._trouble_is_over()
+
+    def _trouble_is_over(self) -> None:
+        for code in _TROUBLES:
+            self._context.clear_problem(code)
 
     async def _recover(self) -> None:
         """What the disk refused half-way is finished or undone, as after a crash. OSError starts the folder anew."""
@@ -314,8 +330,7 @@ class Applier:
         if any(item.step.path == IGNORE_FILE for item, _ in outcomes):
             await self._observer.reload_ignores()
         if changed:
-            for code in ("disk-full", "read-only", "failed", "not-empty"):
-                self._context.clear_problem(code)
+            self._trouble_is_over()
             self._context.records_changed.fire()
         return changed
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import os
 from collections.abc import Callable
 from typing import Any
 
@@ -392,3 +393,18 @@ async def test_an_ignore_file_that_can_be_read_again_is_no_problem_any_more() ->
         assert "ignore" in problems
         await story.nodes["one"].folder_scan(LABEL)
         assert "ignore" not in problems
+
+
+@simulated
+async def test_what_a_failing_disk_did_after_all_is_no_problem_any_more() -> None:
+    """The renames were done and could not be made durable; recovery completes them, so nothing is written again."""
+    async with told() as story:
+        await story.start("one", "two")
+        await story.share("one", two="editor")
+        faults = story.device("two").disk.faults
+        faults.fail(1, errno.EIO, ("sync_directory",), FOLDER)
+        story.user("one").write(b"new", b"content")
+        await story.until(lambda: b"new" in contents(story, "two"))
+        await story.settle("one")
+        assert faults.happened[os.strerror(errno.EIO)] == 1
+        await story.until(lambda: not story.folder("two").context.problems)
