@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
+import sys
+from collections.abc import AsyncIterator
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from p2psync.cli import completion
-from p2psync.cli.output import complain, count, plain, print_json, print_table, say
+from p2psync.cli.output import complain, count, percent, plain, print_json, print_table, say
+from p2psync.cli.output import size as human_size
 from p2psync.cli.session import AsJson, perform, settings
 
 if TYPE_CHECKING:
     from p2psync.node.operations import Operations
-    from p2psync.node.views import Diagnosis
+    from p2psync.node.views import CheckReport, Diagnosis, Event
 
 config_app = typer.Typer(help="Read and change settings (HOME/config.toml).", no_args_is_help=True)
 
@@ -59,10 +62,28 @@ def check(
     repair: Annotated[
         bool, typer.Option("--repair", help="Repair what can be, from other devices where needed.")
     ] = False,
+    quick: Annotated[bool, typer.Option("--quick", help="Check the index only, and read no files.")] = False,
+    accept_local: Annotated[
+        bool,
+        typer.Option(
+            "--accept-local", help="With --repair: publish what is on this disk where no device has what was lost."
+        ),
+    ] = False,
     json: AsJson = False,
 ) -> None:
-    """Verify index, chunks and files of every folder, reading all content. Exit code 1 when it finds damage."""
-    report = perform(context, lambda node: node.check(repair))
+    """Verify index, signatures, files and kept versions of every folder. Exit code 1 when it finds damage."""
+
+    async def work(node: Operations) -> CheckReport:
+        async with node.events() as events, trio.open_nursery() as nursery:
+            if sys.stderr.isatty():
+                nursery.start_soon(_show_progress, events)
+            report = await node.check(repair, quick, accept_local)
+            nursery.cancel_scope.cancel()
+        return report
+
+    import trio
+
+    report = perform(context, work)
     if json:
         print_json(report)
     else:
@@ -78,7 +99,18 @@ def check(
         )
         raise typer.Exit(1)
     if not json:
-        say("Everything is as it should be.")
+        files, size = sum(f.files for f in report.folders), sum(f.bytes for f in report.folders)
+        read = "No files were read." if quick else f"{count(files, 'file')}, {human_size(size)} read."
+        say(f"Everything is as it should be. {read}")
+
+
+async def _show_progress(events: AsyncIterator[Event]) -> None:
+    """One line on stderr that is written over."""
+    async for event in events:
+        if event.kind == "check.progress":
+            done, total = int(event.data["bytes"] or 0), int(event.data["total_bytes"] or 0)
+            sys.stderr.write(f"\r\x1b[K{human_size(done)} of {human_size(total)}, {percent(min(done, total), total)}")
+            sys.stderr.flush()
 
 
 def doctor(context: typer.Context, json: AsJson = False) -> None:

@@ -2,29 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import contextmanager
-from dataclasses import replace
 from functools import partial
+from pathlib import Path
 
 import trio
 
-from p2psync.errors import AuthenticationError, EscapeError, InputError, PermissionDenied
-from p2psync.index.reader import Reader
-from p2psync.index.writer import Writer
-from p2psync.membership.batches import open_batch
-from p2psync.model.entries import Synced
-from p2psync.model.manifest import decode_manifest
-from p2psync.model.paths import ROOT, RelPath, display, path_key
-from p2psync.model.records import winner
+from p2psync.errors import IntegrityError, P2PSyncError, UsageError
+from p2psync.node.check import Check, Wanted
 from p2psync.node.config import SETTINGS, get_setting, load_config, set_setting
 from p2psync.node.core import Core
+from p2psync.node.home import FolderEntry
 from p2psync.node.views import CheckReport, Diagnosis, Finding, SettingView
-from p2psync.ports import Kind, Root
 from p2psync.sync.folder import Folder
-from p2psync.workspace import chunker
 
-PAGE = 1000
 MAX_FINDINGS = 1000
 
 
@@ -56,82 +46,56 @@ class HealthOperations(Core):
         return (await self.config_get(key))[0]
 
     # ── check ───────────────────────────────────────────────────────────────────────────────────────────────────────
-    async def check(self, repair: bool = False) -> CheckReport:
-        """Verify index, signatures and files of every folder; with `repair` put right what can be."""
-        if self.broken and not self.synchronizer.folders:
-            raise next(iter(self.broken.values()))
-        findings = [
-            Finding(entry.label, str(self.broken[entry.id]), f"p2psync folder remove {entry.label}, then add it again")
-            for entry in self.state.folders
-            if entry.id in self.broken
-        ]
+    async def check(self, repair: bool = False, quick: bool = False, accept_local: bool = False) -> CheckReport:
+        """See `Operations.check`."""
+        if accept_local and not repair:
+            raise UsageError("--accept-local says what a repair may do; give --repair as well")
+        findings = [await self._check_broken(e, repair=repair) for e in self.state.folders if e.id in self.broken]
+        folders = []
         for folder in sorted(self.synchronizer.folders.values(), key=lambda f: f.label):
-            async with folder.context.commit_lock:
-                findings += await self.world.offload.run(partial(self._check_folder, folder, repair=repair))
+            check = Check(
+                folder,
+                Wanted(repair, quick, accept_local),
+                online=self.online and not folder.paused,
+                tell=partial(self._tell_progress, folder),
+            )
+            folders.append(await check.run())
+            findings += check.findings
             if repair and self.online:
                 folder.observer.ask_scan()
                 folder.applier.retry()
-        return CheckReport(all(f.repaired for f in findings), findings[:MAX_FINDINGS])
+        return CheckReport(all(f.repaired for f in findings), findings[:MAX_FINDINGS], folders)
 
-    def _check_folder(self, folder: Folder, *, repair: bool) -> list[Finding]:
-        index = folder.context.index
-        wrong = index.check()
-        repaired = repair and bool(wrong)
-        if repaired:
-            index.repair()
-        remedy = "run: p2psync check --repair"
-        findings = [
-            Finding(folder.label, f.text, remedy, display(f.path) or None, repaired and f.repairable) for f in wrong
-        ]
-        findings += self._check_signatures(folder)
-        with self._root_of(folder) as root:
-            if root is None:
-                findings.append(
-                    Finding(folder.label, "the directory is not available; its files were not checked", "mount it")
-                )
-            else:
-                findings += _check_files(folder, root, repair=repair)
-        return findings
-
-    @staticmethod
-    def _check_signatures(folder: Folder) -> Iterator[Finding]:
-        membership = folder.context.membership
-        checked: set[bytes] = set()
-        with folder.context.index.read() as reader:
-            after = b""
-            while keys := reader.keys(after, PAGE):
-                after = keys[-1]
-                for key in keys:
-                    for stored in reader.stored(key):
-                        if stored.batch_id in checked:
-                            continue
-                        checked.add(stored.batch_id)
-                        batch = reader.batch(stored.batch_id)
-                        try:
-                            if batch is None:
-                                raise InputError("its signature is missing")
-                            open_batch(batch, membership, {})
-                        except (InputError, AuthenticationError, PermissionDenied) as error:
-                            yield Finding(
-                                folder.label, f"a record does not verify: {error}", "run: p2psync check --repair",
-                                display(stored.record.path),
-                            )  # fmt: skip
-
-    @contextmanager
-    def _root_of(self, folder: Folder) -> Iterator[Root | None]:
-        """The folder's open tree, opened for the occasion when no node runs; None when it is not to be had."""
-        if folder.context.has_root:
-            yield folder.context.root
-            return
+    async def _check_broken(self, entry: FolderEntry, *, repair: bool) -> Finding:
+        """A folder whose index could not be opened: set aside, it is made anew from the files and the members."""
+        error = self.broken[entry.id]
+        if not repair or not isinstance(error, IntegrityError):
+            remedy = (
+                f"p2psync check --repair sets it aside and makes a new one; or: p2psync folder remove {entry.label}"
+            )
+            return Finding(entry.label, str(error), remedy, code="index")
+        aside = await self.world.offload.run(partial(self._set_aside, entry))
         try:
-            root = self.world.storage.open_root(folder.context.path)
-        except OSError:
-            yield None
-            return
-        try:
-            yield root
-        finally:
-            root.close()
+            folder = await self.world.offload.run(partial(self.open_folder, entry))
+        except P2PSyncError as again:
+            self.broken[entry.id] = again
+            return Finding(
+                entry.label, str(again), f"p2psync folder remove {entry.label}, then add it again", code="index"
+            )
+        del self.broken[entry.id]
+        self.synchronizer.add(folder)
+        text = f"the index was damaged; it is set aside as {aside} and made anew from the files and the other devices"
+        return Finding(entry.label, text, "", repaired=True, code="index")
+
+    def _set_aside(self, entry: FolderEntry) -> Path:
+        """Keep a damaged index out of the way; where it now lies."""
+        path = self.home.index(entry.id)
+        aside = path.with_name(f"{path.name}.damaged-{self.world.clock.wall_ns() // 10**9}")
+        path.rename(aside)
+        return aside
+
+    def _tell_progress(self, folder: Folder, files: int, size: int, total: int) -> None:
+        self.event_log.publish("check.progress", folder=folder.context.name, files=files, bytes=size, total_bytes=total)
 
     # ── doctor ──────────────────────────────────────────────────────────────────────────────────────────────────────
     async def doctor(self) -> list[Diagnosis]:
@@ -179,50 +143,3 @@ def _plain(value: object) -> str | int | float | bool | list[str]:
         return value
     assert isinstance(value, tuple | list)
     return [str(part) for part in value]
-
-
-def _check_files(folder: Folder, root: Root, *, repair: bool) -> list[Finding]:
-    """Hash every file that looks untouched: rot is damage under an unchanged fingerprint. Repaired by fetching anew."""
-    context = folder.context
-    found: list[Finding] = []
-    with context.index.read() as reader:
-        entries = [e for e in reader.below(ROOT) if e.kind is Kind.FILE and not e.absent]
-    for entry in entries:
-        try:
-            stat = root.stat(entry.path)
-            if stat is None or not entry.fingerprint.matches(stat):
-                continue
-            with context.index.read() as reader:
-                encoded = entry.manifest or _manifest(reader, entry)
-            wrong = chunker.verify_file(root, entry.path, decode_manifest(encoded))
-        except (OSError, EscapeError, InputError) as error:
-            found.append(Finding(folder.label, f"cannot be read: {error}", "check the disk", display(entry.path)))
-            continue
-        if not wrong:
-            continue
-        if repair:
-            context.index.write(partial(_refetch, path=entry.path))
-        found.append(
-            Finding(
-                folder.label,
-                f"{len(wrong)} damaged chunks: the disk changed content without anyone writing",
-                "run: p2psync check --repair, with a device that has the file connected",
-                display(entry.path),
-                repaired=repair,
-            )
-        )
-    return found
-
-
-def _manifest(reader: Reader, entry: Synced) -> bytes:
-    encoded = reader.manifest(entry.content)
-    if encoded is None:
-        raise InputError("its list of chunks is missing")
-    return encoded
-
-
-def _refetch(writer: Writer, path: RelPath) -> None:
-    """Forget what the content is: the plan then replaces it, and what is there goes to history."""
-    entry, siblings = writer.synced(path), writer.siblings(path_key(path))
-    if entry is not None and siblings and winner(siblings).identity == entry.identity:
-        writer.put_synced(replace(entry, content=b"", manifest=b""))

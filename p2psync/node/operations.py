@@ -153,8 +153,12 @@ class Operations(Protocol):
         """Set from text as typed; ConfigError says what is allowed."""
         ...
 
-    async def check(self, repair: bool = False) -> CheckReport:
-        """Verify index, chunks and files of every folder."""
+    async def check(self, repair: bool = False, quick: bool = False, accept_local: bool = False) -> CheckReport:
+        """Verify index, signatures, files and kept versions of every folder; `quick` reads no files.
+
+        With `repair` what is wrong is put right, from other devices where needed, and `accept_local` publishes what is
+        on this disk where no reachable device has what was lost. Events of kind `check.progress` tell how far it is.
+        """
         ...
 
     async def doctor(self) -> list[Diagnosis]:

@@ -11,6 +11,7 @@ import trio
 import p2psync
 from p2psync.model.ids import DeviceId, format_device_id
 from p2psync.model.paths import display
+from p2psync.node.check import scrub_view
 from p2psync.node.device_operations import DeviceOperations
 from p2psync.node.folder_operations import FolderOperations
 from p2psync.node.home import FolderEntry
@@ -113,6 +114,7 @@ class StatusOperations(DeviceOperations, FolderOperations):
             progress=progress,
             root=root.hex()[:HEX_OF_ROOT],
             equal_with=[format_device_id(d) for d in self._equal_with(folder, root)],
+            scrub=scrub_view(context),
             watch=folder.watch,
             path_b64=raw,
         )

@@ -99,6 +99,21 @@ class Progress(Struct, frozen=True):
     eta_s: float | None = None
 
 
+class ScrubView(Struct, frozen=True):
+    """Reading everything again in the background; `finished` is the end of the last whole round.
+
+    `files` and `bytes` are those read in the present round; `found` counts damaged files ever found here, `healed`
+    those of them that are not damaged any more.
+    """
+
+    began: float | None
+    finished: float | None
+    files: int
+    bytes: int
+    found: int
+    healed: int
+
+
 class FolderView(Struct, frozen=True):
     """One folder as it is now.
 
@@ -121,6 +136,7 @@ class FolderView(Struct, frozen=True):
     progress: Progress | None = None
     root: str | None = None
     equal_with: list[str] = []
+    scrub: ScrubView | None = None
     watch: WatchState = "off"
     path_b64: RawPath | UnsetType = UNSET
 
@@ -259,7 +275,7 @@ class SettingView(Struct, frozen=True):
 
 
 class Finding(Struct, frozen=True):
-    """Something `check` found wrong with stored data."""
+    """Something `check` found wrong with stored data; `code` is stable for programs."""
 
     folder: str
     text: str
@@ -267,13 +283,26 @@ class Finding(Struct, frozen=True):
     path: str | None = None
     repaired: bool = False
     path_b64: RawPath | UnsetType = UNSET
+    code: str = ""
+
+
+class FolderCheck(Struct, frozen=True):
+    """What `check` has read of a folder."""
+
+    folder: str
+    files: int
+    bytes: int
+    versions: int
+    """Kept versions."""
+    scrub: ScrubView
 
 
 class CheckReport(Struct, frozen=True):
-    """The result of `check`; `ok` when nothing is wrong, or all that was is repaired."""
+    """The result of `check`; `ok` when nothing is wrong, or all that was is repaired. At most 1000 findings."""
 
     ok: bool
     findings: list[Finding]
+    folders: list[FolderCheck] = []
 
 
 class Diagnosis(Struct, frozen=True):

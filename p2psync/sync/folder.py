@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
 from contextlib import ExitStack
-from dataclasses import replace
 from typing import Literal
 
 import structlog
@@ -13,6 +12,7 @@ import trio
 from p2psync.crypto.identity import DeviceKeys
 from p2psync.errors import EscapeError, P2PSyncError, StateError
 from p2psync.index.index import Index
+from p2psync.index.seal import DamagedRowError
 from p2psync.index.values import Totals
 from p2psync.index.writer import Writer
 from p2psync.membership.fold import Membership, make_link
@@ -158,6 +158,9 @@ class Folder:
             else:
                 try:
                     await self._run_once()
+                except* DamagedRowError as group:
+                    self._stop_with("index", str(group.exceptions[0]), "nothing: it is being repaired")
+                    wait = RESTART_DELAY if await self.scrubber.mend_again() else 0.0
                 except* P2PSyncError as group:
                     self._stop_with("index", str(group.exceptions[0]), "run: p2psync check --repair")
                     wait = RESTART_DELAY
@@ -375,7 +378,7 @@ class Folder:
                 for link in fresh:
                     writer.add_link(link.hash, link.encoded)
                 if any(link.revokes for link in fresh):
-                    _withdraw(writer, grown, context.device)
+                    members_file.withdraw(writer, grown, context.device)
 
             if fresh:
                 context.index.write(commit)
@@ -491,12 +494,3 @@ class Folder:
     def _possesses(self, device: bytes, roots: Sequence[bytes]) -> None:
         self.contents.possesses(device, roots)
         self.applier.retry()
-
-
-def _withdraw(writer: Writer, membership: Membership, device: DeviceId) -> None:
-    """Take back what a removal or demotion has voided; our own voided changes stay on this disk as local ones."""
-    writer.drop_records(lambda author, r: not membership.may_write(author, r.dot.replica, r.dot.counter))
-    for entry in list(writer.below(ROOT)):
-        own = [dot for dot in entry.sources if replica_device_prefix(dot.replica) == replica_device_prefix(device)]
-        if own and not any(membership.may_write(device, dot.replica, dot.counter) for dot in own):
-            writer.put_synced(replace(entry, diverged=True, sources=()))

@@ -6,15 +6,18 @@ else an index holds can be had again from the files and the other devices, but w
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import msgspec
 
 from p2psync.errors import AuthenticationError, InputError, IntegrityError
 from p2psync.index.index import Index
+from p2psync.index.seal import DamagedRowError
 from p2psync.index.writer import Writer
 from p2psync.membership.fold import Membership, fold
 from p2psync.membership.links import decode_link
-from p2psync.model.ids import FolderId
-from p2psync.model.paths import display
+from p2psync.model.ids import DeviceId, FolderId, replica_device_prefix
+from p2psync.model.paths import ROOT, display
 from p2psync.ports import Root, World
 from p2psync.sync.founding import Place, load_membership, store_place
 from p2psync.workspace import marker, private_files
@@ -37,11 +40,16 @@ def membership_of(world: World, index: Index, folder: FolderId, path: bytes) -> 
     """The membership that an index holds; a new one is given what stands beside the files of the folder at `path`.
 
     Raises:
-        IntegrityError: the index is new and nothing (or something else) stands there.
+        IntegrityError: the index is new, or its links are damaged, and nothing (or something else) stands there.
     """
-    with index.read() as reader:
-        if reader.links():
-            return load_membership(index)
+    try:
+        with index.read() as reader:
+            known = reader.links()
+    except DamagedRowError:
+        index.repair()
+        known = []
+    if known:
+        return load_membership(index)
     try:
         root = world.storage.open_root(path)
         try:
@@ -62,6 +70,15 @@ def membership_of(world: World, index: Index, folder: FolderId, path: bytes) -> 
     store_place(index, Place(found.marker_id, found.created_ns, ino))
     index.write(work)
     return membership
+
+
+def withdraw(writer: Writer, membership: Membership, device: DeviceId) -> None:
+    """Take back what a removal or demotion has voided; our own voided changes stay on this disk as local ones."""
+    writer.drop_records(lambda author, r: not membership.may_write(author, r.dot.replica, r.dot.counter))
+    for entry in list(writer.below(ROOT)):
+        own = [dot for dot in entry.sources if replica_device_prefix(dot.replica) == replica_device_prefix(device)]
+        if own and not any(membership.may_write(device, dot.replica, dot.counter) for dot in own):
+            writer.put_synced(replace(entry, diverged=True, sources=()))
 
 
 def _lost(path: bytes) -> IntegrityError:

@@ -62,8 +62,8 @@ def mend(context: FolderContext, distrusted: frozenset[bytes] = frozenset()) -> 
             writer.new_incarnation(max(writer.incarnation + 1, now))
 
     context.index.write(restore)
+    _restore_place(context)
     if context.has_root:
-        _restore_place(context)
         _restore_history(context)
     return dropped
 
@@ -121,14 +121,21 @@ def _missing_links(context: FolderContext, reader: Reader) -> list[bytes]:
 
 
 def _restore_place(context: FolderContext) -> None:
-    """Where the folder stands, if that was lost: its open root and marker were checked when it was opened."""
+    """Where the folder stands, if that was lost: where its marker is found."""
     with context.index.read() as reader:
         if founding.has_place(reader):
             return
-    found = marker.read(context.root)
-    if found is not None and found.folder == context.folder:
-        ino = context.root.identity().ino
-        founding.store_place(context.index, founding.Place(found.marker_id, found.created_ns, ino))
+    try:
+        root = context.world.storage.open_root(context.path)
+    except OSError:
+        return
+    try:
+        found = marker.read(root)
+        if found is not None and found.folder == context.folder:
+            ino = root.identity().ino
+            founding.store_place(context.index, founding.Place(found.marker_id, found.created_ns, ino))
+    finally:
+        root.close()
 
 
 def _restore_history(context: FolderContext) -> None:

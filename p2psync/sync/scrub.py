@@ -8,6 +8,7 @@ so shortly before the end of the last run that a power cut may have taken their 
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 
@@ -40,6 +41,7 @@ SETTLE_INTERVAL = 60.0
 DENIALS = 2
 """Times that nobody connected must have had a content before what a crash left of it is published."""
 PAGE = 1000
+MEND_INTERVAL = 60.0
 ANNOUNCE_DELAY = 30.0
 ANNOUNCE_TRIES = 20
 
@@ -68,6 +70,7 @@ class Scrubber:
         self._idle = idle
         self._exchanges = exchanges
         self._torn: set[RelPath] = set()
+        self._mended = -math.inf
         self._judged = trio.Event()
         self._lost_records = Pulse()
 
@@ -255,8 +258,11 @@ class Scrubber:
             await self.mend(checked.distrusted)
         return checked.findings
 
-    async def mend(self, distrusted: frozenset[bytes] = frozenset()) -> None:
-        """Put the index right; what was dropped comes from the peers, or is published anew once they do not have it."""
+    async def mend(self, distrusted: frozenset[bytes] = frozenset()) -> list[Finding]:
+        """Put the index right; what was dropped.
+
+        It comes from the peers again, or is published anew once they turn out not to have it.
+        """
         context = self._context
         async with context.commit_lock:
             dropped = await context.world.offload.run(lambda: mending.mend(context, distrusted))
@@ -265,11 +271,18 @@ class Scrubber:
         context.state_changed.fire()
         self._observer.ask_scan()
         self._lost_records.fire()
+        return dropped
+
+    async def mend_again(self) -> bool:
+        """Put the index right because a row could not be read; whether that was so a short while ago too."""
+        last, self._mended = self._mended, trio.current_time()
+        await self.mend()
+        return self._mended - last < MEND_INTERVAL
 
     async def announce_anew(self) -> list[RelPath]:
         """Publish again what this device had published and no record says any more, if the peers had their chance."""
         context = self._context
-        if not self._agreed() and len(context.membership.members) > 1:
+        if not self.agreed() and len(context.membership.members) > 1:
             return []
         async with context.commit_lock:
             paths = await context.world.offload.run(lambda: mending.announce_anew(context))
@@ -277,7 +290,7 @@ class Scrubber:
             self._observer.look_at(path)
         return paths
 
-    def _agreed(self) -> bool:
+    def agreed(self) -> bool:
         """Whether a connected member has exactly our records."""
         with self._context.index.read() as reader:
             root = reader.root()
@@ -288,7 +301,7 @@ class Scrubber:
             seen = self._lost_records.count
             for _ in range(ANNOUNCE_TRIES if seen else 0):
                 await trio.sleep(ANNOUNCE_DELAY)
-                if self._agreed():
+                if self.agreed():
                     await self.announce_anew()
                     break
             await self._lost_records.wait_beyond(seen)

@@ -160,7 +160,8 @@ class FakeOperations:
         self.calls.append(("config_set", key, value))
         return views.SettingView(key, value, "", "A setting.", needs_restart=True)
 
-    async def check(self, repair: bool = False) -> views.CheckReport:
+    async def check(self, repair: bool = False, quick: bool = False, accept_local: bool = False) -> views.CheckReport:
+        self.calls.append(("check", repair, quick, accept_local))
         return views.CheckReport(not self.findings, self.findings)
 
     async def doctor(self) -> list[views.Diagnosis]:

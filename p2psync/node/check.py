@@ -1,0 +1,253 @@
+"""The check of one folder: what is stored against what must be, and its repair as far as anyone reachable can help."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import partial
+
+import trio
+
+from p2psync.index.verify import Finding as IndexFinding
+from p2psync.model.entries import Synced
+from p2psync.model.paths import RelPath, display
+from p2psync.node.views import Finding, FolderCheck, ScrubView, path_fields
+from p2psync.sync import mending, rot, stored
+from p2psync.sync.context import FolderContext
+from p2psync.sync.folder import Folder
+from p2psync.sync.scrub import DENIALS
+
+PAGE = 256
+POLL = 0.25
+STUCK = 30.0
+"""Seconds without any progress after which what is still damaged counts as not to be had."""
+REPAIR = "run: p2psync check --repair"
+FETCHED = {"records", "signature", "batches", "manifests"}
+"""What only other devices can give back."""
+
+
+@dataclass(frozen=True, slots=True)
+class Wanted:
+    """What a check is to do; see `Operations.check`."""
+
+    repair: bool
+    quick: bool
+    accept_local: bool
+
+
+class Check:
+    """One check of one folder. `tell(files, bytes, total_bytes)` hears how far it is, at most once a page."""
+
+    def __init__(self, folder: Folder, wanted: Wanted, *, online: bool, tell: Callable[[int, int, int], None]) -> None:
+        self._folder = folder
+        self._context: FolderContext = folder.context
+        self._wanted = wanted
+        self._online = online
+        self._tell = tell
+        self._offload = folder.context.world.offload
+        self._lost = False
+        """Whether something was dropped that only other devices can give back."""
+        self.findings: list[Finding] = []
+        self._files = self._bytes = self._versions = 0
+
+    async def run(self) -> FolderCheck:
+        """Check, and repair when that is wanted; `findings` then says what was found and what came of it."""
+        index = await self._check_index()
+        with self._open() as available:
+            rotten: list[tuple[RelPath, str]] = []
+            if not available:
+                self._report("root", "the directory is not available; its files were not checked", "mount it")
+            elif not self._wanted.quick:
+                rotten = await self._check_files()
+                await self._check_stored()
+            if self._wanted.repair and self._online and (rotten or index):
+                await self._wait_for_peers()
+            await self._conclude_index(index)
+            await self._conclude_files(rotten)
+        standing = await self._offload.run(partial(scrub_view, self._context))
+        return FolderCheck(self._folder.label, self._files, self._bytes, self._versions, standing)
+
+    # ── the index ───────────────────────────────────────────────────────────────────────────────────────────────────
+    async def _check_index(self) -> list[IndexFinding]:
+        context = self._context
+        async with context.commit_lock:
+            checked = await self._offload.run(lambda: mending.check(context))
+            if checked.findings and self._wanted.repair and not self._online:
+                dropped = await self._offload.run(lambda: mending.mend(context, checked.distrusted))
+        if checked.findings and self._wanted.repair and self._online:
+            dropped = await self._folder.scrubber.mend(checked.distrusted)
+        if checked.findings and self._wanted.repair:
+            self._lost = any(finding.code in FETCHED for finding in dropped)
+        return checked.findings
+
+    async def _conclude_index(self, found: Sequence[IndexFinding]) -> None:
+        """Say what became of each fault of the index."""
+        if not self._wanted.repair:
+            for finding in found:
+                self._report(finding.code, finding.text, REPAIR, finding.path)
+            return
+        context = self._context
+        if found and self._online:
+            await self._folder.scrubber.announce_anew()
+        async with context.commit_lock:
+            left = (await self._offload.run(lambda: mending.check(context))).findings if found else []
+        for finding in [*found, *(f for f in left if f not in found)]:
+            repaired = finding not in left
+            self._report(finding.code, finding.text, self._where_peers(), finding.path, repaired=repaired)
+        if self._lost and not (self._online and self._folder.scrubber.agreed()):
+            self._report("records", "damaged records were dropped; other members have them", self._where_peers())
+
+    # ── files ───────────────────────────────────────────────────────────────────────────────────────────────────────
+    async def _check_files(self) -> list[tuple[RelPath, str]]:
+        """Hash every file that looks untouched; those that are damaged, and what is to be said about each."""
+        context = self._context
+        with context.index.read() as reader:
+            total = reader.totals().bytes
+            known = [(RelPath(p.path), p.text) for p in rot.damaged(reader)]
+        damaged = dict(known)
+        after = b""
+        while page := await self._offload.run(partial(self._page, after)):
+            after = page[-1][0]
+            found = await self._offload.run(lambda page=page: self._read([entry for _, entry in page]))  # type: ignore[misc]
+            for entry, _ in found:
+                damaged[entry.path] = "it has changed on the disk without anyone writing to it"
+            if found and self._wanted.repair:
+                await self._folder.scrubber.note(found)
+            self._tell(self._files, self._bytes, total)
+        return sorted(damaged.items())
+
+    def _page(self, after: bytes) -> list[tuple[bytes, Synced]]:
+        with self._context.index.read() as reader:
+            return reader.synced_after(after, PAGE)
+
+    def _read(self, entries: Sequence[Synced]) -> list[tuple[Synced, bytes]]:
+        found = []
+        for entry in entries:
+            if entry.content:
+                self._files += 1
+                self._bytes += entry.size
+            try:
+                content = rot.find(self._context, entry)
+            except FileNotFoundError:
+                continue
+            except OSError as error:
+                text = f"cannot be read: {error.strerror or error}"
+                self._report("io-error", text, "check the disk (dmesg, SMART) and save what still reads", entry.path)
+                continue
+            if content is not None:
+                found.append((entry, content))
+        return found
+
+    async def _conclude_files(self, rotten: Sequence[tuple[RelPath, str]]) -> None:
+        """Say what became of each damaged file; what nobody can give back is published if a person says so."""
+        context = self._context
+        if not rotten:
+            return
+
+        def left() -> set[bytes]:
+            with context.index.read() as reader:
+                return {problem.path for problem in rot.damaged(reader)}
+
+        open_ = await self._offload.run(left) if self._wanted.repair else {path for path, _ in rotten}
+        if self._wanted.repair and self._wanted.accept_local:
+            accepted = await self._folder.scrubber.accept([path for path, _ in rotten if path in open_])
+            open_ -= set(accepted)
+        for path, text in rotten:
+            remedy = self._where_peers() if self._wanted.repair else f"{REPAIR}, with a device that has it connected"
+            self._report("rot", text, remedy, path, repaired=path not in open_)
+
+    # ── what is stored beside ───────────────────────────────────────────────────────────────────────────────────────
+    async def _check_stored(self) -> None:
+        """Kept versions, and content on its way in while nothing is fetched."""
+        context, repair = self._context, self._wanted.repair
+        bad = await self._offload.run(lambda: list(stored.history(context)))
+        with context.index.read() as reader:
+            self._versions = sum(1 for _ in _pages(reader.history_all))
+        for kept in bad:
+            repaired = repair and await self._offload.run(partial(stored.heal, context, kept))
+            if repair and not repaired and self._wanted.accept_local and kept.content:
+                await self._offload.run(partial(stored.accept, context, kept))
+                repaired = True
+            what = kept.error or ("is damaged" if kept.content else "is missing")
+            remedy = "no file has its content any more; to keep what is left: p2psync check --repair --accept-local"
+            text = f"a kept version {what}: {display(kept.entry.stored)}"
+            self._report("history", text, remedy if repair else REPAIR, RelPath(kept.entry.path), repaired=repaired)
+        if not self._folder.applier.idle:
+            return
+        async with context.commit_lock:
+            for part in await self._offload.run(partial(stored.staged, context)):
+                if repair:
+                    await self._offload.run(partial(context.root.unlink, part.path))
+                text = f"{part.wrong} damaged chunks of content on its way in; they are fetched again"
+                self._report("staged", text, REPAIR, RelPath(part.path), repaired=repair)
+
+    # ── helpers ─────────────────────────────────────────────────────────────────────────────────────────────────────
+    async def _wait_for_peers(self) -> None:
+        """Until everything is healed, or nobody who is connected can help any further."""
+        folder, context = self._folder, self._context
+        folder.applier.retry()
+        last, since = -1, trio.current_time()
+        while True:
+            with context.index.read() as reader:
+                open_ = [reader.synced(RelPath(problem.path)) for problem in rot.damaged(reader)]
+            denied = all(e is not None and folder.contents.denied(e.content) >= DENIALS for e in open_)
+            agreed = not self._lost or folder.scrubber.agreed()
+            if (agreed and denied) or not folder.exchanges:
+                return
+            now = len(open_) + context.progress.received + agreed
+            if now != last:
+                last, since = now, trio.current_time()
+            elif trio.current_time() - since > STUCK:
+                return
+            await trio.sleep(POLL)
+
+    def _where_peers(self) -> str:
+        if not self._online:
+            return "start the node (p2psync run): it is fetched from a device that has it"
+        return "connect a device that has it; to keep what is here: p2psync check --repair --accept-local"
+
+    @contextmanager
+    def _open(self) -> Iterator[bool]:
+        """Whether the folder's tree is there; opened for the occasion when no node runs."""
+        context = self._context
+        if context.has_root:
+            yield True
+            return
+        try:
+            context.set_root(context.world.storage.open_root(context.path))
+        except OSError:
+            yield False
+            return
+        try:
+            yield True
+        finally:
+            context.close_root()
+
+    def _report(self, code: str, text: str, remedy: str, path: bytes = b"", *, repaired: bool = False) -> None:
+        shown, raw = path_fields(path) if path else (None, None)
+        finding = Finding(self._folder.label, text, remedy, shown, repaired, code=code)
+        if raw:
+            finding = Finding(self._folder.label, text, remedy, shown, repaired, raw, code)
+        self.findings.append(finding)
+
+
+def _pages(page: Callable[[bytes, int], Sequence[object]]) -> Iterator[object]:
+    after = b""
+    while entries := page(after, PAGE):
+        after = entries[-1].order  # type: ignore[attr-defined]
+        yield from entries
+
+
+def scrub_view(context: FolderContext) -> ScrubView:
+    """How far scrubbing a folder is."""
+    with context.index.read() as reader:
+        now, left = rot.standing(reader), len(rot.damaged(reader))
+    return ScrubView(
+        now.began_ns / 1e9 or None,
+        now.finished_ns / 1e9 or None,
+        now.files,
+        now.size,
+        now.found,
+        max(0, now.found - left),
+    )
