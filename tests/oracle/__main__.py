@@ -2,6 +2,7 @@
 
 import argparse
 import shutil
+import signal
 import sys
 import tempfile
 import time
@@ -25,6 +26,8 @@ def main() -> int:
     parser.add_argument("--points", type=int, default=10, help="failures per kind of call and workload (default 10)")
     parser.add_argument("--keep", type=Path, metavar="DIR", help="work in this new directory and leave it there")
     arguments = parser.parse_args()
+    # The nodes are sessions of their own: they must be ended with us, whoever ends us.
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))
     base = arguments.keep or Path(tempfile.mkdtemp(prefix="p2psync-oracle-"))
     began = time.monotonic()
     seed = arguments.seed

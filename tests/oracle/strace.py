@@ -38,9 +38,7 @@ class Strace:
         self._command += ["-o", str(output), "-p", str(pid)]
 
     def __enter__(self) -> Self:
-        self._process = subprocess.Popen(
-            self._command, stderr=subprocess.PIPE, text=True, start_new_session=True
-        )
+        self._process = subprocess.Popen(self._command, stderr=subprocess.PIPE, text=True, start_new_session=True)
         assert self._process.stderr is not None
         line = self._process.stderr.readline()
         if "attached" not in line:
