@@ -71,7 +71,7 @@ class InlineOffload:
     A share of the calls waits for some virtual time first, as on a busy machine: a wait costs ten times a checkpoint.
     """
 
-    def __init__(self, rng: random.Random, slow_share: float = 0.02, longest_s: float = 0.02) -> None:
+    def __init__(self, rng: random.Random, slow_share: float, longest_s: float) -> None:
         """`slow_share`: how many calls wait, 0 to 1. `longest_s`: bound of the wait, drawn anew for each."""
         self._random = rng.random
         self._slow_share = slow_share
@@ -145,6 +145,10 @@ class SimDevice:
         self.database = MemoryDatabase(self.disk.faults)
         self.network = sim.network.host(name)
         self.watcher = SimWatcher(self.disk, sim.rng(f"watcher {name}"))
+        self.slow_share = 0.01
+        """How many of a node's blocking calls take time, 0 to 1; from its next start on."""
+        self.slow_s = 0.02
+        """How long those take at most."""
 
     def world(self) -> World:
         """The ports of a node that starts now; randomness goes on differently after every start."""
@@ -152,7 +156,7 @@ class SimDevice:
         return World(
             clock=self.clock,
             rng=SimRng(f"{self._sim.seed} node {self.name} {self.boots}"),
-            offload=InlineOffload(self._sim.rng(f"offload {self.name} {self.boots}")),
+            offload=InlineOffload(self._sim.rng(f"offload {self.name} {self.boots}"), self.slow_share, self.slow_s),
             storage=self.disk,
             watcher=self.watcher,
             database=self.database,

@@ -1,10 +1,8 @@
 """One seed, one story: devices, users, weather and faults; then quiet, and the oracle's verdict.
 
-Safety is judged always, convergence only in the second phase, after every fault has ended. `Plan.draw` turns the seed
-into every option of the run, so that the report of a failure says what it was about.
+Safety is judged always, convergence only in the second phase, after every fault has ended.
 """
 
-import random
 from collections import Counter
 from collections.abc import Awaitable, Callable, Mapping
 from contextlib import AbstractAsyncContextManager
@@ -20,15 +18,14 @@ from p2psync.testing.kv import Snapshot
 from p2psync.testing.oracle import Allowance
 from p2psync.testing.root import SimRoot
 from p2psync.testing.snapshot import Shown, kept, temporaries, tree
-from tests.simulation.cast import Cast
 from tests.simulation.logs import LogBook, captured
 from tests.simulation.mishaps import relent, unfold
 from tests.simulation.people import ALL_ACTIONS, Person
+from tests.simulation.plan import Plan
 from tests.simulation.weather import disturb
 
 HOME = b"/home/node"
 FOLDER = b"/sync/folder"
-YEARS_S = 10 * 365 * 86_400.0
 POLL_S = 5.0
 
 MakeNode = Callable[[World, bytes, str], AbstractAsyncContextManager[Any]]
@@ -66,44 +63,6 @@ class Scenario:
     """Virtual seconds within which everything must be equal once the faults have ended."""
     quiet_s: float = 60.0
     """How long nothing may change before it counts as quiet."""
-
-
-@dataclass(frozen=True)
-class Plan:
-    """Everything a seed decides before the story starts."""
-
-    seed: int
-    devices: tuple[str, ...]
-    duration_s: float
-    pause_s: float
-    """Mean time between two actions of one user."""
-    trouble_s: float
-    """Mean time between two faults; infinite in a quiet run."""
-    sync_share: float
-    """How often users fsync what they write."""
-    hint_loss: float
-    overflow: float
-    skews_s: tuple[float, ...]
-    cast: Cast
-
-    @staticmethod
-    def draw(seed: int) -> "Plan":
-        """The plan of a seed."""
-        rng = random.Random(f"{seed} plan")
-        cast = Cast.draw(random.Random(f"{seed} cast"))
-        devices = cast.devices
-        return Plan(
-            seed=seed,
-            devices=devices,
-            duration_s=rng.uniform(20, 240),
-            pause_s=rng.choice((0.3, 1.0, 5.0, 20.0)),
-            trouble_s=rng.choice((2.0, 10.0, 30.0, float("inf"))),
-            sync_share=rng.choice((0.0, 0.5, 1.0, 1.0)),
-            hint_loss=rng.choice((0.0, 0.0, 0.3, 1.0)),
-            overflow=rng.choice((0.0, 0.0, 0.05)),
-            skews_s=tuple(rng.choice((0.0, 1.0, -3600.0, YEARS_S, -YEARS_S)) for _ in devices),
-            cast=cast,
-        )
 
 
 @dataclass
@@ -242,6 +201,7 @@ class Story:
         for name, skew_s in zip(plan.devices, plan.skews_s, strict=True):
             device = self.sim.device(name, self.cast.profile(name))
             device.clock.jump(skew_s)
+            device.slow_share, device.slow_s = plan.slow_share, plan.slow_s
             device.watcher.loss, device.watcher.overflow = plan.hint_loss, plan.overflow
             self.hosts[name] = Host(self, device)
 

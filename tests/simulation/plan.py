@@ -1,0 +1,64 @@
+"""What a seed decides before its story starts, so that the report of a failure says what the story was about."""
+
+import random
+from dataclasses import dataclass
+
+from tests.simulation.cast import Cast
+
+YEARS_S = 10 * 365 * 86_400.0
+
+
+@dataclass(frozen=True)
+class Plan:
+    """Every option of one story.
+
+    A story costs about the number of its users' actions times that of its devices: that product is bounded, so that a
+    campaign spends its time on many stories instead of a few long ones.
+    """
+
+    seed: int
+    devices: tuple[str, ...]
+    duration_s: float
+    pause_s: float
+    """Mean time between two actions of one user."""
+    trouble_s: float
+    """Mean time between two faults; infinite in a quiet run."""
+    sync_share: float
+    """How often users fsync what they write."""
+    hint_loss: float
+    overflow: float
+    skews_s: tuple[float, ...]
+    slow_share: float
+    """How many of a node's blocking calls take time."""
+    slow_s: float
+    """How long those take at most."""
+    cast: Cast
+
+    @staticmethod
+    def draw(seed: int) -> "Plan":
+        """The plan of a seed."""
+        rng = random.Random(f"{seed} plan")
+        cast = Cast.draw(random.Random(f"{seed} cast"))
+        devices = cast.devices
+        actions = _log_uniform(rng, 80, 600) / len(devices)
+        troubles = 0 if rng.random() < 0.15 else _log_uniform(rng, 3, 50)
+        duration_s = _log_uniform(rng, 10, 240)
+        return Plan(
+            seed=seed,
+            devices=devices,
+            duration_s=duration_s,
+            pause_s=duration_s * len(devices) / actions,
+            trouble_s=duration_s / troubles if troubles else float("inf"),
+            sync_share=rng.choice((0.0, 0.5, 1.0, 1.0)),
+            hint_loss=rng.choice((0.0, 0.0, 0.3, 1.0)),
+            overflow=rng.choice((0.0, 0.0, 0.05)),
+            skews_s=tuple(rng.choice((0.0, 1.0, -3600.0, YEARS_S, -YEARS_S)) for _ in devices),
+            slow_share=rng.choice((0.0, 0.01, 0.01, 0.2)),
+            slow_s=rng.choice((0.002, 0.02, 0.2)),
+            cast=cast,
+        )
+
+
+def _log_uniform(rng: random.Random, low: float, high: float) -> float:
+    """Small and large values alike often, by their order of magnitude."""
+    return float(low * (high / low) ** rng.random())
