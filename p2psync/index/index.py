@@ -70,9 +70,12 @@ class Index:
         return cls(store, is_conflict, identity)
 
     @contextmanager
-    def read(self) -> Iterator[Reader]:
-        """One consistent view. Keep it short: pages freed meanwhile cannot be reused. No `write` from within."""
-        with self._store.read() as txn:
+    def read(self, *, passing_over: dict[tuple[str, bytes], None] | None = None) -> Iterator[Reader]:
+        """One consistent view. Keep it short: pages freed meanwhile cannot be reused. No `write` from within.
+
+        Damaged rows raise IntegrityError, or are noted in `passing_over` (table, key) and seem not to exist.
+        """
+        with self._store.read(passing_over) as txn:
             yield Reader(txn, self._is_conflict)
 
     def write(self, work: Callable[[Writer], T]) -> T:
@@ -92,8 +95,8 @@ class Index:
     def check(self) -> list[Finding]:
         """Everything that is wrong with this index as far as it can be told from within; reads all of it."""
         damaged: dict[tuple[str, bytes], None] = {}
-        with self._store.read(damaged) as txn:
-            return verify(Reader(txn, self._is_conflict), damaged)
+        with self.read(passing_over=damaged) as reader:
+            return verify(reader, damaged)
 
     def repair(self, distrusted: Collection[bytes] = ()) -> list[Finding]:
         """Derive everything anew in one transaction and drop what is damaged; what was dropped.

@@ -9,6 +9,7 @@ from functools import partial
 
 import trio
 
+from p2psync.errors import IntegrityError
 from p2psync.index.verify import Finding as IndexFinding
 from p2psync.model.entries import Synced
 from p2psync.model.paths import RelPath, display
@@ -60,7 +61,10 @@ class Check:
                 self._report("root", "the directory is not available; its files were not checked", "mount it")
             elif not self._wanted.quick:
                 rotten = await self._check_files()
-                await self._check_stored()
+                try:
+                    await self._check_stored()
+                except IntegrityError as error:
+                    self._report("history", f"kept versions were not checked: {error}", REPAIR)
             if self._wanted.repair and self._online and (rotten or index):
                 await self._wait_for_peers()
             await self._conclude_index(index)
@@ -102,7 +106,7 @@ class Check:
     async def _check_files(self) -> list[tuple[RelPath, str]]:
         """Hash every file that looks untouched; those that are damaged, and what is to be said about each."""
         context = self._context
-        with context.index.read() as reader:
+        with context.index.read(passing_over={}) as reader:
             total = reader.totals().bytes
             known = [(RelPath(p.path), p.text) for p in rot.damaged(reader)]
         damaged = dict(known)
@@ -118,7 +122,7 @@ class Check:
         return sorted(damaged.items())
 
     def _page(self, after: bytes) -> list[tuple[bytes, Synced]]:
-        with self._context.index.read() as reader:
+        with self._context.index.read(passing_over={}) as reader:
             return reader.synced_after(after, PAGE)
 
     def _read(self, entries: Sequence[Synced]) -> list[tuple[Synced, bytes]]:
@@ -146,7 +150,7 @@ class Check:
             return
 
         def left() -> set[bytes]:
-            with context.index.read() as reader:
+            with context.index.read(passing_over={}) as reader:
                 return {problem.path for problem in rot.damaged(reader)}
 
         open_ = await self._offload.run(left) if self._wanted.repair else {path for path, _ in rotten}
@@ -162,7 +166,7 @@ class Check:
         """Kept versions, and content on its way in while nothing is fetched."""
         context, repair = self._context, self._wanted.repair
         bad = await self._offload.run(lambda: list(stored.history(context)))
-        with context.index.read() as reader:
+        with context.index.read(passing_over={}) as reader:
             self._versions = sum(1 for _ in _pages(reader.history_all))
         for kept in bad:
             repaired = repair and await self._offload.run(partial(stored.heal, context, kept))
@@ -189,7 +193,7 @@ class Check:
         folder.applier.retry()
         last, since = -1, trio.current_time()
         while True:
-            with context.index.read() as reader:
+            with context.index.read(passing_over={}) as reader:
                 open_ = [reader.synced(RelPath(problem.path)) for problem in rot.damaged(reader)]
             denied = all(e is not None and folder.contents.denied(e.content) >= DENIALS for e in open_)
             agreed = not self._lost or folder.scrubber.agreed()
@@ -241,7 +245,7 @@ def _pages(page: Callable[[bytes, int], Sequence[object]]) -> Iterator[object]:
 
 def scrub_view(context: FolderContext) -> ScrubView:
     """How far scrubbing a folder is."""
-    with context.index.read() as reader:
+    with context.index.read(passing_over={}) as reader:
         now, left = rot.standing(reader), len(rot.damaged(reader))
     return ScrubView(
         now.began_ns / 1e9 or None,

@@ -42,14 +42,13 @@ def membership_of(world: World, index: Index, folder: FolderId, path: bytes) -> 
     Raises:
         IntegrityError: the index is new, or its links are damaged, and nothing (or something else) stands there.
     """
+    damaged = False
     try:
         with index.read() as reader:
-            known = reader.links()
+            if reader.links():
+                return load_membership(index)
     except DamagedRowError:
-        index.repair()
-        known = []
-    if known:
-        return load_membership(index)
+        damaged = True
     try:
         root = world.storage.open_root(path)
         try:
@@ -61,6 +60,10 @@ def membership_of(world: World, index: Index, folder: FolderId, path: bytes) -> 
         raise _lost(path) from error
     if found is None or not found.folder == membership.folder == folder:
         raise _lost(path)
+
+    if damaged:
+        # The links are put back when the whole index is repaired, with all else that is wrong with it.
+        return membership
 
     def work(writer: Writer) -> None:
         for encoded in membership.encoded_links():
