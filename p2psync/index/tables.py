@@ -225,5 +225,5 @@ def decode(rows: msgspec.msgpack.Decoder[T], data: bytes) -> T:
     """Decode a row of our own; IntegrityError when it is damaged."""
     try:
         return rows.decode(data)
-    except (msgspec.MsgspecError, ValueError) as error:
+    except (msgspec.MsgspecError, ValueError, RecursionError) as error:
         raise IntegrityError(f"damaged row in the index: {error}; run `p2psync check --repair`") from None

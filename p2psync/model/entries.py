@@ -190,5 +190,5 @@ def decode_synced(data: bytes) -> Synced:
             s.absent,
             s.rot,
         )
-    except (msgspec.MsgspecError, ValueError, TypeError) as error:
+    except (msgspec.MsgspecError, ValueError, TypeError, RecursionError) as error:
         raise IntegrityError(f"damaged entry in the index: {error}; run `p2psync check --repair`") from None

@@ -6,6 +6,7 @@ import msgspec
 
 from p2psync.crypto.identity import DeviceKeys
 from p2psync.errors import InputError, StateError
+from p2psync.index import tables
 from p2psync.index.index import Index
 from p2psync.index.reader import Reader
 from p2psync.index.writer import Writer
@@ -35,6 +36,9 @@ class Place(msgspec.Struct, frozen=True, array_like=True):
         return marker.Marker(folder, self.marker_id, self.created_ns)
 
 
+_places = msgspec.msgpack.Decoder(Place)
+
+
 def open_index(world: World, path: bytes, folder: FolderId, device: bytes) -> Index:
     """Open or create a folder's index; a new one begins an incarnation that no earlier one can have had (I7)."""
     incarnation = world.clock.wall_ns() // 1_000_000_000
@@ -56,12 +60,12 @@ def load_membership(index: Index) -> Membership:
 
 
 def load_place(index: Index) -> Place:
-    """Where the folder must be found. StateError when it was never placed."""
+    """Where the folder must be found. StateError when it was never placed, IntegrityError when that is damaged."""
     with index.read() as reader:
         data = reader.setting(_PLACE)
     if data is None:
         raise StateError("the folder was not completely added; remove it and add it again")
-    return msgspec.msgpack.decode(data, type=Place)
+    return tables.decode(_places, data)
 
 
 def has_place(reader: Reader) -> bool:

@@ -112,7 +112,7 @@ def read(root: Root) -> Marker | None:
         if len(marker_id) != MARKER_ID_SIZE:
             raise InputError("the marker's id has the wrong length")
         return Marker(parse_folder_id(stored.folder), marker_id, stored.created_ns)
-    except (msgspec.MsgspecError, ValueError) as error:
+    except (msgspec.MsgspecError, ValueError, RecursionError) as error:
         raise InputError(f"the folder's marker is damaged: {error}") from None
 
 

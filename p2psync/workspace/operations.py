@@ -168,7 +168,7 @@ def decode_intent(data: bytes) -> Intent:
     """An intent of our own journal; IntegrityError when it is damaged."""
     try:
         return _decoder.decode(data)
-    except msgspec.MsgspecError as error:
+    except (msgspec.MsgspecError, ValueError, RecursionError) as error:
         raise IntegrityError(f"damaged intent in the index: {error}; run `p2psync check --repair`") from None
 
 
