@@ -232,7 +232,7 @@ def parse_config(raw: bytes, source: str) -> Config:
         raise ConfigError(f"{source}, line {line}: not UTF-8 text; save the file as UTF-8") from error
     try:
         document = tomllib.loads(text)
-    except (tomllib.TOMLDecodeError, RecursionError) as error:
+    except (ValueError, RecursionError) as error:
         raise ConfigError(f"{source}: not valid TOML: {error}; correct that place") from error
     sections = {}
     for section, content in document.items():
@@ -275,7 +275,10 @@ def _guess(word: str, known: Any) -> str:
 
 
 def _shown(value: Any) -> str:
-    text = repr(value) if not isinstance(value, bool) else str(value).lower()
+    try:
+        text = repr(value) if not isinstance(value, bool) else str(value).lower()
+    except ValueError:
+        text = "a number of thousands of digits"
     return text if len(text) <= 80 else f"{text[:77]}..."
 
 
@@ -331,7 +334,7 @@ def set_setting(path: Path, name: str, text: str) -> Config:
 def _readings(text: str) -> list[Any]:
     """What a word on the command line may mean, most literal first."""
     readings: list[Any] = []
-    with contextlib.suppress(tomllib.TOMLDecodeError):
+    with contextlib.suppress(ValueError, RecursionError):
         readings.append(tomllib.loads(f"value = {text}")["value"])
     return [*readings, text, [part.strip() for part in text.split(",")]]
 

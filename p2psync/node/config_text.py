@@ -9,8 +9,9 @@ from __future__ import annotations
 import re
 import tomllib
 
-_HEADER = re.compile(r"\s*\[\s*([^\[\]]+?)\s*\]\s*(?:#.*)?")
-_KEY = re.compile(r"""\s*([A-Za-z0-9_.\- "']+?)\s*=""")
+# Both take linear time: no two parts that repeat can match the same characters.
+_HEADER = re.compile(r"\s*\[([^\[\]]+)\]\s*(?:#.*)?")
+_KEY = re.compile(r"""\s*([A-Za-z0-9_.\-"'][A-Za-z0-9_.\- \t"']*)=""")
 
 
 def locate(text: str, section: str, key: str | None = None) -> int | None:
