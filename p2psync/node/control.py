@@ -143,7 +143,7 @@ class ControlApi:
     async def _call(self, row: Operation, receive: Receive, send: Send) -> None:
         try:
             arguments = msgspec.json.decode(await _body(receive) or b"{}", type=row.arguments)
-        except msgspec.DecodeError as error:
+        except (ValueError, RecursionError) as error:
             raise UsageError(f"arguments of {row.name}: {error}") from error
         outcome = await self._outcome(row, arguments, receive)
         if outcome is None:

@@ -63,7 +63,7 @@ async def connect(home: Path) -> Operations | None:
         with trio.fail_after(CONNECT_TIMEOUT_S):
             _, body = await client.fetch("GET", "/v1/health")
         health = msgspec.json.decode(body, type=_Health)
-    except (NodeGoneError, msgspec.DecodeError):
+    except (NodeGoneError, ValueError, RecursionError):
         return None
     except trio.TooSlowError:
         raise StateError(
@@ -94,7 +94,7 @@ class _Client:
             status, body = await self.fetch("POST", f"/v1/{name}", msgspec.json.encode(arguments))
             if status != 200:
                 raise _error(body)
-            return msgspec.json.decode(body, type=row.result)
+            return _decoded(body, row.result)
         raise StateError("the node does not answer; wait a moment, or end and restart it")
 
     @contextlib.asynccontextmanager
@@ -189,7 +189,7 @@ class _EventReader:
             while self._blocks:
                 for line in self._blocks.popleft().split(b"\n"):
                     if line.startswith(b"data: "):
-                        return msgspec.json.decode(line[6:], type=Event)
+                        return cast("Event", _decoded(line[6:], Event))
             data = await self._response.data()
             if not data:
                 raise StopAsyncIteration
@@ -199,12 +199,20 @@ class _EventReader:
                 raise StateError("the node sent an event without an end; update both sides to one version")
 
 
+def _decoded(body: bytes, kind: Any) -> Any:
+    """What the node has answered. StateError when that cannot be."""
+    try:
+        return msgspec.json.decode(body, type=kind)
+    except (ValueError, RecursionError):
+        raise StateError("the node gave an answer that cannot be read; see its log") from None
+
+
 def _error(body: bytes) -> P2PSyncError:
     """The error the node raised: same class where there is one, same text, same exit code."""
     try:
-        told = msgspec.json.decode(body, type=_ErrorBody)
-    except msgspec.DecodeError:
-        return StateError("the node gave an answer that cannot be read; see its log")
+        told = _decoded(body, _ErrorBody)
+    except StateError as unreadable:
+        return unreadable
     kind = getattr(errors, told.kind, None)
     known = isinstance(kind, type) and issubclass(kind, P2PSyncError)
     error: P2PSyncError = kind(told.error) if known else P2PSyncError(told.error)  # type: ignore[misc]

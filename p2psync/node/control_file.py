@@ -33,5 +33,5 @@ class ControlFile(msgspec.Struct, frozen=True):
         """
         try:
             return msgspec.json.decode(read_private(path), type=ControlFile)
-        except (FileNotFoundError, msgspec.DecodeError):
+        except (FileNotFoundError, ValueError, RecursionError):
             return None

@@ -15,7 +15,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
-from typing import Self
+from typing import Annotated, Self
 
 import msgspec
 import platformdirs
@@ -41,7 +41,7 @@ class DeviceEntry(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fiel
     """Seconds since the Unix epoch."""
     last_addresses: tuple[str, ...] = ()
     """Where it was last reached, newest first."""
-    agreement_key: str = ""
+    agreement_key: Annotated[str, msgspec.Meta(pattern="^([0-9a-f]{64})?$")] = ""
     """Its public agreement key in hexadecimal, once it has been met: the next handshake is shorter for it."""
 
 
