@@ -32,6 +32,9 @@ MAX_QUERY = 256
 MAX_PREFIXES = 1 << 21
 """Prefixes one comparison may ask about: enough for thirty million differing paths, and a bound on a liar's work."""
 
+MAX_FOUND = 1 << 20
+"""Keys one comparison collects (50 MiB); what differs beyond is found by the next."""
+
 Query = list[tuple[Prefix, bytes]]
 """Prefixes with the asker's hash of each subtree."""
 
@@ -82,7 +85,12 @@ class MerkleDriver:
         self._budget = MAX_PREFIXES
 
     def next_queries(self) -> Query:
-        """The next query, empty when the comparison is complete. The same again while no answer has come."""
+        """The next query, empty when the comparison is over. The same again while no answer has come.
+
+        It is over when it is complete, or when so much was found that the rest is left to another one.
+        """
+        if len(self.theirs_to_fetch) + len(self.mine_to_send) >= MAX_FOUND:
+            return []
         if not self._asked:
             # The newest first: depth first keeps the list of pending prefixes short.
             self._asked = self._pending[-MAX_QUERY:]

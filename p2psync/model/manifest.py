@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from enum import IntEnum
 from itertools import accumulate
+from typing import Annotated
 
 import msgspec
 
@@ -18,6 +19,8 @@ MAX_CHUNK = 4 * 1024 * 1024
 MAX_CHUNKS = 125_000
 MAX_MANIFEST = MAX_CHUNK
 """A manifest is fetched in one piece like a chunk: with 4 MiB chunks this is room for files of 480 GB."""
+MAX_SIZE = MAX_CHUNKS * MAX_CHUNK
+"""Bytes of a file: bounded, so that no totals over files overflow."""
 INLINE_CHUNKS = 8
 """Manifests of at most this many chunks are part of the record."""
 
@@ -110,4 +113,5 @@ def _unpack_lengths(runs: list[tuple[int, int]]) -> tuple[int, ...]:
 
 
 _encoder = msgspec.msgpack.Encoder()
-_decoder = msgspec.msgpack.Decoder(tuple[int, int, int, bytes, list[tuple[int, int]]])
+_Runs = Annotated[list[tuple[int, int]], msgspec.Meta(max_length=MAX_CHUNKS)]
+_decoder = msgspec.msgpack.Decoder(tuple[int, int, int, bytes, _Runs])

@@ -17,7 +17,7 @@ import msgspec
 from p2psync.errors import InputError
 from p2psync.model.hashing import DIGEST_SIZE, labelled
 from p2psync.model.ids import DeviceId, device_id_of
-from p2psync.model.manifest import INLINE_CHUNKS, Manifest, content_root, decode_manifest
+from p2psync.model.manifest import INLINE_CHUNKS, MAX_SIZE, Manifest, content_root, decode_manifest
 from p2psync.model.paths import PathKey, RelPath, check_path, path_key
 from p2psync.model.versions import MAX_COUNTER, Dot, Order, Replica, VersionVector
 from p2psync.ports import Kind
@@ -172,7 +172,11 @@ def _build(wire: _Wire, version: VersionVector) -> FileRecord:
 
 
 def _check(record: FileRecord) -> None:
-    if record.kind is Kind.OTHER or record.size < 0 or not -_MAX_TIME_NS <= record.mtime_ns <= _MAX_TIME_NS:
+    if (
+        record.kind is Kind.OTHER
+        or not 0 <= record.size <= MAX_SIZE
+        or not -_MAX_TIME_NS <= record.mtime_ns <= _MAX_TIME_NS
+    ):
         raise InputError("record of an impossible entry")
     if record.mode & ~_MODE_MASK or not 0 <= record.flags < 2**32:
         raise InputError("record with unknown mode or flag bits")

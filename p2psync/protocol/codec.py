@@ -15,8 +15,16 @@ from p2psync.protocol.messages import ChunkRequest, Message, Possession, RecordG
 
 _encoder = msgspec.msgpack.Encoder()
 _decoder = msgspec.msgpack.Decoder(Message)
-_tag_decoder = msgspec.msgpack.Decoder(list[msgspec.Raw])
 _TAGS = frozenset(cast("int", kind.__struct_config__.tag) for kind in Message.__args__)
+
+
+class _Head(msgspec.Struct, array_like=True):
+    """What every message begins with; the rest is skipped unread, whatever its length."""
+
+    tag: int
+
+
+_head_decoder = msgspec.msgpack.Decoder(_Head)
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,9 +64,8 @@ def decode(data: bytes | memoryview) -> Message | Unrecognised:
 def _tag(data: bytes | memoryview) -> int | None:
     """The tag of a well-formed array, else None."""
     try:
-        fields = _tag_decoder.decode(data)
-        return msgspec.msgpack.decode(fields[0], type=int)
-    except (msgspec.MsgspecError, ValueError, RecursionError, IndexError):
+        return _head_decoder.decode(data).tag
+    except (msgspec.MsgspecError, ValueError, RecursionError):
         return None
 
 
