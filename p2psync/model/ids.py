@@ -6,6 +6,7 @@ import base64
 import binascii
 import hashlib
 import hmac
+from functools import lru_cache
 from typing import NewType
 
 from p2psync.errors import InputError
@@ -42,6 +43,7 @@ def device_id_of(signing_key: bytes) -> DeviceId:
     return DeviceId(hashlib.sha256(signing_key).digest())
 
 
+@lru_cache(maxsize=1024)
 def format_device_id(device_id: bytes) -> str:
     """Text form: 8 groups of 7 characters joined by '-'. InputError unless `device_id` is 32 bytes."""
     _require(device_id, DEVICE_ID_SIZE, "a device ID")

@@ -21,8 +21,8 @@ BULK_QUEUE_BYTES = 1024 * 1024
 MAX_CHANNEL_FRAME = 2 * 1024 * 1024 + 1024
 """Longest plaintext either side may put in a frame; longer ones end the connection before any allocation."""
 
-_SEND_BUFFER = MAX_CHANNEL_FRAME + OVERHEAD
-_RECEIVE_BUFFER = MAX_CHANNEL_FRAME + OVERHEAD
+_BUFFER = 64 * 1024
+"""Buffers begin with so many bytes and grow to what frames need: most connections never carry a large one."""
 
 Parts = Sequence[bytes | bytearray | memoryview]
 
@@ -78,11 +78,10 @@ class SecureChannel:
         self._wake = trio.Event()
         self._closed = False
         self._drained = trio.Event()
-        self._in = bytearray(_RECEIVE_BUFFER)
+        self._in = bytearray(trailing).ljust(_BUFFER, b"\0")
         self._start = 0
         self._end = len(trailing)
-        self._in[: self._end] = trailing
-        self._plain = bytearray(MAX_CHANNEL_FRAME)
+        self._plain = bytearray(_BUFFER)
         self.sent = 0
         self.received = 0
         """Bytes on the wire in each direction."""
@@ -111,7 +110,7 @@ class SecureChannel:
 
     async def pump(self) -> None:
         """Seal and send queued frames until the channel closes. ConnectionLost when the stream breaks."""
-        out = memoryview(bytearray(_SEND_BUFFER))
+        out = memoryview(bytearray(_BUFFER))
         try:
             while True:
                 filled = 0
@@ -119,6 +118,8 @@ class SecureChannel:
                     size = queue.frames[0][1] + OVERHEAD
                     if filled and filled + size > len(out):
                         break
+                    if size > len(out):
+                        out = memoryview(bytearray(MAX_CHANNEL_FRAME + OVERHEAD))
                     filled += self._seal.seal_into(queue.take(), out[filled:])
                     if queue is self._bulk:
                         break
@@ -143,6 +144,8 @@ class SecureChannel:
         if length > MAX_CHANNEL_FRAME:
             raise ProtocolError(f"the other side sent a frame of {length} bytes, more than may be")
         frame = await self._fill(HEADER_SIZE + length)
+        if length > len(self._plain):
+            self._plain = bytearray(MAX_CHANNEL_FRAME)
         size = self._open.open_into(frame[:HEADER_SIZE], frame[HEADER_SIZE:], memoryview(self._plain))
         self._start += HEADER_SIZE + length
         return memoryview(self._plain)[:size]
@@ -171,6 +174,10 @@ class SecureChannel:
 
     async def _fill(self, size: int) -> memoryview:
         """At least `size` received bytes from the start of the next frame."""
+        if size > len(self._in):
+            grown = bytearray(MAX_CHANNEL_FRAME + OVERHEAD)
+            grown[: self._end] = self._in[: self._end]
+            self._in = grown
         view = memoryview(self._in)
         while self._end - self._start < size:
             if self._start and (self._start == self._end or self._start + size > len(view)):
