@@ -7,7 +7,6 @@ import math
 import random
 import re
 import socket
-import subprocess
 import threading
 import time
 import urllib.request
@@ -97,7 +96,7 @@ class Node(Device):
             self.starting = self._failure = None
         self.kill()
 
-    def ask(self, operation: str, **arguments: float) -> Any:
+    def ask(self, operation: str, **arguments: Any) -> Any:
         """The result of an operation of the control API; CommandFailedError when there is none."""
         try:
             control = json.loads((self.home / "control.json").read_bytes())
@@ -157,8 +156,8 @@ class Cluster:
         for one, other in combinations(range(len(self.nodes)), 2):
             here, there = self.nodes[one], self.nodes[other]
             self.links[one, other] = link = self._stack.enter_context(proxied(there.address))
-            here.run("device", "add", there.id, "--name", there.name, "--address", link.address)
-            there.run("device", "add", here.id, "--name", here.name)
+            here.ask("device_add", device=there.id, name=there.name, addresses=[link.address])
+            there.ask("device_add", device=here.id, name=here.name, addresses=[])
         first, *others = self.nodes
         first.path.mkdir()
         for area in (*OWNED, WILD, FLAT):
@@ -218,7 +217,7 @@ class Cluster:
             while not all(self.each(self._agrees)):
                 if time.monotonic() > deadline:
                     return [Violation("I1", "connections do not last long enough to agree")]
-        except (CommandFailedError, subprocess.TimeoutExpired) as error:
+        except CommandFailedError as error:
             return [Violation("I1", str(error))]
         return []
 
@@ -227,9 +226,24 @@ class Cluster:
         others = [other for other in self.nodes if other is not node]
         for other in others:
             node.connected(other, PATIENCE_S)
-        answer = node.json("wait", "--timeout", str(PATIENCE_S), timeout=PATIENCE_S + 30)
+        answer = node.ask("wait", timeout_s=PATIENCE_S)
+        if not answer["identical"]:
+            raise CommandFailedError(f"{node.name}: not identical: {answer['missing']}")
         (folder,) = answer["folders"]
         return {other.id for other in others} <= {*folder["equal_with"]}
+
+    def end(self) -> list[Violation]:
+        """After all of it the commands a person types say that all is well, and each node ends when it is asked to."""
+        found = []
+        for node in self.nodes:
+            for command in (("wait", "--timeout", str(PATIENCE_S)), ("check",)):
+                result = node.run(*command, expect=None, timeout=PATIENCE_S + 30)
+                if result.returncode:
+                    found.append(Violation("end", f"{node.name}: {command[0]}: {result.stdout}{result.stderr}"))
+        codes = {node.name: node.stop() for node in self.nodes}
+        return found + [
+            Violation("end", f"{name} ended with {code} on SIGTERM") for name, code in codes.items() if code
+        ]
 
     def examine(self, judge: Judge, since: float) -> list[Violation]:
         """Everything wrong with disks, indexes and logs; to be called after `settle`."""
@@ -240,9 +254,8 @@ class Cluster:
             for one in Oracle.leftovers({node.name: temporaries(node.path) for node in self.nodes})
         ]
         found = [*wrong, *spurious, *left]
-        for node, check in zip(self.nodes, self.each(lambda node: node.run("check", expect=None)), strict=True):
-            if check.returncode:
-                found.append(Violation("check", f"{node.name}: {check.stdout}{check.stderr}"))
+        for node, report in zip(self.nodes, self.each(lambda node: node.ask("check", repair=False)), strict=True):
+            found.extend(Violation("check", f"{node.name}: {finding}") for finding in report["findings"])
             found.extend(Violation("log", f"{node.name}: {text}") for text in node.tracebacks())
             try:
                 node.until("no problem is left", lambda status: not status["folders"][0]["problems"], CALM_S)

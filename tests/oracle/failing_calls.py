@@ -144,6 +144,7 @@ def run_failing_calls(
                 figures.violations += violations
                 if any(violation.invariant not in _HARMLESS for violation in violations):
                     return figures
+        figures.violations += cluster.end()
     return figures
 
 

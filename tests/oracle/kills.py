@@ -10,7 +10,7 @@ from pathlib import Path
 
 from p2psync.testing.oracle import Violation
 from p2psync.testing.processes import CommandFailedError
-from tests.oracle.cluster import Cluster, Node, pause
+from tests.oracle.cluster import Cluster, pause
 from tests.oracle.judge import Judge
 from tests.oracle.people import RealPerson, areas_of
 
@@ -67,7 +67,7 @@ def run_kills(
                 f"{figures.contents} contents, {figures.copies} conflict copies, {time.monotonic() - began:.1f} s"
             )
         if not figures.violations:
-            figures.violations = _end(cluster.nodes)
+            figures.violations = cluster.end()
     return figures
 
 
@@ -101,9 +101,3 @@ def _kill(cluster: Cluster, rng: random.Random, figures: Figures) -> None:
     cluster.note(node.name, "kill -9")
     node.crash()
     figures.kills += 1
-
-
-def _end(nodes: list[Node]) -> list[Violation]:
-    """After all of that each node still ends when it is asked to."""
-    codes = {node.name: node.stop() for node in nodes}
-    return [Violation("exit", f"{name} ended with {code} on SIGTERM") for name, code in codes.items() if code]
