@@ -159,3 +159,8 @@ class Problem(msgspec.Struct, frozen=True, array_like=True):
     def missed(self) -> bool:
         """Whether it keeps an entry away that a person wants to have here; what is ignored is not missed."""
         return self.code != "ignored"
+
+    @property
+    def unread(self) -> bool:
+        """Whether something on this disk could not be read, so that it may differ from what is on record."""
+        return self.code in {"unreadable", "io-error", "restless"}

@@ -179,7 +179,11 @@ class StatusOperations(DeviceOperations, FolderOperations):
             return [f"{name}: {problem.text}" if problem is not None else f"{name}: this device is still scanning"]
         with folder.context.index.read() as reader:
             totals, root = reader.totals(), reader.root()
+            unread = [p.text for p in reader.problems() if p.unread]
         texts = []
+        if unread:
+            more = f" (and {len(unread) - 1} more; see: p2psync status)" if len(unread) > 1 else ""
+            texts.append(f"{name}: {unread[0]}{more}")
         if totals.need_files or totals.need_deletes:
             texts.append(
                 f"{name}: {totals.need_files} files ({totals.need_bytes} bytes) to fetch and {totals.need_deletes} to "
