@@ -170,8 +170,11 @@ class PendingRow(msgspec.Struct, frozen=True, array_like=True):
 
 # ── keys ────────────────────────────────────────────────────────────────────────────────────────────────────────────
 def number(value: int) -> bytes:
-    """u64 key or value."""
-    return value.to_bytes(8, "big")
+    """u64 key or value. IntegrityError when it is none: it then stood in a damaged row."""
+    try:
+        return value.to_bytes(8, "big")
+    except OverflowError:
+        raise IntegrityError(f"damaged number in the index: {value}; run `p2psync check --repair`") from None
 
 
 def from_number(data: bytes | None) -> int:

@@ -120,6 +120,8 @@ class _Check:
     def _check_pending(self, key: bytes, data: bytes) -> None:
         row = tables.decode(tables.record_rows, data)
         records = [validated_record(encoded) for encoded, _ in row.records]
+        if not records:
+            return
         path = records[0].path
         group, need = b"", 0
         if self._reader.held(path) is None:

@@ -55,6 +55,9 @@ MAX_PATTERNS = 2000
 MAX_STARS = 3
 """Stars in one component, and `**` in one pattern: more would let a pattern make every scan crawl."""
 
+_SET = re.compile(r"\[[!^]?\]?(?:\\.|[^\]\\])*?(?:\[|--|&&|~~|\|\|)")
+"""Sets that gitignore, pathspec and Python's expressions read differently (POSIX classes, set operations)."""
+
 _CACHE = 1 << 16
 _ANYWHERE = "^(?:.+/)?"
 
@@ -126,7 +129,7 @@ class IgnoreMatcher:
     def _parse(self, number: int, line: str, count: int) -> _Rule | None:
         if not line.strip() or line.startswith("#"):
             return None
-        problem = _too_costly(line) or ("too many patterns" if count >= MAX_PATTERNS else None)
+        problem = _unfit(line) or ("too many patterns" if count >= MAX_PATTERNS else None)
         if problem is None:
             try:
                 return _rule(line)
@@ -143,10 +146,12 @@ def _normal(raw: bytes) -> str:
     return unicodedata.normalize("NFC", raw.decode("utf-8", "surrogateescape"))
 
 
-def _too_costly(line: str) -> str | None:
+def _unfit(line: str) -> str | None:
     parts = line.split("/")
     if sum(p == "**" for p in parts) > MAX_STARS or any(p.count("*") > MAX_STARS for p in parts):
         return f"more than {MAX_STARS} stars"
+    if _SET.search(line):
+        return "a set in brackets that holds [, --, &&, ~~ or || has no agreed meaning"
     return None
 
 
