@@ -1,0 +1,155 @@
+"""The campaign: `python -m tests.fuzz [TARGET…]`; a failure again: `python -m tests.fuzz TARGET --replay FILE`."""
+
+from __future__ import annotations
+
+import argparse
+import re
+import subprocess
+import sys
+import tempfile
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+
+import msgspec
+
+from tests.fuzz import corpus
+from tests.fuzz.rules import Judge, Target, Violation
+from tests.fuzz.targets import TARGETS
+from tests.fuzz.worker import Figures, have_atheris
+
+LEAST = 1000
+"""Inputs that a target is given at least, however small its share."""
+FOUND = Path("build/fuzz")
+_STATUS = re.compile(r"#(\d+)\s+(\w+).*?ft: (\d+) corp: (\d+)")
+_NO_ATHERIS = """atheris is not installed, so nothing can lead the inputs by coverage.
+Install it where it has wheels (Linux on x86-64): pip install 'p2psync[fuzz]'
+or say --blind: the same mutations without that lead."""
+
+
+@dataclass
+class Outcome:
+    """What became of one target. `features` and `kept` are libFuzzer's, 0 without it."""
+
+    target: Target
+    figures: Figures | None
+    features: int
+    kept: int
+    failures: list[Path]
+
+    def __str__(self) -> str:
+        """The target's line."""
+        if self.figures is None or self.failures:
+            replays = [f"python -m tests.fuzz {self.target.name} --replay {path}" for path in self.failures]
+            return "\n".join([f"{self.target.name}: FAILED", *(f"  {replay}" for replay in replays)])
+        f = self.figures
+        return (
+            f"{self.target.name:27} {f.inputs:9,} inputs {f.inputs / max(f.cpu_s, 1e-3):8,.0f}/s "
+            f"{f.accepted / max(f.inputs, 1):5.0%} accepted {self.features:6} features {self.kept:5} kept "
+            f"{f.slowest_ms:5.1f} ms slowest {f.growth >> 20:4} MiB"
+        )
+
+
+def main() -> int:
+    """0 when no input broke a rule."""
+    parser = argparse.ArgumentParser(prog="python -m tests.fuzz", description=__doc__)
+    parser.add_argument("targets", nargs="*", metavar="TARGET", help=f"any of: {', '.join(TARGETS)}")
+    parser.add_argument("--inputs", type=int, default=1_000_000, help="for each target (slow ones get their share)")
+    parser.add_argument("--full", action="store_true", help="all inputs for slow targets too")
+    parser.add_argument("--jobs", type=int, default=1, help="targets at a time")
+    parser.add_argument("--seed", type=int, default=1)
+    parser.add_argument("--blind", action="store_true", help="without coverage, where atheris cannot be had")
+    parser.add_argument("--keep", action="store_true", help="put what was found worth keeping into tests/fuzz/corpus")
+    parser.add_argument("--replay", type=Path, help="feed this file to the one TARGET and show what happens")
+    options = parser.parse_args()
+    unknown = [name for name in options.targets if name not in TARGETS]
+    if unknown:
+        parser.error(f"there is no target {unknown[0]}; there are: {', '.join(TARGETS)}")
+    targets = [TARGETS[name] for name in options.targets] or list(TARGETS.values())
+    if options.replay is not None:
+        return _replay(targets[0], options.replay.read_bytes())
+    if not options.blind and not have_atheris():
+        print(_NO_ATHERIS, file=sys.stderr)
+        return 2
+    outcomes = []
+    with ThreadPoolExecutor(options.jobs) as pool:
+        for outcome in pool.map(lambda target: _run(target, options), targets):
+            print(outcome, flush=True)
+            outcomes.append(outcome)
+    return _total(outcomes, blind=options.blind)
+
+
+def _run(target: Target, options: argparse.Namespace) -> Outcome:
+    """One target in a process of its own."""
+    inputs = options.inputs if options.full else max(min(LEAST, options.inputs), int(options.inputs * target.share))
+    with tempfile.TemporaryDirectory(prefix=f"fuzz-{target.name}-") as scratch:
+        command = [sys.executable, "-m", "tests.fuzz.worker", target.name, str(inputs), str(options.seed), scratch]
+        worker = subprocess.Popen(
+            command + ["--blind"] * options.blind, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True
+        )
+        features, kept = _follow(target, worker)
+        directory = Path(scratch)
+        written = directory / "figures.json"
+        figures = msgspec.json.decode(written.read_bytes(), type=Figures) if written.exists() else None
+        if worker.returncode:
+            figures = None
+        failures = [_save(target, path) for path in sorted(directory.iterdir()) if path.is_file() and path != written]
+        if options.keep and not failures:
+            with target.setting():
+                found = [path.read_bytes() for path in (directory / "corpus").iterdir()]
+                corpus.save(target, [*corpus.load(target.name), *found])
+    return Outcome(target, figures, features, kept, failures)
+
+
+def _follow(target: Target, worker: subprocess.Popen[str]) -> tuple[int, int]:
+    """Pass on what a worker says that is worth a line; (features, inputs kept) when it has ended."""
+    features = kept = 0
+    assert worker.stderr is not None
+    told: list[str] = []
+    for line in worker.stderr:
+        if match := _STATUS.search(line):
+            features, kept = int(match[3]), int(match[4].split("/")[0])
+            if match[2] == "pulse":
+                print(f"{target.name}: {line.strip()}", file=sys.stderr, flush=True)
+        elif not line.startswith(("INFO:", "WARNING: Failed to find")):
+            told = [*told[-60:], line]
+    if worker.wait():
+        print("".join(told), file=sys.stderr)
+    return features, kept
+
+
+def _save(target: Target, path: Path) -> Path:
+    """A failing input, where it stays."""
+    FOUND.mkdir(parents=True, exist_ok=True)
+    kept = FOUND / f"{target.name}-{path.name}"
+    kept.write_bytes(path.read_bytes())
+    return kept
+
+
+def _replay(target: Target, data: bytes) -> int:
+    with target.setting():
+        judge = Judge(target)
+        try:
+            accepted = judge.feed(data)
+        except Violation as violation:
+            print(f"{violation}\ncaused by {violation.__cause__!r}")
+            return 1
+    print(f"{target.name}: {'accepted' if accepted else 'refused as documented'}, {judge.slowest * 1000:.1f} ms")
+    return 0
+
+
+def _total(outcomes: list[Outcome], *, blind: bool) -> int:
+    done = [outcome.figures for outcome in outcomes if outcome.figures is not None]
+    failed = sum(outcome.figures is None or bool(outcome.failures) for outcome in outcomes)
+    inputs, cpu_s = sum(f.inputs for f in done), sum(f.cpu_s for f in done)
+    print(
+        f"{len(outcomes)} targets, {inputs:,} inputs {'without coverage' if blind else 'led by coverage'}, "
+        f"{failed} failed, {inputs / max(cpu_s, 1e-3):,.0f} inputs per core-second, "
+        f"slowest {max((f.slowest_ms for f in done), default=0):.1f} ms, "
+        f"most memory {max((f.growth for f in done), default=0) >> 20} MiB"
+    )
+    return 1 if failed else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
