@@ -80,8 +80,13 @@ class Allowance:
         """The tree by the names that others use, where this disk has spelt a name in its own form."""
         if not self.capabilities.normalising:
             return tree
-        spelt = {_decomposed(path): path for path in recorded}
-        return {spelt.get(path, path): shown for path, shown in tree.items()}
+        spelt: dict[bytes, list[bytes]] = {}
+        for path in recorded:
+            spelt.setdefault(_decomposed(path), []).append(path)
+        return {
+            next((p for p in spelt.get(path, ()) if recorded[p] == shown), spelt.get(path, [path])[0]): shown
+            for path, shown in tree.items()
+        }
 
 
 class Oracle:

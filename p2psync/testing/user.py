@@ -72,7 +72,12 @@ class User:
         file = root.reopen(path) if existing is not None else root.create(path, 0o644)
         try:
             before = None if existing is None else content_id(self._content(file))
-            change(file)
+            try:
+                change(file)
+            except OSError:
+                # A full disk leaves what was written so far, and that is what the file holds now.
+                self._replaced(path, before, content_id(self._content(file)), False)
+                raise
             if sync:
                 file.sync()
             after = content_id(self._content(file))
@@ -97,10 +102,15 @@ class User:
         if root.stat(temporary) is not None:
             self.delete(temporary)
         file = root.create(temporary, 0o644)
-        file.pwrite(data, 0)
-        if sync:
-            file.sync()
-        file.close()
+        try:
+            file.pwrite(data, 0)
+            if sync:
+                file.sync()
+        except OSError:
+            root.unlink(temporary)
+            raise
+        finally:
+            file.close()
         try:
             root.rename(temporary, path, Rename.REPLACE)
         except OSError:

@@ -27,7 +27,8 @@ ALL_ACTIONS = (
     "change_kind",
 )
 FLAT_ACTIONS = ("write", "append", "edit", "atomic_save")
-_NAMES = (b"a", b"b", b"c", b"notes.txt", b"d", b"e", b"x\xff", "\u00e9".encode())
+_NAMES = (b"a", b"b", b"c", b"notes.txt", b"d", b"A", b"Notes.txt", b"x\xff", "\u00e9".encode(), "e\u0301".encode())
+"""Some are one name to a disk that folds case or form."""
 _SIZES = (0, 1, 100, 4095, 4096, 5000, 20_000)
 
 
