@@ -1,71 +1,79 @@
 """Run seeds and say what they found: `python -m tests.simulation --seeds 100`; replay one with `--seed N --trace`."""
 
 import argparse
-import importlib
+import os
 import sys
 import time
-import traceback
-from collections import Counter
 
-from tests.simulation.harness import Plan, Scenario, run_seed
+from tests.simulation.campaign import JUDGED_FROM, Report, Tally, campaign, judge, load
+from tests.simulation.harness import run_seed
+
+PROGRESS_S = 5.0
 
 
 def main() -> int:
-    """Exit code 1 when any seed failed."""
+    """Exit code 1 when any seed failed, or when a long campaign never met what it should."""
     parser = argparse.ArgumentParser(prog="python -m tests.simulation", description=__doc__)
-    parser.add_argument("--seeds", type=int, default=1, help="how many seeds to run (default 1)")
+    parser.add_argument("--seeds", type=int, default=200, help="how many seeds to run (default %(default)s)")
     parser.add_argument("--start", type=int, default=0, help="the first seed (default 0)")
-    parser.add_argument("--seed", type=int, help="run only this seed")
-    parser.add_argument("--trace", action="store_true", help="print every event")
-    parser.add_argument("--twice", action="store_true", help="run each seed twice and compare the traces")
+    parser.add_argument("--jobs", type=int, default=os.cpu_count() or 1, help="how many at a time (default: all cores)")
+    parser.add_argument("--seed", type=int, help="run only this seed, in this process")
+    parser.add_argument("--trace", action="store_true", help="with --seed: print every event")
+    parser.add_argument("--twice", action="store_true", help="run every seed twice")
+    parser.add_argument(
+        "--twice-every", type=int, default=25, help="run every Nth seed twice and compare the traces (default 25)"
+    )
+    parser.add_argument("--stop-after", type=int, help="stop after so many failures (default: keep going)")
     parser.add_argument("--scenario", default="tests.simulation.nodes:SCENARIO", help="MODULE:NAME of a Scenario")
     arguments = parser.parse_args()
+    if arguments.trace and arguments.seed is None:
+        parser.error("--trace needs --seed")
+    if arguments.trace:
+        print("\n".join(run_seed(load(arguments.scenario), arguments.seed, keep_trace=True).trace))
+    if arguments.seed is not None and not arguments.twice:
+        report = judge(arguments.scenario, arguments.seed)
+        _tell(report, arguments.scenario)
+        return 1 if report.problems else 0
+    seeds = range(arguments.start, arguments.start + arguments.seeds)
     if arguments.seed is not None:
-        arguments.start, arguments.seeds = arguments.seed, 1
-    module, _, name = arguments.scenario.partition(":")
-    scenario = getattr(importlib.import_module(module), name)
-    counters: Counter[str] = Counter()
-    began = time.process_time()
-    failed = [
-        seed
-        for seed in range(arguments.start, arguments.start + arguments.seeds)
-        if not _run(scenario, seed, counters, trace=arguments.trace, twice=arguments.twice)
-    ]
-    spent = time.process_time() - began
-    for event, count in sorted(counters.items()):
+        seeds = range(arguments.seed, arguments.seed + 1)
+    return _campaign(arguments, seeds)
+
+
+def _campaign(arguments: argparse.Namespace, seeds: range) -> int:
+    tally, scenario = Tally(), load(arguments.scenario)
+    began = shown = time.monotonic()
+    every = 1 if arguments.twice else arguments.twice_every
+    for report in campaign(arguments.scenario, seeds, jobs=arguments.jobs, twice_every=every):
+        tally.add(report)
+        if report.problems or len(seeds) == 1:
+            _tell(report, arguments.scenario)
+        now = time.monotonic()
+        if now - shown >= PROGRESS_S:
+            shown = now
+            left = (now - began) / tally.seeds * (len(seeds) - tally.seeds)
+            print(f"{tally.figures(scenario)}, {left:,.0f} s left", file=sys.stderr)
+        if arguments.stop_after is not None and len(tally.failed) >= arguments.stop_after:
+            break
+    for event, count in sorted(tally.counters.items()):
         print(f"{count:10}  {event}")
-    rate = arguments.seeds / spent * 3600
+    never = tally.never(scenario) if tally.seeds >= JUDGED_FROM else []
+    for name in never:
+        print(f"never: {name}")
+    print(tally.figures(scenario))
+    return 1 if tally.failed or never else 0
+
+
+def _tell(report: Report, scenario: str) -> None:
+    verdict = "FAILED" if report.problems else "ok"
     print(
-        f"{arguments.seeds} seeds, {len(failed)} failed, {rate:,.0f} seeds per core-hour, "
-        f"{counters['events'] / spent:,.0f} events per core-second"
+        f"seed {report.seed}: {verdict} {report.digest[:16]} {report.events} events, {report.virtual_s:.0f} virtual s",
+        flush=True,
     )
-    for seed in failed:
-        print(f"replay: python -m tests.simulation --scenario {arguments.scenario} --seed {seed} --trace")
-    return 1 if failed else 0
-
-
-def _run(scenario: Scenario, seed: int, counters: Counter[str], *, trace: bool, twice: bool) -> bool:
-    """Whether the seed was clean."""
-    try:
-        outcome = run_seed(scenario, seed, keep_trace=trace)
-    except BaseException as error:
-        if isinstance(error, KeyboardInterrupt):
-            raise
-        print(f"seed {seed}: FAILED {Plan.draw(seed)}")
-        traceback.print_exc()
-        return False
-    print("\n".join(outcome.trace), end="\n" if trace else "")
-    counters.update(outcome.counters)
-    counters["events"] += outcome.events
-    problems = [str(violation) for violation in outcome.violations]
-    if twice and run_seed(scenario, seed).digest != outcome.digest:
-        problems.append("a second run gave another trace")
-    verdict = "FAILED" if problems else "ok"
-    print(f"seed {seed}: {verdict} {outcome.digest[:16]} {outcome.events} events, {outcome.virtual_s:.0f} virtual s")
-    if problems:
-        print(f"  {outcome.plan}")
-        print("\n".join(f"  {problem}" for problem in problems))
-    return not problems
+    if report.problems:
+        print(f"  {report.plan}")
+        print("\n".join(f"  {problem}" for problem in report.problems))
+        print(f"  replay: python -m tests.simulation --scenario {scenario} --seed {report.seed} --trace", flush=True)
 
 
 if __name__ == "__main__":

@@ -59,6 +59,8 @@ class Scenario:
     """What goes wrong; see `weather`, `mishaps` and `cast`."""
     keeper: Keeper | None = None
     """Does more than `introduce`, when there is one."""
+    branches: frozenset[str] = frozenset()
+    """Counters of what nodes rarely do; a campaign in which one stays at zero has not tested it."""
     settle_s: float = 3600.0
     """Virtual seconds within which everything must be equal once the faults have ended."""
     quiet_s: float = 60.0
