@@ -147,7 +147,9 @@ class Applier:
             paths = [p.path for p in page if p.path not in self._busy and p.path not in self._later]
             if not paths:
                 continue
-            arranged, lost_here = await context.world.offload.run(partial(self._plan, paths))
+            arranged, blocked, lost_here = await context.world.offload.run(partial(self._plan, paths))
+            for path in blocked:
+                self._put_off(path)
             if lost_here:
                 await self._observer.resolve(lost_here)
             at_once = [s for s in arranged if not _needs_content(s) and not isinstance(s, plan.Remove)]
@@ -189,10 +191,11 @@ class Applier:
         with self._context.index.read() as reader:
             return reader.pending(after, PAGE)
 
-    def _plan(self, paths: Sequence[RelPath]) -> tuple[list[order.Step], list[RelPath]]:
+    def _plan(self, paths: Sequence[RelPath]) -> tuple[list[order.Step], list[RelPath], list[RelPath]]:
         """Plan these paths; what this disk cannot hold is put on hold with the reason.
 
-        Also the paths whose winner has lost on this disk before: those are to be resolved, not applied.
+        Also the paths that something stands in the way of now, and those whose winner has lost on this disk before:
+        these are to be resolved, not applied.
         """
         context = self._context
         may_write = context.may_write()
@@ -222,9 +225,7 @@ class Applier:
                     writer.hold(RelPath(problem.path), problem)
 
             context.index.write(hold)
-        for blocked in arranged.held:
-            self._put_off(blocked.action.path)
-        return list(arranged.steps), lost_here
+        return list(arranged.steps), [blocked.action.path for blocked in arranged.held], lost_here
 
     def _unholdable(
         self, reader: Reader, action: plan.Action, coming: Mapping[RelPath, Collection[RelPath]]

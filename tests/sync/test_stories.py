@@ -408,3 +408,32 @@ async def test_what_a_failing_disk_did_after_all_is_no_problem_any_more() -> Non
         await story.settle("one")
         assert faults.happened[os.strerror(errno.EIO)] == 1
         await story.until(lambda: not story.folder("two").context.problems)
+
+
+@simulated
+async def test_what_waits_for_something_in_its_way_is_planned_without_the_loop(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Plans are made in a worker thread, which simulated machines do not have: there the loop's clock is an error."""
+    above, below = RelPath(b"turns"), RelPath(b"turns/inside")
+    async with told() as story:
+        await story.start("one", "two")
+        user = story.user("one")
+        user.write(above, b"a file")
+        await story.share("one", two="editor")
+        context, applier = story.folder("two").context, story.folder("two").applier
+        applier._busy |= {above, below}
+        user.delete(above)
+        user.mkdir(above)
+        user.write(below, b"1")
+
+        def wanted() -> bool:
+            with context.index.read() as reader:
+                return {above, below} <= {pending.path for pending in reader.pending()}
+
+        await story.until(wanted)
+        monkeypatch.setattr(type(context.world.clock), "wall_ns", lambda _: 0)
+        assert await trio.to_thread.run_sync(applier._plan, [below]) == ([], [below], [])
+        monkeypatch.undo()
+        applier._busy.clear()
+        applier.retry()
+        await story.settle("one")
+        assert story.user("two").read(below) == b"1"
