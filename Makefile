@@ -36,8 +36,10 @@ $(VENV)/.dev: requirements-dev.lock $(VENV)/.runtime
 	$(BIN)/pip install -q --disable-pip-version-check --only-binary :all: --require-hashes -r requirements-dev.lock
 	@touch $@
 
+# Files in parallel; the simulation after them, as it takes all cores itself.
 test: $(VENV)/.dev ## unit, property, simulation and end-to-end tests
-	$(PYTEST) -m "not large"
+	$(PYTEST) -m "not large" -n auto --maxprocesses 4 --dist loadfile --no-loadscope-reorder --ignore tests/simulation
+	$(PYTEST) -m "not large" tests/simulation
 
 test-large: $(VENV)/.dev ## what takes minutes
 	$(PYTEST) -m large --timeout 3600
