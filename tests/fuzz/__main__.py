@@ -114,7 +114,7 @@ def _follow(target: Target, worker: subprocess.Popen[str]) -> tuple[int, int]:
         elif not line.startswith(("INFO:", "WARNING: Failed to find")):
             told = [*told[-60:], line]
     if worker.wait():
-        print("".join(told), file=sys.stderr)
+        print("".join(told), f"exit code {worker.returncode}", file=sys.stderr)
     return features, kept
 
 

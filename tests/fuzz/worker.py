@@ -93,7 +93,13 @@ def _run_guided(job: _Job) -> None:
         changed: bytes = atheris.Mutate(data, limit) if rng.random() < 0.3 else mutator.mutate(data, rng, limit)
         return changed
 
-    atexit.register(lambda: _report(job, judge.inputs, judge.accepted, began, judge.slowest, judge.growth))
+    def end() -> None:
+        _report(job, judge.inputs, judge.accepted, began, judge.slowest, judge.growth)
+        # libFuzzer tears the interpreter down while it still stands on its stack, and that sometimes ends in a crash.
+        sys.stderr.flush()
+        os._exit(0)
+
+    atexit.register(end)
     flags = [f"-atheris_runs={job.inputs}", f"-seed={job.seed or 1}", f"-max_len={MAX_INPUT}", "-timeout=10"]
     flags += ["-rss_limit_mb=1024", "-len_control=0", f"-artifact_prefix={job.directory}/", str(found)]
     atheris.Setup([sys.argv[0], *flags], one, custom_mutator=mutate)

@@ -81,12 +81,6 @@ def test_the_root_binds_the_order_of_chunks(chunks: list[tuple[bytes, int]]) -> 
     assert root(chunks) != root(chunks[1:])
 
 
-@given(st.binary(max_size=100))
-def test_any_bytes_are_a_manifest_or_an_input_error(data: bytes) -> None:
-    with contextlib.suppress(InputError):
-        assert decode_manifest(data).encode() == data
-
-
 @given(manifests, st.integers(0, 400), st.integers(0, 255))
 def test_a_flipped_byte_is_noticed(manifest: Manifest, at: int, value: int) -> None:
     data = bytearray(manifest.encode())

@@ -130,6 +130,7 @@ def _answer_seeds() -> list[bytes]:
 def feed_trie_node(data: bytes) -> None:
     """An inner node of the summary, as stored."""
     children = unpack_node(data)
+    assert len(data) == 2 + 36 * int.from_bytes(data[:2], "big").bit_count()
     if all(child.size for i, child in enumerate(children) if int.from_bytes(data[:2], "big") >> i & 1):
         assert pack_node(children) == data
 
