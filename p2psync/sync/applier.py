@@ -322,6 +322,7 @@ class Applier:
                 outcomes = await self._context.world.offload.run(lambda: self._performer.perform(ready, now))
             except OSError as error:
                 self._disk_trouble([item.step for item in ready], error)
+                self._interrupted = True
                 return False
             changed = False
             for item, outcome in outcomes:

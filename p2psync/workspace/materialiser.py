@@ -90,6 +90,11 @@ class _Batch:
         self._umask = umask
         self._mover = Mover(root)
         self._parents: set[RelPath] = set()
+        self._metadata = False
+        """Whether metadata was set that a power cut must not take back: that would be published as a change.
+
+        The content of a file was synced before it was set, and a sync of its directory need not include it.
+        """
 
     # ── one operation ───────────────────────────────────────────────────────────────────────────────────────────────
     def run(self, number: int, operation: Operation) -> Outcome | _Effect:
@@ -165,6 +170,7 @@ class _Batch:
             assert op.staged is not None
             source = op.staged
             self._root.chmod(source, self._mode(op.mode, current))
+            self._metadata |= bool(op.mode & 0o100)
             self._root.utime(source, op.mtime_ns)
         stat = self._root.stat(source)
         if stat is None:
@@ -322,6 +328,7 @@ class _Batch:
             self._root.chmod(op.path, mode)
         if op.mtime_ns != current.mtime_ns:
             self._root.utime(op.path, op.mtime_ns)
+        self._metadata = True
         self._mover.touch(op.path)
         left = self._root.stat(op.path)
         if left is None or (left.ino, left.size) != (current.ino, current.size):
@@ -374,8 +381,8 @@ class _Batch:
 
     # ── the end of the batch ────────────────────────────────────────────────────────────────────────────────────────
     def sync(self) -> None:
-        """Make every touched directory durable; OSError when that cannot be promised."""
-        if len(self._mover.touched) > _MANY_DIRECTORIES:
+        """Make every touched directory durable, and what a sync of it would miss; OSError when none can be promised."""
+        if self._metadata or len(self._mover.touched) > _MANY_DIRECTORIES:
             self._root.sync_all()
             return
         for directory in self._mover.touched:

@@ -1,0 +1,148 @@
+"""Crashes of whole nodes within short workloads: a sample of the campaign, what it found, and whether it can fail."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, cast
+
+import pytest
+
+from p2psync.testing.kv import MemoryDatabase, MemoryStore
+from p2psync.testing.root import SimFile, SimRoot
+from tests.crash.__main__ import agenda
+from tests.crash.explorer import POWER_CUTS, Job, Struck, explore, replay
+from tests.crash.pair import Mode
+from tests.crash.run import CHANGING, Strike
+from tests.crash.workloads import ACTIONS, HERE, THERE, Workload, ones, threes, twos
+
+SAMPLE = 4
+"""States of every workload of one step in the ordinary test run."""
+
+
+def explored(*jobs: Job) -> list[Struck]:
+    """Everything that was struck."""
+    return [struck for bundle in explore(jobs) for struck in bundle]
+
+
+def wrong(found: list[Struck]) -> dict[str, list[str]]:
+    """What was violated, by the command that shows it again."""
+    return {struck.replay: struck.violations for struck in found if struck.violations}
+
+
+@pytest.mark.timeout(300)
+def test_every_workload_of_one_step_survives_a_sample_of_crashes() -> None:
+    found = explored(*(Job(workload, SAMPLE) for workload in ones()))
+    assert wrong(found) == {}
+    assert len(found) == SAMPLE * len(list(ones()))
+    assert {struck.mode for struck in found} >= {*POWER_CUTS, "again", "kill", "EIO", "ENOSPC"}
+
+
+def test_the_agenda_has_every_workload_of_one_and_two_steps() -> None:
+    jobs = agenda(20_000, 0)
+    names = {str(job.workload) for job in jobs}
+    for side, action in ((side, action) for side in (HERE, THERE) for action in ACTIONS):
+        assert f"{side}.{action}" in names
+        assert f"{side}.{action},{side}.{action}" in names
+    assert len(names) >= len(list(ones())) + len(list(twos())) + 200
+    assert all(job.limit is None for job in jobs[: len(list(ones()))])
+
+
+@pytest.mark.parametrize("workload", [*ones(), *threes(50, 1)], ids=str)
+def test_a_workload_is_named_by_its_text(workload: Workload) -> None:
+    assert Workload.parse(str(workload)) == workload
+
+
+def test_a_fork_and_a_replay_come_to_the_same() -> None:
+    workload = Workload.parse("R.replace")
+    for struck in explored(Job(workload, 3)):
+        one, other = (replay(workload, Strike(struck.point, cast(Mode, struck.mode))) for _ in range(2))
+        assert one.trace == other.trace
+        assert (struck.struck_at, struck.violations) == (one.struck_at, one.violations)
+
+
+# ── what the campaign found ─────────────────────────────────────────────────────────────────────────────────────────
+@pytest.mark.parametrize("workload", ["R.chmod", "R.tool"])
+def test_the_executable_bit_of_another_device_survives_a_power_cut(workload: str) -> None:
+    """It was set after the last sync of the file: taken back by a power cut, it was published as a local change."""
+    late = _after_commit(workload)
+    assert {point: replay(Workload.parse(workload), Strike(point, "all")).violations for point in late} == {
+        point: [] for point in late
+    }
+
+
+def test_a_commit_that_fails_after_the_disk_changed_leaves_no_journal() -> None:
+    """An error of the disk after a batch left its intents until the next start."""
+    workload = Workload.parse("R.dir-to-file")
+    commits = [n for n, kind in enumerate(_kinds(workload), 1) if kind in {"commit", "committed"}]
+    assert {point: replay(workload, Strike(point, "EIO")).violations for point in commits[-4:]} == {
+        point: [] for point in commits[-4:]
+    }
+
+
+def _kinds(workload: Workload) -> list[str]:
+    return [kind for kind, _ in replay(workload, None).operations]
+
+
+def _after_commit(workload: str) -> list[int]:
+    """A few points after the file was placed."""
+    changing = [n for n, kind in enumerate(_kinds(Workload.parse(workload)), 1) if kind in CHANGING]
+    return changing[-4:]
+
+
+# ── a careless node is caught ───────────────────────────────────────────────────────────────────────────────────────
+def _no_directory_sync(patch: pytest.MonkeyPatch) -> None:
+    _only_for_users(patch, SimRoot, "sync_directory", lambda root: root.user)
+    _only_for_users(patch, SimRoot, "sync_all", lambda root: root.user)
+
+
+def _no_file_sync(patch: pytest.MonkeyPatch) -> None:
+    _only_for_users(patch, SimFile, "sync", lambda file: file._root.user)
+    _only_for_users(patch, SimRoot, "sync_all", lambda root: root.user)
+
+
+def _only_for_users(patch: pytest.MonkeyPatch, kind: type, name: str, user: Callable[[Any], bool]) -> None:
+    honest = getattr(kind, name)
+
+    def call(self: Any, *arguments: Any) -> None:
+        if user(self):
+            honest(self, *arguments)
+
+    patch.setattr(kind, name, call)
+
+
+def _announce_first(patch: pytest.MonkeyPatch) -> None:
+    """A database whose last transaction is not durable when it says so: everything said after it was said too early."""
+    write, crash = MemoryStore.write, MemoryDatabase.crash
+    before: dict[bytes, Any] = {}
+
+    def lazy_write(store: MemoryStore, work: Callable[[Any], Any]) -> Any:
+        before[store._path] = {name: dict(table.pairs) for name, table in store._tables.items()}
+        return write(store, work)
+
+    def forgetful_crash(database: MemoryDatabase) -> None:
+        opened = [path for path in database._opened if path.endswith(b"/index")]
+        crash(database)
+        for path in opened:
+            database.restore(path, before[path])
+
+    patch.setattr(MemoryStore, "write", lazy_write)
+    patch.setattr(MemoryDatabase, "crash", forgetful_crash)
+
+
+@pytest.mark.parametrize(
+    ("workload", "careless", "invariant"),
+    [
+        ("R.create", _no_directory_sync, "I1"),
+        ("R.create", _no_file_sync, "I8"),
+        ("L.create", _announce_first, "I9"),
+    ],
+)
+def test_a_careless_node_is_caught(
+    monkeypatch: pytest.MonkeyPatch,
+    workload: str,
+    careless: Callable[[pytest.MonkeyPatch], None],
+    invariant: str,
+) -> None:
+    careless(monkeypatch)
+    found = wrong(explored(Job(Workload.parse(workload), 30)))
+    assert any(text.startswith(invariant) for texts in found.values() for text in texts), found
