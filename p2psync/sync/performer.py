@@ -143,7 +143,11 @@ class Performer:
     def _is_as_synced(self, entry: Synced) -> bool:
         """Where timestamps cannot vouch for a file (I16), its content does."""
         context = self._context
-        if entry.kind is not Kind.FILE or not entry.fingerprint.racy(context.root.capabilities.granularity_ns):
+        if (
+            entry.absent
+            or entry.kind is not Kind.FILE
+            or not entry.fingerprint.racy(context.root.capabilities.granularity_ns)
+        ):
             return True
         try:
             state = chunker.observe(context.root, entry.path, context.algorithm, context.world.clock.wall_ns)

@@ -437,3 +437,23 @@ async def test_what_waits_for_something_in_its_way_is_planned_without_the_loop(m
         applier.retry()
         await story.settle("one")
         assert story.user("two").read(below) == b"1"
+
+
+@simulated
+async def test_what_a_viewer_deleted_right_after_it_came_can_come_back_as_something_else() -> None:
+    """The deleted file's fingerprint could not vouch for it, and nothing was there to be read instead."""
+    async with told() as story:
+        await story.start("owner", "viewer")
+        await story.share("owner", viewer="viewer")
+        story.user("owner").write(b"a", b"a file")
+        await story.nodes["owner"].folder_scan(LABEL)
+        await story.until(lambda: b"a" in contents(story, "viewer"))
+        story.device("viewer").clock.jump(-3600)
+        story.user("viewer").write(b"a", b"changed")
+        await story.nodes["viewer"].folder_scan(LABEL)
+        story.user("viewer").delete(b"a")
+        await story.nodes["viewer"].folder_scan(LABEL)
+        story.user("owner").delete(b"a")
+        story.user("owner").mkdir(b"a")
+        await story.nodes["owner"].folder_scan(LABEL)
+        await story.until(lambda: b"a" in story.user("viewer").names())
