@@ -7,6 +7,7 @@ else an index holds can be had again from the files and the other devices, but w
 from __future__ import annotations
 
 from dataclasses import replace
+from typing import Annotated
 
 import msgspec
 
@@ -15,6 +16,7 @@ from p2psync.index.index import Index
 from p2psync.index.seal import DamagedRowError
 from p2psync.index.writer import Writer
 from p2psync.membership.fold import Membership, fold
+from p2psync.membership.graph import MAX_LINKS
 from p2psync.membership.links import decode_link
 from p2psync.model.ids import DeviceId, FolderId, replica_device_prefix
 from p2psync.model.paths import ROOT, display
@@ -25,7 +27,7 @@ from p2psync.workspace.layout import PRIVATE
 
 MEMBERS = PRIVATE + b"/members"
 MAX_SIZE = 64 << 20
-_links = msgspec.msgpack.Decoder(list[bytes])
+_links = msgspec.msgpack.Decoder(Annotated[list[bytes], msgspec.Meta(max_length=MAX_LINKS)])
 
 
 def keep(root: Root, membership: Membership) -> None:

@@ -23,6 +23,7 @@ from tests.fuzz.rules import Judge
 from tests.fuzz.targets import TARGETS
 from tests.fuzz.targets.index import _index_seeds
 from tests.fuzz.targets.signed import RECORDS
+from tests.fuzz.targets.workspace import feed_members
 from tests.model.test_merkle import filled
 
 DEEP = b"\x91" * 3000 + b"\xc0"
@@ -123,6 +124,8 @@ BOMBS: dict[str, tuple[Callable[[bytes], object], bytes]] = {
     ),
     # 123 ms and 86 MiB: every run was read before they were counted.
     "manifest of runs": (decode_manifest, b"\x95\x01\x01\x00\xc4\x00" + _array(_RUNS, b"\x92\x01\x01" * _RUNS)),
+    # 64 MiB of a file beside the files could become a gigabyte of objects.
+    "members file": (feed_members, _array(4 << 20, b"\xc4\x00" * (4 << 20))),
     "record of versions": (decode_record, RECORDS[1][:40] + b"\x92\xc4\x00\x01" * ((MAX_RECORD - 40) // 4)),
     "link of nothing": (decode_link, b"\x96\x01\xc4\x00\xdc\x3f\x00" + b"\xc4\x00" * 8000),
 }
