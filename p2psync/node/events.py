@@ -7,9 +7,12 @@ from collections import deque
 from collections.abc import AsyncIterator, Callable
 from typing import Self
 
+import structlog
 import trio
 
 from p2psync.node.views import Event
+
+_log = structlog.get_logger(__name__)
 
 MAX_KEPT = 4096
 
@@ -47,6 +50,7 @@ class EventLog:
         self._last += 1
         event = Event(self._last, self._now(), kind, text, folder, device, path, data)
         self._events.append(event)
+        _log.debug(kind, text=text, folder=folder, device=device, path=path, **data)
         self._wake()
         return event
 

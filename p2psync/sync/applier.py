@@ -11,6 +11,7 @@ from collections import defaultdict
 from collections.abc import Collection, Mapping, Sequence
 from functools import partial
 
+import structlog
 import trio
 
 from p2psync.index.reader import Reader
@@ -30,6 +31,8 @@ from p2psync.sync.performer import Performer, Ready, plan_now
 from p2psync.sync.recovery import recover
 from p2psync.workspace import operations as ops
 from p2psync.workspace import staging
+
+_log = structlog.get_logger(__name__)
 
 PAGE = 1000
 BATCH = 256
@@ -222,6 +225,7 @@ class Applier:
 
             def hold(writer: Writer) -> None:
                 for problem in held:
+                    _log.debug("held", code=problem.code, folder=context.name, path=display(RelPath(problem.path)))
                     writer.hold(RelPath(problem.path), problem)
 
             context.index.write(hold)
@@ -339,6 +343,8 @@ class Applier:
     def _settle(self, item: Ready, outcome: ops.Outcome) -> bool:
         """What an outcome means for the sweeps to come; True when the disk changed."""
         step, context = item.step, self._context
+        done = f"{type(step).__name__} {type(outcome).__name__}"
+        _log.debug("step", code=done, folder=context.name, path=display(step.path), reason=step.reason)
         match outcome:
             case ops.Done(displaced=displaced):
                 self._failures.pop(step.path, None)

@@ -11,6 +11,7 @@ from collections.abc import Callable, Iterable, Sequence
 from contextlib import suppress
 from functools import partial
 
+import structlog
 import trio
 
 from p2psync.errors import ConnectionLost, EscapeError, InputError, IntegrityError, ProtocolError, StateError
@@ -27,6 +28,8 @@ from p2psync.transfer.swarm import Piece, Refusal, Request, Swarm
 from p2psync.transfer.window import Window
 from p2psync.workspace import chunker
 from p2psync.workspace.staging import Stage, stage_small
+
+_log = structlog.get_logger(__name__)
 
 PATIENCE = 15.0
 """Seconds without a single piece after which a job gives its place to others."""
@@ -168,6 +171,7 @@ class ContentJobs:
 
         pieces = {Piece(root, MAX_MANIFEST, manifest=True): sink_for(root) for root in lacking}
         await self._gather({root + b"m": [piece] for piece in pieces for root in [piece.hash]}, pieces)
+        _log.debug("manifests fetched", folder=context.name, wanted=len(pieces), count=len(fetched))
         for record in records:
             if record.content in fetched:
                 try:
@@ -239,6 +243,8 @@ class ContentJobs:
             places.setdefault(chunk, []).append(index)
         try:
             missing = stage.missing()
+            if len(missing) < len(chunks):
+                _log.debug("a partial content is resumed", folder=context.name, missing=len(missing), of=len(chunks))
             self._chunks_staged.update({chunk: (stage, at[0]) for chunk, at in places.items()})
             while missing:
                 missing = await offload.run(partial(self._copy_local, stage, manifest, missing))
@@ -368,6 +374,7 @@ class ContentJobs:
         progress = self._context.progress
         for piece, item, verdict in zip(request.pieces, items, verdicts, strict=True):
             if verdict is not None:
+                _log.debug("no content", code=verdict.name, folder=self._context.name, device=request.peer.hex()[:8])
                 self._swarm.refused(request.id, piece, verdict, trio.current_time())
             elif self._swarm.delivered(request.id, piece) and not isinstance(item, Absent):
                 progress.received += len(item)

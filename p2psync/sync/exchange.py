@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from functools import partial
 
 import msgspec
+import structlog
 import trio
 
 from p2psync.errors import AuthenticationError, ConnectionLost, InputError, PermissionDenied, ProtocolError
@@ -33,6 +34,8 @@ from p2psync.sync.compare import Trie, decode_answer, decode_query, encode_answe
 from p2psync.sync.context import FolderContext
 from p2psync.sync.link import Link
 from p2psync.sync.pulse import Pulse
+
+_log = structlog.get_logger(__name__)
 
 FEED_PAGE = 2000
 ANNOUNCE_DELAY = 0.05
@@ -191,6 +194,7 @@ class Exchange:
                     writer.set_cursor(peer, message.index_id, message.upto_sequence)
                 if writer.rolled_back:
                     writer.new_incarnation(max(writer.incarnation + 1, now_ns // 10**9))
+                    _log.info("a new incarnation: events of this device came back", folder=context.name)
                 return changed
 
             return (context.index.write(commit) if opened or message.upto_sequence else []), refused
@@ -308,6 +312,7 @@ class Exchange:
             seen = context.records_changed.count
             if self._restart:
                 self._restart = False
+                _log.debug("a device has begun anew", folder=context.name, device=self._link.name)
                 await self._choose_start(self.theirs.announce)
             if self.peer_reads:
                 await self._update_links()
@@ -317,6 +322,7 @@ class Exchange:
             if not quiet.cancelled_caught or not self._differs_for(REPAIR_FIRST):
                 delay = REPAIR_FIRST
                 continue
+            _log.debug("records differ for too long", folder=context.name, device=self._link.name)
             await self._compare(both_ways=True)
             delay = min(REPAIR_LIMIT, delay * 2)
 
@@ -358,6 +364,7 @@ class Exchange:
             writer.new_incarnation(max(writer.incarnation + 1, now))
 
         await context.world.offload.run(lambda: context.index.write(work))
+        _log.info("a new incarnation: a device knows later events", folder=context.name, device=self._link.name)
 
     def _differs_for(self, seconds: float) -> bool:
         """Whether the roots have been different for so long with nothing under way that would explain it."""
@@ -393,6 +400,8 @@ class Exchange:
         while queries := driver.next_queries():
             reply = decode_answer((await self._ask(encode_query(queries))).nodes)
             await offload.run(partial(driver.feed, reply))
+        sent, lacking = len(driver.mine_to_send), len(driver.theirs_to_fetch)
+        _log.debug("summaries compared", folder=context.name, device=self._link.name, to_send=sent, lacking=lacking)
         await self._send_records(driver.mine_to_send)
         if both_ways:
             keys = driver.theirs_to_fetch

@@ -9,10 +9,14 @@ The index is told the coming token before the disk gets it, so a crash between t
 
 from __future__ import annotations
 
+import structlog
+
 from p2psync.index.writer import Writer
 from p2psync.sync.context import FolderContext
 from p2psync.workspace import private_files
 from p2psync.workspace.layout import PRIVATE
+
+_log = structlog.get_logger(__name__)
 
 LIFE = PRIVATE + b"/life"
 TOKEN_SIZE = 16
@@ -35,6 +39,8 @@ def renew(context: FolderContext) -> bool:
             writer.new_incarnation(max(writer.incarnation + 1, now))
 
     context.index.write(announce)
+    if not together:
+        _log.info("a new incarnation: index and files were not the pair they had been", folder=context.name)
     private_files.replace(context.root, LIFE, token)
     context.index.write(lambda writer: writer.put_setting(_PRESENT, token))
     return together

@@ -11,6 +11,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from math import ceil, inf
 
+import structlog
 import trio
 
 from p2psync.errors import EscapeError
@@ -44,6 +45,8 @@ from p2psync.sync.hints import HintInbox
 from p2psync.sync.pulse import Pulse
 from p2psync.workspace import chunker
 from p2psync.workspace.scanner import Batch, Finding, ScanProblem, Why, examine, scan
+
+_log = structlog.get_logger(__name__)
 
 COMMIT_SIZE = 1000
 GROUP_FILES = 64
@@ -381,6 +384,7 @@ class Observer:
                 if draft is not None:
                     records.append(finish(draft, writer.tick()))
             publish(context, writer, records)
+            _log.debug("what lost here before stays deleted", folder=context.name, count=len(records))
 
         async with context.commit_lock:
             await context.world.offload.run(lambda: context.index.write(work))

@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import structlog
+
 from p2psync.index.values import HistoryEntry
 from p2psync.index.writer import Writer
-from p2psync.model.paths import RelPath
+from p2psync.model.paths import RelPath, display
 from p2psync.sync.context import FolderContext
 from p2psync.workspace import recovery, staging
 from p2psync.workspace.layout import make_private
 from p2psync.workspace.operations import decode_intent
+
+_log = structlog.get_logger(__name__)
 
 ABANDONED_NS = 7 * 86_400 * 1_000_000_000
 """Partial content that nobody has touched for a week is removed."""
@@ -25,6 +29,10 @@ def recover(context: FolderContext) -> list[RelPath]:
     intents = [decode_intent(intent.detail) for intent in journal]
     results = recovery.recover(context.root, intents)
     now_ns = context.world.clock.wall_ns()
+    operations = {intent.path: intent.operation for intent in intents}
+    for result in results:
+        code = f"{operations.get(result.path, 'orphan')} {result.fate.name.lower()}"
+        _log.info("an interrupted operation", code=code, folder=context.name, path=display(result.path))
 
     def record(writer: Writer) -> None:
         for result in results:

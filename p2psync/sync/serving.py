@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import structlog
+
 from p2psync.model.paths import RelPath
 from p2psync.protocol.bulk import Absent, Item
 from p2psync.protocol.messages import ChunkRequest
 from p2psync.sync.contents import ContentJobs, find_chunk
 from p2psync.sync.context import FolderContext
 from p2psync.sync.observer import Observer
+
+_log = structlog.get_logger(__name__)
 
 
 class Server:
@@ -32,6 +36,7 @@ class Server:
 
         items = await context.world.offload.run(read)
         if suspects:
+            _log.debug("files do not hold what was asked for", folder=context.name, count=len(suspects))
             self._observer.distrust(suspects)
         context.progress.sent += sum(len(item) for item in items if not isinstance(item, Absent))
         return items

@@ -25,7 +25,8 @@ class LogBook:
         """A structlog processor: takes the entry and lets it go no further."""
         error = event.pop("exc_info", None)
         fields = {key: value for key, value in event.items() if key != "event"}
-        self._note("log", f"{method}: {event['event']}", **fields)
+        what = ": ".join(str(event[key]) for key in ("event", "code") if key in event)
+        self._note("log", f"{method}: {what}", **fields)
         for leaf in _leaves(error):
             if not isinstance(leaf, _FORESEEN):
                 self.violations.append(Violation("bug", f"{event['event']}: {leaf!r} at {_origin(leaf)}"))
@@ -34,11 +35,11 @@ class LogBook:
 
 @contextmanager
 def captured(book: LogBook) -> Iterator[None]:
-    """Give `book` everything of level info and above that is logged meanwhile."""
+    """Give `book` everything that is logged meanwhile."""
     before = structlog.get_config()
     structlog.configure(
         processors=[book],
-        wrapper_class=structlog.make_filtering_bound_logger("info"),
+        wrapper_class=structlog.make_filtering_bound_logger("debug"),
         logger_factory=structlog.ReturnLoggerFactory(),
         cache_logger_on_first_use=False,
     )
