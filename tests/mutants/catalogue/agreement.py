@@ -9,6 +9,7 @@ MERKLE = "tests/model/test_merkle.py"
 RECORDS = "tests/model/test_records.py"
 RULES = "tests/reconcile/test_rules.py"
 CONVERGE = "tests/reconcile/test_convergence.py::test_converge"
+CALM = "tests/simulation/test_calm.py"
 PEERS = "tests/sync/test_peers.py"
 
 MUTANTS = (
@@ -98,7 +99,7 @@ MUTANTS = (
                 "        seen = True",
             ),
         ),
-        (f"{RULES}::test_an_edit_follows_what_was_on_the_disk_not_what_the_index_knows", CONVERGE),
+        (f"{RULES}::test_an_edit_follows_what_was_on_the_disk_not_what_the_index_knows", CONVERGE, CALM),
     ),
     Mutant(
         "no-conflict-copy",
@@ -110,7 +111,7 @@ MUTANTS = (
                 "    losers: list[FileRecord] = []",
             ),
         ),
-        (RULES, CONVERGE),
+        (RULES, CONVERGE, CALM),
     ),
     Mutant(
         "conflict-name-from-the-local-clock",
