@@ -196,7 +196,7 @@ def _gone(
     base = _base(synced, siblings, synced.identity, look_up)
     # Where everything that was on this disk is superseded already, there is nothing left that we could delete.
     deletes = any(not s.deleted and base.includes(s.dot) for s in siblings)
-    if synced.implied or not deletes:
+    if not deletes:
         return Forget()
     if not may_write:
         return Unchanged() if synced.absent else KeepLocal(replace(synced, sources=(), diverged=True, absent=True))

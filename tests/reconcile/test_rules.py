@@ -186,6 +186,20 @@ def test_a_file_makes_room_for_what_lives_below_its_name() -> None:
     assert a.disk[conflict_name(D, a.short, 0)].text == b"file"
 
 
+def test_who_deletes_a_directory_deletes_the_claim_of_the_file_that_made_room_for_it() -> None:
+    _, a, b = both_have(b"1", DX)
+    a.user_delete(D)
+    a.user_write(D, Kind.FILE, b"file", 0)
+    b.user_write(RelPath(b"d/new"), Kind.FILE, b"2", 0)
+    a.scan()
+    until_quiet([a, b])
+    copy = conflict_name(D, a.short, 0)
+    a.user_write(copy, Kind.FILE, b"goes on", 0)
+    a.user_delete(D)
+    until_quiet([a, b])
+    assert {p: n.text for p, n in a.disk.items()} == {p: n.text for p, n in b.disk.items()} == {copy: b"goes on"}
+
+
 def test_a_viewer_keeps_its_edit_until_the_folder_moves_on() -> None:
     world = World()
     writer, viewer = Device(world, 1), Device(world, 2, writes=False)
