@@ -143,7 +143,11 @@ class Synchronizer:
     async def message(self, peer: Peer, message: m.Message) -> None:
         """A message about a folder has come."""
         if isinstance(message, m.FolderOffer):
-            self._on_offer(peer, message)
+            known = self.folders.get(FolderId(message.folder))
+            if known is None:
+                self._on_offer(peer, message)
+            elif known.context.membership.role(peer.device) is None:
+                await self._on_proof(known, peer, message)
             return
         folder = self.folders.get(FolderId(getattr(message, "folder", b"")))
         exchange = folder.exchanges.get(peer.device) if folder is not None else None
@@ -157,10 +161,22 @@ class Synchronizer:
             return [Absent.GONE] * len(request.lengths)
         return await folder.serve(peer.device, request)
 
+    async def _on_proof(self, folder: Folder, peer: Peer, message: m.FolderOffer) -> None:
+        """A device we do not know as a member offers a folder that we have: its links may show that it was let in.
+
+        Nobody else may be able to tell: those who let it in may never meet us.
+        """
+        try:
+            await folder.absorb_links(message.links)
+        except (InputError, AuthenticationError) as error:
+            raise ProtocolError(f"the other side offered a folder that does not verify: {error}") from error
+        except (P2PSyncError, OSError) as error:
+            _log.error("cannot take in members", folder=folder.label, device=peer.name, error=str(error))
+
     def _on_offer(self, peer: Peer, message: m.FolderOffer) -> None:
         """Remember a folder we are offered, if its links prove that we are a member."""
         folder_id = FolderId(message.folder)
-        if folder_id in self.folders or (len(self.offers) >= MAX_OFFERS and folder_id not in self.offers):
+        if len(self.offers) >= MAX_OFFERS and folder_id not in self.offers:
             return
         try:
             membership = fold(message.links)

@@ -122,6 +122,25 @@ async def test_a_folder_that_was_removed_is_offered_again_while_the_devices_stay
 
 
 @simulated
+async def test_who_was_let_in_by_another_proves_it_to_a_member_who_has_not_heard() -> None:
+    """`old` is away while `owner` lets `new` in, and then meets nobody but `new`."""
+    async with told() as story:
+        await story.start("owner", "old", "new")
+        story.user("owner").write(b"a", b"1")
+        await story.share("owner", old="editor")
+        story.sim.network.part(story.letter("owner"), story.letter("old"))
+        story.sim.network.cut(story.letter("old"), story.letter("new"))
+        new_id = (await story.nodes["new"].identity()).id
+        folder = await story.nodes["owner"].folder_share(LABEL, new_id, "editor")
+        assert folder.role == "editor"
+        await story.until(lambda: bool(story.nodes["new"].synchronizer.offers))
+        await story.nodes["new"].folder_accept(LABEL, FOLDER)
+        story.user("owner").write(b"b", b"2")
+        story.sim.network.heal_all()
+        await story.until(lambda: contents(story, "old") == {b"a": b"1", b"b": b"2"})
+
+
+@simulated
 async def test_waiting_after_a_resume_does_not_pass_over_the_other_device() -> None:
     async with told() as story:
         await story.start("one", "two")
