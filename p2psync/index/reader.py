@@ -224,6 +224,11 @@ class Reader:
         rows = self.txn.range(tables.HISTORY, prefix, stop_of(prefix))
         return [tables.decode(tables.history_rows, data) for _, data in rows]
 
+    def history_after(self, after: bytes, limit: int) -> list[tuple[bytes, HistoryEntry]]:
+        """Up to `limit` kept versions past the key `after` (b"": from the first), by path, with their keys."""
+        rows = islice(self.txn.range(tables.HISTORY, after + b"\0" if after else b""), limit)
+        return [(key, tables.decode(tables.history_rows, data)) for key, data in rows]
+
     def history_all(self, after: bytes = b"", limit: int = 1000) -> list[HistoryEntry]:
         """Kept versions of all paths, oldest first, past the one whose `order` is `after`."""
         result = []

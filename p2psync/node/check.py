@@ -9,7 +9,7 @@ from functools import partial
 
 import trio
 
-from p2psync.errors import IntegrityError
+from p2psync.index.tables import HISTORY
 from p2psync.index.verify import Finding as IndexFinding
 from p2psync.model.entries import Synced
 from p2psync.model.paths import RelPath, display
@@ -21,11 +21,12 @@ from p2psync.sync.scrub import DENIALS
 
 PAGE = 256
 POLL = 0.25
+SCAN_TIME = 600.0
+ALONE = 10.0
+"""Seconds to wait for somebody to connect: damage that was met may have ended a connection."""
 STUCK = 30.0
 """Seconds without any progress after which what is still damaged counts as not to be had."""
 REPAIR = "run: p2psync check --repair"
-FETCHED = {"records", "signature", "batches", "manifests"}
-"""What only other devices can give back."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,18 +58,18 @@ class Check:
         index = await self._check_index()
         with self._open() as available:
             rotten: list[tuple[RelPath, str]] = []
+            kept: list[stored.Kept] = []
             if not available:
                 self._report("root", "the directory is not available; its files were not checked", "mount it")
             elif not self._wanted.quick:
                 rotten = await self._check_files()
-                try:
-                    await self._check_stored()
-                except IntegrityError as error:
-                    self._report("history", f"kept versions were not checked: {error}", REPAIR)
+                kept = await self._offload.run(lambda: list(stored.history(self._context)))
+                await self._check_staged()
             if self._wanted.repair and self._online and (rotten or index):
                 await self._wait_for_peers()
             await self._conclude_index(index)
             await self._conclude_files(rotten)
+            await self._conclude_kept(kept)
         standing = await self._offload.run(partial(scrub_view, self._context))
         return FolderCheck(self._folder.label, self._files, self._bytes, self._versions, standing)
 
@@ -82,7 +83,7 @@ class Check:
         if checked.findings and self._wanted.repair and self._online:
             dropped = await self._folder.scrubber.mend(checked.distrusted)
         if checked.findings and self._wanted.repair:
-            self._lost = any(finding.code in FETCHED for finding in dropped)
+            self._lost = any(finding.code in mending.FETCHED for finding in dropped)
         return checked.findings
 
     async def _conclude_index(self, found: Sequence[IndexFinding]) -> None:
@@ -119,6 +120,8 @@ class Check:
             if found and self._wanted.repair:
                 await self._folder.scrubber.note(found)
             self._tell(self._files, self._bytes, total)
+        with context.index.read(passing_over={}) as reader:
+            damaged |= {RelPath(p.path): p.text for p in rot.damaged(reader) if p.path not in damaged}
         return sorted(damaged.items())
 
     def _page(self, after: bytes) -> list[tuple[bytes, Synced]]:
@@ -162,13 +165,12 @@ class Check:
             self._report("rot", text, remedy, path, repaired=path not in open_)
 
     # ── what is stored beside ───────────────────────────────────────────────────────────────────────────────────────
-    async def _check_stored(self) -> None:
-        """Kept versions, and content on its way in while nothing is fetched."""
+    async def _conclude_kept(self, damaged: Sequence[stored.Kept]) -> None:
+        """Put kept versions right, from files that are healthy by now."""
         context, repair = self._context, self._wanted.repair
-        bad = await self._offload.run(lambda: list(stored.history(context)))
         with context.index.read(passing_over={}) as reader:
-            self._versions = sum(1 for _ in _pages(reader.history_all))
-        for kept in bad:
+            self._versions = reader.txn.count(HISTORY)
+        for kept in damaged:
             repaired = repair and await self._offload.run(partial(stored.heal, context, kept))
             if repair and not repaired and self._wanted.accept_local and kept.content:
                 await self._offload.run(partial(stored.accept, context, kept))
@@ -177,6 +179,10 @@ class Check:
             remedy = "no file has its content any more; to keep what is left: p2psync check --repair --accept-local"
             text = f"a kept version {what}: {display(kept.entry.stored)}"
             self._report("history", text, remedy if repair else REPAIR, RelPath(kept.entry.path), repaired=repaired)
+
+    async def _check_staged(self) -> None:
+        """Content on its way in, while nothing is fetched."""
+        context, repair = self._context, self._wanted.repair
         if not self._folder.applier.idle:
             return
         async with context.commit_lock:
@@ -190,6 +196,8 @@ class Check:
     async def _wait_for_peers(self) -> None:
         """Until everything is healed, or nobody who is connected can help any further."""
         folder, context = self._folder, self._context
+        with trio.move_on_after(SCAN_TIME):
+            await folder.rescan()
         folder.applier.retry()
         last, since = -1, trio.current_time()
         while True:
@@ -197,12 +205,12 @@ class Check:
                 open_ = [reader.synced(RelPath(problem.path)) for problem in rot.damaged(reader)]
             denied = all(e is not None and folder.contents.denied(e.content) >= DENIALS for e in open_)
             agreed = not self._lost or folder.scrubber.agreed()
-            if (agreed and denied) or not folder.exchanges:
+            if agreed and denied and (folder.exchanges or not open_):
                 return
             now = len(open_) + context.progress.received + agreed
             if now != last:
                 last, since = now, trio.current_time()
-            elif trio.current_time() - since > STUCK:
+            elif trio.current_time() - since > (STUCK if folder.exchanges else ALONE):
                 return
             await trio.sleep(POLL)
 
@@ -234,13 +242,6 @@ class Check:
         if raw:
             finding = Finding(self._folder.label, text, remedy, shown, repaired, raw, code)
         self.findings.append(finding)
-
-
-def _pages(page: Callable[[bytes, int], Sequence[object]]) -> Iterator[object]:
-    after = b""
-    while entries := page(after, PAGE):
-        after = entries[-1].order  # type: ignore[attr-defined]
-        yield from entries
 
 
 def scrub_view(context: FolderContext) -> ScrubView:

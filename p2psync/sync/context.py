@@ -123,6 +123,9 @@ class FolderContext:
     confirmed_incoming: bool = False
     """A person has confirmed the mass change from other devices that was held back; good for one sweep."""
 
+    awaiting_records: bool = False
+    """Records were lost with a damaged index: what no record is known of is published once the peers had their say."""
+
     _root: Root | None = None
 
     @property

@@ -19,11 +19,13 @@ from p2psync.membership.links import decode_link
 from p2psync.model.entries import Synced
 from p2psync.model.ids import replica_device_prefix
 from p2psync.model.paths import ROOT, RelPath, path_key
-from p2psync.sync import founding
+from p2psync.sync import founding, rot
 from p2psync.sync.context import FolderContext
 from p2psync.workspace import history, marker
 
 PAGE = 1000
+FETCHED = frozenset({"records", "signature", "batches", "manifests"})
+"""Codes of what only other devices can give back."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,10 +60,16 @@ def mend(context: FolderContext, distrusted: frozenset[bytes] = frozenset()) -> 
     def restore(writer: Writer) -> None:
         for encoded in context.membership.encoded_links():
             writer.add_link(decode_link(encoded).hash, encoded)
+        if FETCHED & {finding.code for finding in dropped} and len(context.membership.members) > 1:
+            rot.await_records(writer, wanted=True)
+        # Damage is not to be taken for what a crash left unwritten, so what is there counts as durable.
+        rot.keep_durable(writer, rot.Durable(writer.sequence(), writer.clock()))
         if writer.rolled_back:
             writer.new_incarnation(max(writer.incarnation + 1, now))
 
     context.index.write(restore)
+    with context.index.read() as reader:
+        context.awaiting_records = rot.awaiting(reader)
     _restore_place(context)
     if context.has_root:
         _restore_history(context)

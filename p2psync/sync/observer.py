@@ -331,11 +331,12 @@ class Observer:
             overtaken: list[bytes] = []
             for finding, read in states:
                 synced = writer.synced(finding.path)
-                if synced != finding.synced:
+                siblings = writer.siblings(path_key(finding.path))
+                unheard = context.awaiting_records and not siblings and read is not None
+                if synced != finding.synced or unheard:
                     overtaken.append(finding.path)
                     continue
                 state, manifest = _inline(read)
-                siblings = writer.siblings(path_key(finding.path))
                 look_up = look_up_in(writer)
                 match observe(finding.path, state, synced, siblings, may_write=may_write, look_up=look_up):
                     case Unchanged():

@@ -24,7 +24,7 @@ from p2psync.model.paths import RelPath, display
 from p2psync.sync.context import FolderContext
 from p2psync.workspace import chunker
 
-_DURABLE, _SCRUB = "durable", "scrub"
+_DURABLE, _SCRUB, _AWAITING = "durable", "scrub", "awaiting-records"
 REMEDY = "connect a device that has it; to keep what is there: p2psync check --repair --accept-local"
 
 
@@ -70,6 +70,16 @@ def keep_standing(writer: Writer, now: Standing) -> None:
     writer.put_setting(_SCRUB, msgspec.msgpack.encode(now))
 
 
+def awaiting(reader: Reader) -> bool:
+    """Whether records were lost that the peers may still have."""
+    return reader.setting(_AWAITING) is not None
+
+
+def await_records(writer: Writer, *, wanted: bool) -> None:
+    """Remember whether lost records are waited for."""
+    writer.put_setting(_AWAITING, b"1" if wanted else None)
+
+
 def damaged(reader: Reader) -> list[Problem]:
     """The damage that is not healed yet."""
     return [problem for problem in reader.problems() if problem.code in ROT_CODES]
@@ -110,8 +120,10 @@ def note(context: FolderContext, found: Iterable[tuple[Synced, bytes]]) -> list[
     def work(writer: Writer) -> list[tuple[RelPath, str]]:
         reached = durable(writer)
         noted = []
-        for entry, content in found:
-            if writer.synced(entry.path) != entry:
+        for seen, content in found:
+            # Its version may have been joined with another meanwhile; the bytes are still the same.
+            entry = writer.synced(seen.path)
+            if entry is None or (entry.content, entry.fingerprint) != (seen.content, seen.fingerprint) or entry.rot:
                 continue
             by_us = entry.sources and all(replica_device_prefix(dot.replica) == own for dot in entry.sources)
             code = TORN if by_us and entry.sources[-1].counter > reached.counter else ROT

@@ -42,8 +42,9 @@ DENIALS = 2
 """Times that nobody connected must have had a content before what a crash left of it is published."""
 PAGE = 1000
 MEND_INTERVAL = 60.0
-ANNOUNCE_DELAY = 30.0
-ANNOUNCE_TRIES = 20
+AWAIT_POLL = 1.0
+AWAIT_TRIES = 600
+"""Seconds between two looks, and looks, whether the peers have given back the records that were lost."""
 
 _log = structlog.get_logger(__name__)
 
@@ -72,7 +73,7 @@ class Scrubber:
         self._torn: set[RelPath] = set()
         self._mended = -math.inf
         self._judged = trio.Event()
-        self._lost_records = Pulse()
+        self._mendings = Pulse()
 
     async def run(self) -> None:
         """Look after the folder. Never returns."""
@@ -153,7 +154,10 @@ class Scrubber:
             await context.records_changed.wait_beyond(seen)
 
     def _given_up(self) -> list[RelPath]:
+        """Torn files whose content everybody who is connected lacks, or has none to be asked for it."""
         alone = len(self._context.membership.members) == 1
+        if not alone and not self._all_lack_something():
+            return []
         given_up = []
         with self._context.index.read() as reader:
             torn = {RelPath(p.path) for p in rot.damaged(reader) if p.code == TORN}
@@ -270,7 +274,7 @@ class Scrubber:
         context.records_changed.fire()
         context.state_changed.fire()
         self._observer.ask_scan()
-        self._lost_records.fire()
+        self._mendings.fire()
         return dropped
 
     async def mend_again(self) -> bool:
@@ -290,6 +294,13 @@ class Scrubber:
             self._observer.look_at(path)
         return paths
 
+    def _all_lack_something(self) -> bool:
+        """Whether every connected member knows what we know and misses content as well: nobody can help."""
+        with self._context.index.read() as reader:
+            root = reader.root()
+        announced = [exchange.theirs.announce for exchange in self._exchanges.values()]
+        return bool(announced) and all(a is not None and a.root == root and a.need_files for a in announced)
+
     def agreed(self) -> bool:
         """Whether a connected member has exactly our records."""
         with self._context.index.read() as reader:
@@ -297,14 +308,26 @@ class Scrubber:
         return any(e.theirs.announce is not None and e.theirs.announce.root == root for e in self._exchanges.values())
 
     async def _announce_lost(self) -> None:
+        """Wait for lost records until a peer agrees with us, then publish again what only we had."""
+        context, offload = self._context, self._context.world.offload
+
+        def load() -> bool:
+            with context.index.read() as reader:
+                return rot.awaiting(reader)
+
+        context.awaiting_records = await offload.run(load)
         while True:
-            seen = self._lost_records.count
-            for _ in range(ANNOUNCE_TRIES if seen else 0):
-                await trio.sleep(ANNOUNCE_DELAY)
+            seen = self._mendings.count
+            for _ in range(AWAIT_TRIES if context.awaiting_records else 0):
                 if self.agreed():
                     await self.announce_anew()
                     break
-            await self._lost_records.wait_beyond(seen)
+                await trio.sleep(AWAIT_POLL)
+            if context.awaiting_records:
+                await offload.run(lambda: context.index.write(partial(rot.await_records, wanted=False)))
+                context.awaiting_records = False
+                self._observer.ask_scan()
+            await self._mendings.wait_beyond(seen)
 
 
 class _Reading:

@@ -46,12 +46,12 @@ def history(context: FolderContext, progress: chunker.Progress | None = None) ->
     """Every kept version whose content is known and is not there any more, or not in one piece. Blocks."""
     after = b""
     while True:
-        with context.index.read() as reader:
-            page = reader.history_all(after, PAGE)
+        with context.index.read(passing_over={}) as reader:
+            page = reader.history_after(after, PAGE)
         if not page:
             return
-        after = page[-1].order
-        for entry in page:
+        after = page[-1][0]
+        for _, entry in page:
             if entry.kind is not Kind.FILE or not entry.content:
                 continue
             try:
