@@ -15,7 +15,7 @@ from tests.crash.pair import Mode
 from tests.crash.run import Strike
 from tests.crash.workloads import Workload, ones, threes, twos
 
-_PER_ONE = 150
+_PER_ONE = 62
 """About so many states has a workload of one step."""
 _THREES = 300
 _SHOWN = 20

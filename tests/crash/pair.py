@@ -42,7 +42,8 @@ class Host:
         self.user = device.user(FOLDER, oracle)
         self.lazy_user = LazyUser(device.disk, FOLDER, name=device.name, oracle=oracle)
         self.node: NodeOperations | None = None
-        self.up = trio.Event()
+        self.up = False
+        """Whether a node runs."""
         self.resting_s = 0.0
         self._scope = trio.CancelScope()
         self.died: Callable[[], None] = lambda: None
@@ -80,13 +81,13 @@ class Host:
             try:
                 with self._scope:
                     async with make_node(self.device.world(), HOME, self.device.name) as self.node:
-                        self.up.set()
+                        self.up = True
                         await trio.sleep_forever()
             except (SimulatedCrash, Exception, BaseExceptionGroup):
                 if not self.dead:
                     raise
             finally:
-                self.up = trio.Event()
+                self.up = False
             self.died()
             await trio.sleep(self.resting_s)
 
@@ -125,8 +126,8 @@ class Pair:
         base(self.other.user)
         for host in self.hosts.values():
             nursery.start_soon(host.run)
-        for host in self.hosts.values():
-            await host.up.wait()
+        while not all(host.up for host in self.hosts.values()):
+            await trio.sleep(0.01)
         nodes = {name: host.node for name, host in reversed(self.hosts.items()) if host.node is not None}
         await introduce(nodes, FOLDER)
         if not await self.settle():
@@ -145,8 +146,8 @@ class Pair:
         return False
 
     async def _agreed(self) -> bool:
-        for host in self.hosts.values():
-            await host.up.wait()
+        if not all(host.up for host in self.hosts.values()):
+            return False
         node = self.struck.node
         assert node is not None
         together = False

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import defaultdict, deque
 from collections.abc import Callable
 from typing import Any, cast
 
@@ -55,7 +56,7 @@ def test_a_workload_is_named_by_its_text(workload: Workload) -> None:
 def test_a_fork_and_a_replay_come_to_the_same() -> None:
     workload = Workload.parse("R.replace")
     for struck in explored(Job(workload, 3)):
-        one, other = (replay(workload, Strike(struck.point, cast(Mode, struck.mode))) for _ in range(2))
+        one, other = (replay(workload, Strike(struck.point, cast("Mode", struck.mode))) for _ in range(2))
         assert one.trace == other.trace
         assert (struck.struck_at, struck.violations) == (one.struck_at, one.violations)
 
@@ -111,19 +112,19 @@ def _only_for_users(patch: pytest.MonkeyPatch, kind: type, name: str, user: Call
 
 
 def _announce_first(patch: pytest.MonkeyPatch) -> None:
-    """A database whose last transaction is not durable when it says so: everything said after it was said too early."""
+    """A database whose last transactions are not durable when it says so, so that what follows is said too early."""
     write, crash = MemoryStore.write, MemoryDatabase.crash
-    before: dict[bytes, Any] = {}
+    before: defaultdict[bytes, deque[Any]] = defaultdict(lambda: deque(maxlen=4))
 
     def lazy_write(store: MemoryStore, work: Callable[[Any], Any]) -> Any:
-        before[store._path] = {name: dict(table.pairs) for name, table in store._tables.items()}
+        before[store._path].append({name: dict(table.pairs) for name, table in store._tables.items()})
         return write(store, work)
 
     def forgetful_crash(database: MemoryDatabase) -> None:
         opened = [path for path in database._opened if path.endswith(b"/index")]
         crash(database)
         for path in opened:
-            database.restore(path, before[path])
+            database.restore(path, before[path][0])
 
     patch.setattr(MemoryStore, "write", lazy_write)
     patch.setattr(MemoryDatabase, "crash", forgetful_crash)
