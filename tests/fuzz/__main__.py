@@ -67,7 +67,7 @@ def main() -> int:
         parser.error(f"there is no target {unknown[0]}; there are: {', '.join(TARGETS)}")
     targets = [TARGETS[name] for name in options.targets] or list(TARGETS.values())
     if options.replay is not None:
-        return _replay(targets[0], options.replay.read_bytes())
+        return replay(targets[0], options.replay.read_bytes())
     if not options.blind and not have_atheris():
         print(_NO_ATHERIS, file=sys.stderr)
         return 2
@@ -126,7 +126,8 @@ def _save(target: Target, path: Path) -> Path:
     return kept
 
 
-def _replay(target: Target, data: bytes) -> int:
+def replay(target: Target, data: bytes) -> int:
+    """Feed one input and say what came of it; 1 when it breaks a rule."""
     with target.setting():
         judge = Judge(target)
         try:

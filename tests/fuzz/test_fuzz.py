@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+import sys
 import time
 from collections.abc import Callable
+from pathlib import Path
 from random import Random
 
+import msgspec
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from tests.fuzz import corpus
+from tests.fuzz import corpus, worker
+from tests.fuzz.__main__ import replay
 from tests.fuzz.mutate import SHAPES, Mutator, write_msgpack
 from tests.fuzz.rules import MAX_INPUT, Judge, Target, Violation
 from tests.fuzz.targets import TARGETS
@@ -96,6 +100,21 @@ def test_what_grows_too_much_is_a_violation(monkeypatch: pytest.MonkeyPatch) -> 
     monkeypatch.setattr("tests.fuzz.rules.peak_bytes", lambda: 1 << 40)
     with pytest.raises(Violation, match="grown"):
         judge.feed(b"")
+
+
+def test_a_failure_is_saved_with_what_replays_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("resource.setrlimit", lambda *_: None)
+    worker.main(["size", "50", "1", str(tmp_path), "--blind"])
+    assert msgspec.json.decode((tmp_path / "figures.json").read_bytes(), type=worker.Figures).inputs == 50
+    bad = _target(_raise(ValueError("x")))
+    monkeypatch.setitem(TARGETS, "size", bad)
+    monkeypatch.setattr("os._exit", sys.exit)
+    with pytest.raises(SystemExit) as ended:
+        worker.main(["size", "50", "1", str(tmp_path), "--blind"])
+    assert ended.value.code == worker.FAILED
+    [saved] = tmp_path.glob("failed-*")
+    assert replay(bad, saved.read_bytes()) == 1
+    assert replay(_target(len), saved.read_bytes()) == 0
 
 
 @pytest.mark.parametrize("shape", SHAPES)
