@@ -18,7 +18,7 @@ class Expected:
     def __init__(self, base: Tree, workload: Workload) -> None:
         self._base = base
         self._sides: dict[str, dict[bytes, Shown | None]] = {HERE: {}, THERE: {}}
-        self._one_side = len(workload.sides) == 1
+        self._touched: dict[str, set[bytes]] = {HERE: set(), THERE: set()}
         self._remote = workload.sides == {THERE}
         self._decided = not (workload.lazy and HERE in workload.sides)
         self._settled = any(step.settled for step in workload.steps)
@@ -33,21 +33,18 @@ class Expected:
         }
         for side in (step.side,) if self._concurrent else (HERE, THERE):
             self._sides[side].update(changes)
+        # A new time is a new version too, though nobody sees it in the tree.
+        self._touched[step.side].update(_top(path) for path in changes or ([b"a"] if step.action == "touch" else []))
 
     def differences(self, tree: Tree) -> list[Violation]:
         """I1, I5: where the final tree is not what came of the steps: something is lost, back, or made up."""
         if not self._decided or (self._concurrent and self._settled):
             return []
         here, there = (self._apply(self._sides[side]) for side in (HERE, THERE))
-        tops = {_top(path) for path in [*here, *there, *tree, *self._base]}
-        contested = {
-            top
-            for top in tops
-            if _below(here, top) != _below(self._base, top) != _below(there, top) != _below(here, top)
-        } if self._concurrent else set()  # fmt: skip
+        contested = self._touched[HERE] & self._touched[THERE] if self._concurrent else set()
         found = []
-        for top in sorted(tops - contested):
-            theirs = _below(here, top) if _below(here, top) != _below(self._base, top) else _below(there, top)
+        for top in sorted({_top(path) for path in [*here, *there, *tree, *self._base]} - contested):
+            theirs = _below(there if top in self._touched[THERE] else here, top)
             shown = _below(tree, top)
             if shown == theirs or (contested and not theirs and top not in self._base):
                 continue

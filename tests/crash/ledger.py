@@ -36,7 +36,7 @@ class Ledger:
                     self._hear(record, encoded)
             return merge(writer, batch, items, origin)
 
-        Writer.merge = heard  # type: ignore[method-assign]
+        Writer.merge = heard  # type: ignore[method-assign,assignment]
         try:
             yield
         finally:

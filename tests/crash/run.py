@@ -205,7 +205,7 @@ class Run:
                 if reader.intents():
                     self.violations.append(Violation("I9", "the journal still holds something"))
             report = await host.node.check()
-            self.violations += [Violation("check", f"{f.problem} {f.path}") for f in report.findings]
+            self.violations += [Violation("check", f"{f.text} {f.path}") for f in report.findings]
         if len(set(roots)) > 1:
             self.violations.append(Violation("I1", "the Merkle roots differ"))
         self.violations += pair.ledger.violations
