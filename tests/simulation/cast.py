@@ -59,7 +59,8 @@ class Cast:
         odd = rng.random() < 0.3
         disks = {name: rng.choice(sorted(DISKS)) for name in others} if odd else {}
         viewers = tuple(name for name in others if rng.random() < 0.1)
-        topology: Topology = rng.choice(("full", "full", "line", "star", "ring"))
+        # Content that a disk cannot hold does not pass through its device.
+        topology: Topology = "full" if disks else rng.choice(("full", "line", "star", "ring"))
         return Cast(devices, topology, late, away, disks, viewers, sighted=rng.random() < 0.25)
 
     def within(self, faults: Iterable[str]) -> "Cast":

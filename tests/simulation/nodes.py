@@ -17,7 +17,9 @@ from p2psync.node.node import NodeOperations, running
 from p2psync.ports import Database, KvStore, World
 from p2psync.testing.kv import MemoryDatabase
 from tests.simulation import keeper
+from tests.simulation.cast import ASPECTS
 from tests.simulation.harness import Scenario
+from tests.simulation.weather import FAULTS
 
 PORT = 22067
 START_AGAIN_S = 1.0
@@ -108,5 +110,8 @@ async def introduce(nodes: Mapping[str, NodeOperations], folder: bytes) -> None:
         await nodes[other].folder_accept(shared.id, folder)
 
 
-SCENARIO = Scenario(make_node, introduce, keeper=keeper)
+UNSOLVED = frozenset({"expel"})
+"""Faults that still find what is not mended."""
+EVERY_FAULT = (ASPECTS | FAULTS.keys()) - UNSOLVED
+SCENARIO = Scenario(make_node, introduce, faults=EVERY_FAULT, keeper=keeper)
 GENTLE = Scenario(make_node, introduce, faults=frozenset())
