@@ -451,3 +451,6 @@ class World:
     database: Database
     network: Network
     discovery: Discovery | None
+    longest_chunk: int = 4 * 1024 * 1024
+    """Bytes at which files are cut, alike on all devices of a folder: `manifest.MAX_CHUNK`, and less in simulations, so
+    that small files have many chunks."""

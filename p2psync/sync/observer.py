@@ -250,7 +250,10 @@ class Observer:
             unsettled: list[bytes] = []
             for finding in group:
                 try:
-                    state = chunker.observe(context.root, finding.path, context.algorithm, context.world.clock.wall_ns)
+                    world = context.world
+                    state = chunker.observe(
+                        context.root, finding.path, context.algorithm, world.clock.wall_ns, longest=world.longest_chunk
+                    )
                 except chunker.Unsettled:
                     unsettled.append(finding.path)
                 except (OSError, EscapeError) as error:

@@ -150,7 +150,10 @@ class Performer:
         ):
             return True
         try:
-            state = chunker.observe(context.root, entry.path, context.algorithm, context.world.clock.wall_ns)
+            world = context.world
+            state = chunker.observe(
+                context.root, entry.path, context.algorithm, world.clock.wall_ns, longest=world.longest_chunk
+            )
         except (chunker.Unsettled, OSError, EscapeError):
             return False
         return state is not None and state.identity == entry.identity and entry.fingerprint.size == state.size

@@ -94,7 +94,10 @@ def find(context: FolderContext, entry: Synced, progress: chunker.Progress | Non
     if not has_content(entry) or entry.rot or entry.diverged or not _untouched(context, entry):
         return None
     try:
-        found = chunker.observe(context.root, entry.path, context.algorithm, context.world.clock.wall_ns, progress)
+        world = context.world
+        found = chunker.observe(
+            context.root, entry.path, context.algorithm, world.clock.wall_ns, progress, world.longest_chunk
+        )
     except (chunker.Unsettled, EscapeError, InputError):
         return None
     if found is None or found.content == entry.content or not _untouched(context, entry):

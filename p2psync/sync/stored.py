@@ -55,7 +55,9 @@ def history(context: FolderContext, progress: chunker.Progress | None = None) ->
             if entry.kind is not Kind.FILE or not entry.content:
                 continue
             try:
-                found = chunker.read_content(context.root, entry.stored, context.algorithm, progress)
+                found = chunker.read_content(
+                    context.root, entry.stored, context.algorithm, progress, context.world.longest_chunk
+                )
             except FileNotFoundError:
                 yield Kept(entry, b"")
             except chunker.Unsettled:

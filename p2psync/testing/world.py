@@ -8,6 +8,7 @@ from typing import TypeVar
 
 import trio
 
+from p2psync.model.manifest import MAX_CHUNK
 from p2psync.ports import Hint, World
 from p2psync.testing.determinism import Trace
 from p2psync.testing.discovery import DiscoveryHub
@@ -149,6 +150,8 @@ class SimDevice:
         """How many of a node's blocking calls take time, 0 to 1; from its next start on."""
         self.slow_s = 0.02
         """How long those take at most."""
+        self.longest_chunk = MAX_CHUNK
+        """Where files are cut; from the node's next start on."""
 
     def world(self) -> World:
         """The ports of a node that starts now; randomness goes on differently after every start."""
@@ -162,6 +165,7 @@ class SimDevice:
             database=self.database,
             network=self.network,
             discovery=self._sim.discovery.host(self.name),
+            longest_chunk=self.longest_chunk,
         )
 
     def user(self, folder: bytes, oracle: Oracle | None = None) -> User:

@@ -40,8 +40,10 @@ class Content:
     stat: Stat
 
 
-def read_content(root: Root, path: bytes, algorithm: Algorithm, progress: Progress | None = None) -> Content:
-    """Chunk and hash one regular file.
+def read_content(
+    root: Root, path: bytes, algorithm: Algorithm, progress: Progress | None = None, longest: int = MAX_CHUNK
+) -> Content:
+    """Cut one regular file into chunks of `longest` bytes and hash them.
 
     Raises Unsettled when it changed meanwhile, InputError when it is too large for a manifest, OSError and EscapeError
     as the disk has it.
@@ -49,9 +51,9 @@ def read_content(root: Root, path: bytes, algorithm: Algorithm, progress: Progre
     file = root.open(path)
     try:
         before = file.stat()
-        if before.size > MAX_CHUNK * MAX_CHUNKS:
-            raise InputError(f"{display(path)} has {before.size} bytes; a file may have {MAX_CHUNK * MAX_CHUNKS}")
-        hashes, lengths = _hash_file(file, path, before.size, algorithm, progress)
+        if before.size > longest * MAX_CHUNKS:
+            raise InputError(f"{display(path)} has {before.size} bytes; a file may have {longest * MAX_CHUNKS}")
+        hashes, lengths = _hash_file(file, path, before.size, algorithm, progress, longest)
         after = file.stat()
     finally:
         file.close()
@@ -72,12 +74,13 @@ def hash_many(root: Root, paths: Iterable[bytes], algorithm: Algorithm) -> list[
     return results
 
 
-def observe(
+def observe(  # noqa: PLR0917 - a place, and how to read what is there
     root: Root,
     path: bytes,
     algorithm: Algorithm,
     now_ns: Callable[[], int],
     progress: Progress | None = None,
+    longest: int = MAX_CHUNK,
 ) -> DiskState | None:
     """What stands at `path` now, with its content; None when nothing does. Directories and symlinks too.
 
@@ -103,7 +106,7 @@ def observe(
             return DiskState(Kind.SYMLINK, 0, stat.mtime_ns, stat.mode & 0o777, content, b"", target, fingerprint)
         case Kind.FILE:
             try:
-                found = read_content(root, path, algorithm, progress)
+                found = read_content(root, path, algorithm, progress, longest)
             except (FileNotFoundError, IsADirectoryError, EscapeError):
                 raise _unsettled(path) from None
             encoded, now = found.manifest.encode(), found.stat
@@ -153,16 +156,16 @@ def zero_hash(algorithm: Algorithm, length: int) -> bytes:
     return digest(algorithm, bytes(length))
 
 
-def _hash_file(
-    file: ReadFile, path: bytes, size: int, algorithm: Algorithm, progress: Progress | None
+def _hash_file(  # noqa: PLR0917 - an open file, and how to cut it
+    file: ReadFile, path: bytes, size: int, algorithm: Algorithm, progress: Progress | None, longest: int
 ) -> tuple[bytes, tuple[int, ...]]:
     hashes: list[bytes] = []
     lengths: list[int] = []
     buffer = _buffer()
     offset = data_from = 0
     while offset < size:
-        length = min(MAX_CHUNK, size - offset)
-        if size > MAX_CHUNK and data_from <= offset:
+        length = min(longest, size - offset)
+        if size > longest and data_from <= offset:
             found = file.next_data(offset)
             data_from = size if found is None else found
         if data_from >= offset + length:

@@ -204,6 +204,7 @@ class Story:
             device = self.sim.device(name, self.cast.profile(name))
             device.clock.jump(skew_s)
             device.slow_share, device.slow_s = plan.slow_share, plan.slow_s
+            device.longest_chunk = plan.longest_chunk
             device.watcher.loss, device.watcher.overflow = plan.hint_loss, plan.overflow
             self.hosts[name] = Host(self, device)
 

@@ -3,6 +3,7 @@
 import random
 from dataclasses import dataclass
 
+from p2psync.model.manifest import MAX_CHUNK
 from tests.simulation.cast import Cast
 
 YEARS_S = 10 * 365 * 86_400.0
@@ -32,6 +33,8 @@ class Plan:
     """How many of a node's blocking calls take time."""
     slow_s: float
     """How long those take at most."""
+    longest_chunk: int
+    """Where files are cut: the smallest makes manifests that are too long to travel inside a record."""
     cast: Cast
 
     @staticmethod
@@ -55,6 +58,7 @@ class Plan:
             skews_s=tuple(rng.choice((0.0, 1.0, -3600.0, YEARS_S, -YEARS_S)) for _ in devices),
             slow_share=rng.choice((0.0, 0.01, 0.01, 0.2)),
             slow_s=rng.choice((0.002, 0.02, 0.2)),
+            longest_chunk=rng.choice((1000, 4096, MAX_CHUNK)),
             cast=cast,
         )
 
