@@ -13,6 +13,7 @@ import pytest
 import trio
 
 from p2psync import Node
+from p2psync.errors import UsageError
 from p2psync.index import tables
 from p2psync.index.reader import history_key
 from p2psync.model.entries import Fingerprint
@@ -25,6 +26,12 @@ from p2psync.sync.folder import Folder
 
 KIB, MIB = 1024, 1024 * 1024
 LABEL = "docs"
+
+
+@pytest.fixture(autouse=True)
+def _settle_soon(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What users wrote counts as durable soon."""
+    monkeypatch.setattr(scrub, "SETTLE_INTERVAL", 0.1)
 
 
 class Two:
@@ -189,10 +196,7 @@ ELSEWHERE = {tables.META, tables.INTENTS, tables.HELD, tables.PROBLEMS, tables.P
 
 
 @pytest.mark.parametrize("seed", [1, *(pytest.param(seed, marks=pytest.mark.large) for seed in range(2, 12))])
-async def test_one_flipped_bit_in_each_of_200_things_is_found_and_healed(
-    tmp_path: Path, seed: int, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(scrub, "SETTLE_INTERVAL", 0.1)
+async def test_one_flipped_bit_in_each_of_200_things_is_found_and_healed(tmp_path: Path, seed: int) -> None:
     rng, rotten = random.Random(seed), Rot(seed)
     two = Two(tmp_path)
     await populate(two, rng, FILES + 20, VERSIONS + 5)
@@ -241,3 +245,54 @@ async def test_one_flipped_bit_in_each_of_200_things_is_found_and_healed(
             with folder.context.index.read() as reader:
                 assert reader.root() == roots[name]
                 assert reader.totals().conflicts == 0
+
+
+async def test_a_broken_index_is_set_aside_and_made_anew(tmp_path: Path) -> None:
+    two = Two(tmp_path)
+    await populate(two, random.Random(1), 12, 2)
+    before = two.trees()
+    (data,) = two.homes["b"].glob("folders/*/index/data.mdb")
+    pages = bytearray(data.read_bytes())
+    for at in range(8192, len(pages), 4096):
+        pages[at] ^= 1
+    data.write_bytes(pages)
+    async with open_offline(two.homes["b"]) as operations:
+        report = await operations.check()
+        assert (report.ok, [f.code for f in report.findings]) == (False, ["index"])
+        report = await operations.check(repair=True)
+        assert (report.ok, [f.code for f in report.findings]) == (True, ["index"])
+    assert list(two.homes["b"].glob("folders/*/index.damaged-*/data.mdb"))
+    async with two.running() as nodes:
+        await settle(nodes)
+        for name in "ab":
+            assert (await nodes[name].check()).findings == []
+            assert (await nodes[name].status()).folders[0].conflicts == 0
+    assert two.trees() == before
+
+
+async def test_what_no_device_has_is_published_on_a_persons_word_only(tmp_path: Path) -> None:
+    two = Two(tmp_path)
+    await populate(two, random.Random(1), 5, 1)
+    before, rotten = two.trees()["a"], Rot(1)
+    for name in "ab":
+        async with two.offline(name) as (operations, folder):
+            rotten.synced_file(folder, "d4/f4")
+            if name == "b":
+                with pytest.raises(UsageError, match="--repair"):
+                    await operations.check(accept_local=True)
+                assert [f.code for f in (await operations.check(quick=True)).findings] == []
+            (finding,) = (await operations.check(repair=True)).findings
+            assert (finding.path, finding.repaired) == ("d4/f4", False)
+            assert "p2psync run" in finding.remedy
+    async with two.running() as nodes:
+        report = await nodes["a"].check(repair=True)
+        assert [(f.path, f.repaired) for f in report.findings] == [("d4/f4", False)]
+        report = await nodes["a"].check(repair=True, accept_local=True)
+        assert report.ok
+        await settle(nodes)
+        for node in nodes.values():
+            assert (await node.check()).findings == []
+            assert (await node.status()).folders[0].scrub is not None
+    trees = two.trees()
+    assert trees["a"] == trees["b"]
+    assert {path for path in before if trees["a"][path] != before[path]} == {"d4/f4"}

@@ -8,9 +8,16 @@ import pytest
 import trio
 
 from p2psync.index import tables
+from p2psync.model.hashing import Algorithm, digest
+from p2psync.model.manifest import Chunker, Manifest, content_root
 from p2psync.model.paths import RelPath
-from p2psync.sync import rot, scrub
+from p2psync.model.records import FileRecord
+from p2psync.model.versions import Dot, VersionVector
+from p2psync.ports import Kind
+from p2psync.sync import rot, scrub, stored
+from p2psync.sync.observer import publish
 from p2psync.testing.inodes import File
+from p2psync.workspace.staging import Stage
 from tests.sync.conftest import FOLDER, LABEL, Story, simulated, told
 
 
@@ -175,3 +182,38 @@ def flip_all(story: Story, table: str) -> None:
     assert rows
     work: Callable[..., object] = lambda txn: [txn.put(table, key, value) for key, value in rows]  # noqa: E731
     store.write(work)
+
+
+@simulated
+async def test_content_on_its_way_in_is_checked() -> None:
+    async with told() as story:
+        await two_with_a_file(story)
+        await story.stop("one")
+        context = story.folder("two").context
+        content = bytes(range(1, 256)) * 40
+        manifest = manifest_of(content)
+        encoded = manifest.encode()
+        synced = context.index.write(lambda writer: writer.synced(RelPath(b"f")))
+        assert synced is not None
+        record = FileRecord(
+            RelPath(b"new"), Kind.FILE, False, len(content), 5, 0o644, content_root(encoded), encoded, b"",
+            Dot(99, synced.sources[0].replica), VersionVector(((synced.sources[0].replica, 99),)),
+        )  # fmt: skip
+        context.index.write(lambda writer: publish(context, writer, [record]))
+        with Stage.open(context.root, manifest, manifest.root().hex().encode() + b"-0000") as stage:
+            stage.put(0, content)
+            path = stage.path
+        assert stored.staged(context) == []
+        put(story, "two", path, b"\0" * 5000)
+        assert stored.staged(context) == []
+        put(story, "two", path, content)
+        put(story, "two", path, b"\xff", 77)
+        assert stored.staged(context) == [stored.Part(path, 1)]
+        report = await story.nodes["two"].check(repair=True)
+        assert [(f.code, f.repaired) for f in report.findings if f.code == "staged"] == [("staged", True)]
+        assert context.root.stat(path) is None
+
+
+def manifest_of(content: bytes) -> Manifest:
+    """One chunk."""
+    return Manifest(Algorithm.BLAKE3, Chunker.FIXED, len(content), digest(Algorithm.BLAKE3, content), (len(content),))
