@@ -72,7 +72,6 @@ def _run_guided(job: _Job) -> None:
     from tests.fuzz.rules import MAX_INPUT, Judge, Violation
 
     target = TARGETS[job.name]
-    target.setting().__enter__()
     seeds = [*target.seeds(), *corpus.load(target.name)]
     found = job.directory / "corpus"
     found.mkdir(parents=True, exist_ok=True)
@@ -103,7 +102,8 @@ def _run_guided(job: _Job) -> None:
     flags = [f"-atheris_runs={job.inputs}", f"-seed={job.seed or 1}", f"-max_len={MAX_INPUT}", "-timeout=10"]
     flags += ["-rss_limit_mb=1024", "-len_control=0", f"-artifact_prefix={job.directory}/", str(found)]
     atheris.Setup([sys.argv[0], *flags], one, custom_mutator=mutate)
-    atheris.Fuzz()
+    with target.setting():
+        atheris.Fuzz()
 
 
 def _run_blind(job: _Job) -> None:
