@@ -1,12 +1,14 @@
-"""Linux part of the watcher: an inotify reader that reports overflows and directories it could not watch."""
+"""Linux part of the watcher: inotify by watchdog, but honest about what was lost and right about what is where."""
 
 from __future__ import annotations
 
 import errno
+import os
 from collections.abc import Callable
+from contextlib import suppress
 
 from watchdog.observers.api import BaseObserver
-from watchdog.observers.inotify import InotifyFullEmitter
+from watchdog.observers.inotify import InotifyFullEmitter, InotifyWatchGroup
 from watchdog.observers.inotify_c import CallbackId, InotifyEvent, InotifyFD, Mask, WatchCallback, WatchDescriptor
 
 
@@ -17,7 +19,7 @@ class _ReportingFD(InotifyFD):
         self, lost: Callable[[], None], degraded: Callable[[OSError], None], excluded: Callable[[bytes], bool]
     ) -> None:
         super().__init__()
-        self._lost = lost
+        self.lost = lost
         self._degraded = degraded
         self._excluded = excluded
 
@@ -34,9 +36,47 @@ class _ReportingFD(InotifyFD):
 
     def handle_event(self, event: InotifyEvent) -> None:
         """Pass an event on; an overflow first re-reads the tree of watches, then counts as lost events."""
-        super().handle_event(event)
+        try:
+            super().handle_event(event)
+        except Exception as error:  # noqa: BLE001  (a reader that ends in silence would look like a quiet folder)
+            self._degraded(OSError(errno.EIO, f"the watcher failed ({error!r})"))
         if event.is_queue_overflow:
-            self._lost()
+            self.lost()
+
+
+class _TrueGroup(InotifyWatchGroup):
+    """Keeps track of directories that change places, which watchdog mixes up.
+
+    It follows one move after the other, by path. An exchange is two moves of which the first ends where the second
+    begins, so it gives both names to one directory, and loses the other one.
+    """
+
+    _inotify_fd: _ReportingFD
+
+    def _move_watches(self, move_src_path: bytes, move_dst_path: bytes) -> bool:
+        known = self._active_callbacks_by_path
+        if move_dst_path not in known and (move_src_path not in known or os.path.isdir(move_dst_path)):
+            return super()._move_watches(move_src_path, move_dst_path)
+        self._remove_callbacks(list(self._active_callbacks_by_watch))
+        # Without its top nothing can be watched; that it has gone is reported by an event of its own.
+        with suppress(OSError):
+            self._add_all_callbacks(self.path)
+        self._inotify_fd.lost()
+        return True
+
+
+class _Emitter(InotifyFullEmitter):
+    """The full emitter tells a file that was moved in (complete) from one that was created (still to be written)."""
+
+    def on_thread_start(self) -> None:
+        """As watchdog does it, with our group."""
+        self._inotify = _TrueGroup(
+            self._inotify_fd,
+            os.fsencode(self.watch.path),
+            is_recursive=self.watch.is_recursive,
+            event_mask=self.get_event_mask_from_filter(),
+            follow_symlink=self.watch.follow_symlink,
+        )
 
 
 class ReportingObserver(BaseObserver):
@@ -47,8 +87,7 @@ class ReportingObserver(BaseObserver):
     ) -> None:
         self._reader = _ReportingFD(lost, degraded, excluded)
         self._reader.start()
-        # The full emitter tells a file that was moved in (complete) from one that was created (still to be written).
-        super().__init__(InotifyFullEmitter, inotify_fd=self._reader)
+        super().__init__(_Emitter, inotify_fd=self._reader)
 
     def on_thread_stop(self) -> None:
         """Stop the reader with the observer."""

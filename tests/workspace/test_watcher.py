@@ -5,15 +5,18 @@ from __future__ import annotations
 import errno
 import os
 import queue
+import shutil
 import threading
 import time
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from watchdog.observers.inotify import InotifyWatchGroup
 from watchdog.observers.inotify_c import InotifyFD
 
-from p2psync.ports import Hint
+from p2psync.ports import Hint, Rename
+from p2psync.workspace.posix import PosixRoot
 from p2psync.workspace.watcher import WatchdogWatch, WatchdogWatcher
 from tests.workspace.support import make_folder
 
@@ -121,6 +124,41 @@ def test_directories_that_arrive_with_content_are_hinted_and_watched(
     hints.until(b"moved/sub/again", settled=True)
     (watched / "moved").rename(tmp_path / "out")
     hints.until(b"moved", settled=True)
+
+
+@pytest.mark.parametrize("other", ["directory", "file", "file first"])
+def test_what_changes_places_is_hinted_where_it_is(watched: Path, hints: Hints, other: str) -> None:
+    """A directory and another one, or a file: afterwards each is watched by the name it has now, and can go."""
+    inner = watched / "d" / "inner"
+    inner.mkdir()
+    if other == "directory":
+        (watched / "e" / "inner").mkdir(parents=True)
+    else:
+        (watched / "e").write_text("a file")
+    fence(watched, hints)
+    names = (b"e", b"d") if other == "file first" else (b"d", b"e")
+    root = PosixRoot(os.fsencode(watched))
+    root.rename(*names, Rename.EXCHANGE)
+    root.close()
+    hints.until(None)
+    for directory in ("d", "e"):
+        if (watched / directory).is_dir():
+            (watched / directory / "inner" / "new").write_text("x")
+            hints.until(f"{directory}/inner/new".encode(), settled=True)
+            shutil.rmtree(watched / directory)
+    (watched / "still").mkdir()
+    hints.until(b"still")
+    (watched / "still" / "here").write_text("x")
+    hints.until(b"still/here", settled=True)
+
+
+def test_a_reader_that_fails_says_so(watched: Path, hints: Hints, monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(*_: object) -> None:
+        raise KeyError("gone")
+
+    monkeypatch.setattr(InotifyWatchGroup, "on_event", fail)
+    (watched / "a").write_text("x")
+    hints.until(None)
 
 
 def test_a_file_moved_in_from_outside_is_settled_at_once(watched: Path, hints: Hints, tmp_path: Path) -> None:
