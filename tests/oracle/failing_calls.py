@@ -139,6 +139,9 @@ def run_failing_calls(
         for workload in workloads:
             most = _count(scene, workload)
             report(f"{workload}: calls of the busiest thread: {dict(most)}")
+            for kind in kinds:
+                if not any(most[call] for call in KINDS[kind][0]):
+                    report(f"{workload}: makes no {kind} call that could fail")
             for point in _points(workload, kinds, most, points):
                 violations = _strike(scene, point, figures, report)
                 figures.violations += violations
