@@ -172,6 +172,8 @@ class Synchronizer:
             raise ProtocolError(f"the other side offered a folder that does not verify: {error}") from error
         except (P2PSyncError, OSError) as error:
             _log.error("cannot take in members", folder=folder.label, device=peer.name, error=str(error))
+            # The offer is made once in a connection.
+            await peer.close(m.GoodbyeCode.BUSY, "trouble on this side; try again later")
 
     def _on_offer(self, peer: Peer, message: m.FolderOffer) -> None:
         """Remember a folder we are offered, if its links prove that we are a member."""
