@@ -45,6 +45,10 @@ class Keeper(Protocol):
         """Why the story cannot be at its end; empty when all is at rest."""
         ...
 
+    def ghosts(self, story: "Story", name: str, /) -> bool:
+        """Whether a device waits for what is rightly nowhere, and keeps what it has of it."""
+        ...
+
 
 @dataclass(frozen=True)
 class Scenario:
@@ -279,7 +283,12 @@ class Story:
                 break
         trees = self._trees()
         history = {name: kept(host.top) for name, host in self.hosts.items()}
-        left = {name: temporaries(self.hosts[name].top) for name in self.members}
+        keeper = self.scenario.keeper
+        left = {
+            name: temporaries(self.hosts[name].top)
+            for name in self.members
+            if keeper is None or not keeper.ghosts(self, name)
+        }
         oracle = self.oracle
         # Where nothing breaks, history holds only what somebody replaced; the rest is to be seen, in a copy if need be.
         calm = self.plan.trouble_s == float("inf") or not self.scenario.faults
