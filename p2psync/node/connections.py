@@ -40,6 +40,7 @@ MAX_STRANGERS = 64
 MAX_SIGHTINGS = 64
 STRANGER_TIME = 120.0
 """Seconds a device that is not known may stay: long enough to pair."""
+TWIN_TEXT = "runs in two places with one identity; stop one of them and set it up anew with `p2psync init`"
 LASTING = 5.0
 """Seconds after which a connection counts as one that worked."""
 TAG_NONCE = 8
@@ -86,8 +87,9 @@ class Connections:
         on_connect: Callable[[Peer, bool], None],
         on_disconnect: Callable[[Peer], None],
         on_stranger: Callable[[DeviceId, Stranger], None],
+        on_twin: Callable[[Peer, str], None],
     ) -> None:
-        """`name` is this device's; `on_connect` also hears whether we dialled."""
+        """`name` is this device's; `on_connect` also hears whether we dialled, `on_twin` in words what is wrong."""
         self._world = world
         self._keys = keys
         self._name = name
@@ -98,6 +100,7 @@ class Connections:
         self._on_connect = on_connect
         self._on_disconnect = on_disconnect
         self._on_stranger = on_stranger
+        self._on_twin = on_twin
         self._instance = world.rng.token(16)
         self.contacts: dict[DeviceId, Contact] = {}
         self.strangers: OrderedDict[DeviceId, Stranger] = OrderedDict()
@@ -369,6 +372,8 @@ class Connections:
             contact.last_seen = self._world.clock.wall_ns() / 1e9
             self._on_disconnect(peer)
             contact.poke.fire()
+        if peer.goodbye is not None and peer.goodbye.remote and peer.goodbye.code is m.GoodbyeCode.TWIN:
+            self._on_twin(peer, peer.goodbye.text)
         if peer.device in self._arbiters:
             with trio.CancelScope(shield=True), trio.move_on_after(1.0):
                 await self._apply(self._arbiters[peer.device].closed(peer))
@@ -387,6 +392,9 @@ class Connections:
                         self._nursery.start_soon(self._await_answer, peer.device)
                     case Verdict.DUPLICATE:
                         await peer.close(m.GoodbyeCode.DUPLICATE, "another connection is in use")
+                    case Verdict.TWIN:
+                        self._on_twin(peer, f"{peer.name} {TWIN_TEXT}")
+                        await peer.close(m.GoodbyeCode.TWIN, f"this device {TWIN_TEXT}")
 
     async def _await_answer(self, device: DeviceId) -> None:
         arbiter = self._arbiters[device]

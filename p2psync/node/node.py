@@ -171,6 +171,10 @@ def _connections(operations: NodeOperations) -> Connections:
         _log.info("an unknown device asked to connect", device=format_device_id(device), address=stranger.address)
         log.publish("device.unknown", f"{stranger.name} asks to be known", device=format_device_id(device))
 
+    def on_twin(peer: Peer, text: str) -> None:
+        _log.warning("one identity is used in two places", device=format_device_id(peer.device), text=text)
+        log.publish("device.twin", text, device=format_device_id(peer.device))
+
     return Connections(
         operations.world,
         operations.keys,
@@ -182,6 +186,7 @@ def _connections(operations: NodeOperations) -> Connections:
         on_connect=on_connect,
         on_disconnect=on_disconnect,
         on_stranger=on_stranger,
+        on_twin=on_twin,
     )
 
 

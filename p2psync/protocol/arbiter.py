@@ -7,10 +7,15 @@ arbiter), and the other obeys: it uses the connection on which Welcome came last
 A further connection from the same process of the peer means either that both dialled, or that the peer lost the first
 one and the arbiter has not noticed. A ping on the first decides. A connection from another process of the peer means
 that it restarted, so the first is dead.
+
+A process that another one has taken the place of never comes back. When the same two take turns, both are alive: the
+device's home has been copied, and both copies use one identity (I7). Either side then refuses both, until only one has
+been heard of for a while.
 """
 
 from __future__ import annotations
 
+from collections import deque
 from collections.abc import Hashable
 from dataclasses import dataclass
 from enum import Enum
@@ -19,6 +24,13 @@ from typing import Generic, TypeVar
 from p2psync.model.ids import DeviceId
 
 C = TypeVar("C", bound=Hashable)
+
+TWIN_TURNS = 2
+"""How often a process must be back for two to be alive: once may be a Hello that was long on its way."""
+TWIN_QUIET = 120.0
+"""Seconds for which only one of two processes must have been heard of before it is welcome again."""
+REMEMBERED = 8
+"""Processes of a peer that are remembered after others took their place."""
 
 PATIENCE = 3.0
 """Seconds the first connection has to answer a ping before a newer one takes its place."""
@@ -35,6 +47,7 @@ class Verdict(Enum):
     WELCOME = "send Welcome: it is the one"
     PING = "send Ping, and report the answer"
     DUPLICATE = "send Goodbye(duplicate) and close"
+    TWIN = "send Goodbye(twin), close, and tell people: this device runs in two places"
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,9 +72,17 @@ class Arbiter(Generic[C]):
         self._instance = b""
         self._candidate: C | None = None
         self._deadline: float | None = None
+        self._latest = b""
+        self._gone: deque[bytes] = deque(maxlen=REMEMBERED)
+        self._turns = 0
+        self._refused_until = 0.0
 
     def greeted(self, connection: C, instance: bytes, now: float) -> list[Decision[C]]:
         """A connection has exchanged Hellos with the process `instance` of the peer. The other side just waits."""
+        if self._takes_turns(instance, now):
+            refused = [c for c in (self.active, self._candidate, connection) if c is not None]
+            self.active = self._candidate = self._deadline = None
+            return [Decision(each, Verdict.TWIN) for each in refused]
         if not self.arbitrates:
             return []
         if self.active is None:
@@ -107,6 +128,16 @@ class Arbiter(Generic[C]):
         if self._deadline is None or now < self._deadline or self._candidate is None or self.active is None:
             return []
         return [Decision(self.active, Verdict.DUPLICATE), self._choose(self._candidate, self._instance)]
+
+    def _takes_turns(self, instance: bytes, now: float) -> bool:
+        """Whether two processes of the peer are alive."""
+        if instance != self._latest:
+            self._turns = self._turns + 1 if instance in self._gone else 0
+            self._gone.append(self._latest)
+            self._latest = instance
+            if self._turns >= TWIN_TURNS:
+                self._refused_until = now + TWIN_QUIET
+        return self._turns >= TWIN_TURNS and now < self._refused_until
 
     def _choose(self, connection: C, instance: bytes) -> Decision[C]:
         self.active, self._instance = connection, instance

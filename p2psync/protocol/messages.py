@@ -49,6 +49,7 @@ class GoodbyeCode(IntEnum):
     INCOMPATIBLE = 5
     BUSY = 6
     PAIRING_ONLY = 7
+    TWIN = 8
 
 
 class FolderState(IntEnum):

@@ -10,10 +10,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from p2psync.model.ids import DeviceId
-from p2psync.protocol.arbiter import PATIENCE, Arbiter, Decision, Verdict
+from p2psync.protocol.arbiter import PATIENCE, TWIN_QUIET, Arbiter, Decision, Verdict
 
 SMALL, LARGE = DeviceId(b"\x01" * 32), DeviceId(b"\x02" * 32)
-WELCOME, PING, DUPLICATE = Verdict.WELCOME, Verdict.PING, Verdict.DUPLICATE
+WELCOME, PING, DUPLICATE, TWIN = Verdict.WELCOME, Verdict.PING, Verdict.DUPLICATE, Verdict.TWIN
 
 
 def decisions(result: list[Decision[str]]) -> list[tuple[str, Verdict]]:
@@ -28,6 +28,31 @@ def test_second_connection_is_refused_when_the_first_answers() -> None:
     assert decisions(arbiter.answered("first")) == [("second", DUPLICATE)]
     assert arbiter.next_deadline() is None
     assert arbiter.active == "first"
+
+
+def test_processes_that_take_turns_are_both_refused_until_one_is_quiet() -> None:
+    arbiter = Arbiter[str](SMALL, LARGE)
+    arbiter.greeted("a1", b"a", 0.0)
+    assert decisions(arbiter.greeted("b1", b"b", 1.0)) == [("a1", DUPLICATE), ("b1", WELCOME)]
+    assert decisions(arbiter.greeted("a2", b"a", 2.0)) == [("b1", DUPLICATE), ("a2", WELCOME)], "was it only late?"
+    assert decisions(arbiter.greeted("b2", b"b", 3.0)) == [("a2", TWIN), ("b2", TWIN)]
+    assert decisions(arbiter.greeted("b3", b"b", 4.0)) == [("b3", TWIN)]
+    assert decisions(arbiter.greeted("b4", b"b", 3.0 + TWIN_QUIET)) == [("b4", WELCOME)]
+    assert decisions(arbiter.greeted("a3", b"a", 500.0)) == [("b4", TWIN), ("a3", TWIN)]
+
+
+def test_a_process_that_starts_again_and_again_is_no_twin() -> None:
+    arbiter = Arbiter[str](SMALL, LARGE)
+    for number in range(50):
+        assert arbiter.greeted(f"c{number}", bytes([number]), number)[-1].verdict is WELCOME
+
+
+def test_the_side_that_does_not_choose_notices_twins_too() -> None:
+    arbiter = Arbiter[str](LARGE, SMALL)
+    for number, instance in enumerate((b"a", b"b", b"a")):
+        assert not arbiter.greeted(f"c{number}", instance, number)
+        arbiter.welcomed(f"c{number}")
+    assert decisions(arbiter.greeted("c3", b"b", 4.0)) == [("c2", TWIN), ("c3", TWIN)]
 
 
 def test_second_connection_takes_over_when_the_first_is_silent() -> None:
