@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import random
+import threading
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
@@ -219,7 +220,9 @@ def nothing(run: Run, point: int, kind: str) -> None:
 def small_chunks() -> Iterator[None]:
     """Cut files into chunks of 8 KiB, and fetch what has several as large files are fetched."""
     with ExitStack() as stack:
-        for module, name, value in ((chunker, "MAX_CHUNK", CHUNK), (applier, "SMALL", 4 * CHUNK)):
+        # `_local` holds a buffer of one chunk's size: a small one must not outlive the small chunks.
+        small = ((chunker, "MAX_CHUNK", CHUNK), (chunker, "_local", threading.local()), (applier, "SMALL", 4 * CHUNK))
+        for module, name, value in small:
             stack.callback(setattr, module, name, getattr(module, name))
             setattr(module, name, value)
         yield
