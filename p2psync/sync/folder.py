@@ -160,7 +160,7 @@ class Folder:
                     await self._run_once()
                 except* DamagedRowError as group:
                     self._stop_with("index", str(group.exceptions[0]), "nothing: it is being repaired")
-                    wait = RESTART_DELAY if await self.scrubber.mend_again() else 0.0
+                    wait = 0.0 if await self.scrubber.mend_again() else RESTART_DELAY
                 except* P2PSyncError as group:
                     self._stop_with("index", str(group.exceptions[0]), "run: p2psync check --repair")
                     wait = RESTART_DELAY
@@ -456,6 +456,9 @@ class Folder:
                 await exchange.run()
             if self.context.membership.role(device) is None:
                 await exchange.part()
+        except* DamagedRowError:
+            await self.scrubber.mend_again()
+            raise
         finally:
             self.contents.detach(link)
             del self._scopes[device]

@@ -278,10 +278,12 @@ class Scrubber:
         return dropped
 
     async def mend_again(self) -> bool:
-        """Put the index right because a row could not be read; whether that was so a short while ago too."""
-        last, self._mended = self._mended, trio.current_time()
+        """Put the index right because a row could not be read; False when that was done a moment ago and must do."""
+        if trio.current_time() - self._mended < MEND_INTERVAL:
+            return False
+        self._mended = trio.current_time()
         await self.mend()
-        return self._mended - last < MEND_INTERVAL
+        return True
 
     async def announce_anew(self) -> list[RelPath]:
         """Publish again what this device had published and no record says any more, if the peers had their chance."""

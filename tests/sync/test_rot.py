@@ -174,6 +174,31 @@ def test_a_damaged_row_is_healed_and_nothing_is_published(table: str) -> None:
     tell()
 
 
+@pytest.mark.parametrize("table", [tables.CURSORS, tables.SYNCED, tables.FEED])
+def test_a_damaged_row_that_is_met_is_repaired_at_once(table: str) -> None:
+    @simulated
+    async def tell() -> None:
+        async with told() as story:
+            await two_with_a_file(story)
+            story.user("two").write(b"g", b"of the other")
+            await story.nodes["two"].folder_scan(LABEL)
+            await story.settle("one")
+            before = root(story, "one")
+            await story.stop("two")
+            flip_all(story, table)
+            story.user("one").write(b"h", b"a third")
+            await story.again("two")
+            await trio.sleep(300)
+            await story.settle("two")
+            assert story.folder("one").context.index.check() == []
+            assert shown(story, "one") == shown(story, "two")
+            assert set(shown(story, "one")) == {b"f", b"g", b"h"}
+            assert root(story, "one") == root(story, "two") != before
+            assert (await story.nodes["one"].status()).folders[0].conflicts == 0
+
+    tell()
+
+
 def flip_all(story: Story, table: str) -> None:
     """One bit in every row of a table."""
     store = story.folder("one").context.index._rows
