@@ -27,15 +27,17 @@ from p2psync.workspace.layout import PRIVATE
 
 MEMBERS = PRIVATE + b"/members"
 MAX_SIZE = 64 << 20
+_keeping = threading.Lock()
+"""A start and a change of membership may both keep it, and the file on its way in has one name."""
 _links = msgspec.msgpack.Decoder(Annotated[list[bytes], msgspec.Meta(max_length=MAX_LINKS)])
 
 
 def keep(root: Root, membership: Membership) -> None:
     """Bring the file up to date. Blocks."""
     encoded = msgspec.msgpack.encode(membership.encoded_links())
-    if private_files.read(root, MEMBERS, MAX_SIZE) == encoded:
-        return
-    private_files.replace(root, MEMBERS, encoded)
+    with _keeping:
+        if private_files.read(root, MEMBERS, MAX_SIZE) != encoded:
+            private_files.replace(root, MEMBERS, encoded)
 
 
 def membership_of(world: World, index: Index, folder: FolderId, path: bytes) -> Membership:

@@ -174,7 +174,7 @@ def test_a_damaged_row_is_healed_and_nothing_is_published(table: str) -> None:
     tell()
 
 
-@pytest.mark.parametrize("table", [tables.CURSORS, tables.SYNCED, tables.FEED])
+@pytest.mark.parametrize("table", [tables.CURSORS, tables.SYNCED])
 def test_a_damaged_row_that_is_met_is_repaired_at_once(table: str) -> None:
     @simulated
     async def tell() -> None:
