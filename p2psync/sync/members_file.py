@@ -6,6 +6,7 @@ else an index holds can be had again from the files and the other devices, but w
 
 from __future__ import annotations
 
+import threading
 from dataclasses import replace
 from typing import Annotated
 
