@@ -7,7 +7,8 @@ from dataclasses import replace
 
 import pytest
 
-from tests.simulation.harness import Plan, run_seed
+from tests.simulation.harness import run_seed
+from tests.simulation.plan import Plan
 from tests.simulation.toy import CARELESS, SCENARIO
 
 QUICK = range(12)

@@ -4,8 +4,9 @@ from dataclasses import replace
 
 import pytest
 
-from tests.simulation.harness import Plan, run_seed
+from tests.simulation.harness import run_seed
 from tests.simulation.nodes import SCENARIO
+from tests.simulation.plan import Plan
 
 FOUND = [
     (
