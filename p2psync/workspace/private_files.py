@@ -31,9 +31,14 @@ def replace(root: Root, path: bytes, data: bytes) -> None:
         root.unlink(temp)
     file = root.create(temp, 0o600)
     try:
-        file.pwrite(data, 0)
-        file.sync()
-    finally:
-        file.close()
-    root.rename(temp, path, Rename.REPLACE)
+        try:
+            file.pwrite(data, 0)
+            file.sync()
+        finally:
+            file.close()
+        root.rename(temp, path, Rename.REPLACE)
+    except OSError:
+        with suppress(OSError):
+            root.unlink(temp)
+        raise
     root.sync_directory(PRIVATE)
