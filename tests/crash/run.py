@@ -114,7 +114,7 @@ class Run:
         self._cut()
 
     def _cut(self) -> None:
-        self._before = self.pair.struck.tree()
+        self._before = tree(self.pair.struck.top)
         self.pair.struck.resting_s = self.rng.choice((0.0, 3.0))
         self.pair.struck.die()
         raise SimulatedCrash
@@ -125,7 +125,7 @@ class Run:
         assert strike is not None
         pair.lose_power(self.rng, strike.mode)
         pair.note("world", "restart")
-        after = pair.struck.tree()
+        after = tree(pair.struck.top)
         if strike.mode != "kill":
             pair.oracle.crashed(STRUCK, self._before, after)
         self.violations += pair.oracle.strangers({STRUCK: after})

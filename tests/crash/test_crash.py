@@ -16,7 +16,7 @@ from tests.crash.pair import Mode
 from tests.crash.run import CHANGING, Strike
 from tests.crash.workloads import ACTIONS, HERE, THERE, Workload, ones, threes, twos
 
-SAMPLE = 4
+SAMPLE = 2
 """States of every workload of one step in the ordinary test run."""
 
 
@@ -145,5 +145,5 @@ def test_a_careless_node_is_caught(
     invariant: str,
 ) -> None:
     careless(monkeypatch)
-    found = wrong(explored(Job(Workload.parse(workload), 30)))
+    found = wrong(explored(Job(Workload.parse(workload), 20)))
     assert any(text.startswith(invariant) for texts in found.values() for text in texts), found
