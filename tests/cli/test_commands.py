@@ -212,6 +212,13 @@ def test_check_tells_damage_by_exit_code(run: Run, node: FakeOperations) -> None
     assert (result.code, json.loads(result.out)["ok"]) == (1, False)
 
 
+def test_check_passes_on_what_it_may_do(run: Run, node: FakeOperations) -> None:
+    result = run("check", "--quick")
+    assert (result.code, result.out) == (0, "Everything is as it should be. No files were read.\n")
+    run("check", "--repair", "--accept-local")
+    assert node.calls == [("check", False, True, False), ("check", True, False, True)]
+
+
 def test_pair_shows_the_code_then_the_other_side(run: Run, node: FakeOperations) -> None:
     lines = run("pair").out.splitlines()
     assert lines[0] == "code: 7-crossover-clockwork"

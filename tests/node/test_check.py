@@ -270,6 +270,7 @@ async def test_a_broken_index_is_set_aside_and_made_anew(tmp_path: Path) -> None
     assert two.trees() == before
 
 
+@pytest.mark.large
 async def test_what_no_device_has_is_published_on_a_persons_word_only(tmp_path: Path) -> None:
     two = Two(tmp_path)
     await populate(two, random.Random(1), 5, 1)
