@@ -94,6 +94,14 @@ def configure_logging(level: str = "info", form: str = "auto", *, verbose: bool 
     logging.getLogger("zeroconf").setLevel(logging.WARNING if verbose else logging.ERROR)
 
 
+def quiet_unless_configured() -> None:
+    """For a program that embeds a node and says nothing about logging: trouble only, and never on standard output."""
+    if not structlog.is_configured():
+        structlog.configure(
+            wrapper_class=structlog.make_filtering_bound_logger(logging.WARNING), logger_factory=_StderrLogger
+        )
+
+
 def get_logger(name: str) -> FilteringBoundLogger:
     """A logger for the module `name`; costs next to nothing where its level is filtered out."""
     logger: FilteringBoundLogger = structlog.get_logger(name)

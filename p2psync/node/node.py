@@ -22,7 +22,7 @@ from p2psync.node.files import replace_file
 from p2psync.node.health_operations import HealthOperations
 from p2psync.node.home import Home, HomeState, resolve_home
 from p2psync.node.identity import create_keys, load_keys
-from p2psync.node.logs import get_logger
+from p2psync.node.logs import get_logger, quiet_unless_configured
 from p2psync.node.operations import Operations
 from p2psync.node.status_operations import StatusOperations
 from p2psync.node.version_operations import VersionOperations
@@ -91,6 +91,7 @@ class Node:
 
     async def __aenter__(self) -> Self:
         """Start; StateError, ConfigError or OSError says why it cannot."""
+        quiet_unless_configured()
         async with AsyncExitStack() as stack:
             config = load_config(self._home.config_file)
             if not self._home.initialised:
