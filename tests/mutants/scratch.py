@@ -15,7 +15,7 @@ from pathlib import Path
 from tests.mutants.mutant import Mutant
 
 HERE = Path(__file__).parents[2]
-TEST_LIMIT_S = 60
+TEST_LIMIT_S = 120
 """Seconds one test may take: a mutant that makes a test hang is killed by the test's time-out."""
 _PASSED, _FAILED = 0, 1
 """Exit codes of pytest; any other means that the tests could not be run."""

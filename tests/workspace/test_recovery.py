@@ -14,7 +14,16 @@ from p2psync.testing.disk import DiskProfile, SimDisk
 from p2psync.workspace import marker
 from p2psync.workspace.history import versions
 from p2psync.workspace.materialiser import apply
-from p2psync.workspace.operations import Done, Move, Place, PlaceDirectory, Remove, decode_intent, intents
+from p2psync.workspace.operations import (
+    Done,
+    Move,
+    Place,
+    PlaceDirectory,
+    Remove,
+    SetMetadata,
+    decode_intent,
+    intents,
+)
 from p2psync.workspace.recovery import Fate, recover
 from p2psync.workspace.staging import stage_small
 from tests.workspace.support import FOLDER, MARKER_ID, STAMP, Crash, Hooked, contents, fingerprint, make_folder, write
@@ -195,6 +204,23 @@ def test_a_power_cut_ahead_of_any_call_loses_nothing(seed: int) -> None:
             assert {result.fate for result in results} == {Fate.DONE}, "what is acknowledged is durable"
             return
     pytest.fail("never ended")
+
+
+def test_metadata_that_was_set_survives_a_power_cut() -> None:
+    for seed in range(6):
+        disk = SimDisk(DiskProfile(privileged=True), wall_ns=lambda: 10**18, now=lambda: 0.0)
+        disk.make_directories(b"/folder")
+        root = disk.open_root(b"/folder")
+        marker.create(root, FOLDER, MARKER_ID, 1)
+        write(root, b"a", b"x")
+        root.sync_all()
+        operation = SetMetadata(b"a", fingerprint(root, b"a"), 0o755, MTIME)
+        [done] = apply(root, [operation], STAMP, now_ns=lambda: 10**18, pause=lambda _: None)
+        assert isinstance(done, Done)
+        disk.crash(random.Random(seed))
+        stat = disk.open_root(b"/folder").stat(b"a")
+        assert stat is not None
+        assert (stat.mode & 0o100, stat.mtime_ns) == (0o100, MTIME)
 
 
 def test_an_exchange_that_brought_out_an_unseen_edit_is_given_back(tmp_path: Path) -> None:

@@ -43,7 +43,7 @@ MUTANTS = (
         "A changed executable bit or time is recorded without being synced: after a power cut it is gone, and counts "
         "as a change by the person here.",
         (edit("workspace/materialiser.py", "        if self._metadata or len(", "        if len("),),
-        ("tests/crash/test_crash.py::test_the_executable_bit_of_another_device_survives_a_power_cut",),
+        (f"{RECOVERY}::test_metadata_that_was_set_survives_a_power_cut",),
     ),
     Mutant(
         "failed-sync-believed",
