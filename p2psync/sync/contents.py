@@ -260,6 +260,9 @@ class ContentJobs:
             lacking = dict.fromkeys(chunks[index][0] for index in stage.missing())
             pieces = {Piece(c, chunks[places[c][0]][2]): sink_for(places[c]) for c in lacking}
             await self._gather({record.content: list(pieces)}, pieces)
+            if not stage.done:
+                # A chunk that another job had asked for came just before our sink was there: it is tried again.
+                raise UnavailableError
             await offload.run(stage.sync)
         finally:
             for chunk in places:
