@@ -21,7 +21,7 @@ import trio
 
 from p2psync.testing import run_deterministic
 from tests.crash.pair import Mode, Pair
-from tests.crash.run import CHANGING, Run, Strike, Verdict, nothing, small_chunks
+from tests.crash.run import CHANGING, Run, Strike, Verdict, large_files, nothing
 from tests.crash.workloads import Workload
 from tests.simulation.logs import captured
 
@@ -164,7 +164,7 @@ async def _with_pair(work: Callable[[Pair], Awaitable[T]], *, keep_trace: bool) 
 
 
 def _deterministic(main: Callable[[], Awaitable[T]]) -> T:
-    with small_chunks():
+    with large_files():
         return run_deterministic(0, main)
 
 

@@ -15,7 +15,7 @@ from p2psync.testing import Oracle, SimDevice, SimulatedCrash, SimWorld
 from p2psync.testing.inodes import Directory, Loss
 from p2psync.testing.snapshot import Shown, tree
 from tests.crash.ledger import Ledger
-from tests.crash.workloads import IGNORED, LazyUser, base
+from tests.crash.workloads import CHUNK, IGNORED, LazyUser, base
 from tests.simulation.logs import LogBook
 from tests.simulation.nodes import introduce, make_node
 
@@ -48,6 +48,7 @@ class Host:
         self._scope = trio.CancelScope()
         self.died: Callable[[], None] = lambda: None
         """Called between death and restart: decides what the disk keeps."""
+        device.longest_chunk = CHUNK
         device.disk.make_directories(HOME)
         device.disk.make_directories(FOLDER)
 

@@ -4,9 +4,8 @@ from __future__ import annotations
 
 import errno
 import random
-import threading
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Final
 
@@ -18,7 +17,6 @@ from p2psync.sync import applier
 from p2psync.testing import SimulatedCrash, Violation
 from p2psync.testing.faults import oserror
 from p2psync.testing.snapshot import Shown, kept, temporaries, tree
-from p2psync.workspace import chunker
 from tests.crash.expected import Expected
 from tests.crash.ledger import index_of
 from tests.crash.pair import OTHER, QUIET_S, STRUCK, Host, Mode, Pair
@@ -217,12 +215,10 @@ def nothing(run: Run, point: int, kind: str) -> None:
 
 
 @contextmanager
-def small_chunks() -> Iterator[None]:
-    """Cut files into chunks of 8 KiB, and fetch what has several as large files are fetched."""
-    with ExitStack() as stack:
-        # `_local` holds a buffer of one chunk's size: a small one must not outlive the small chunks.
-        small = ((chunker, "MAX_CHUNK", CHUNK), (chunker, "_local", threading.local()), (applier, "SMALL", 4 * CHUNK))
-        for module, name, value in small:
-            stack.callback(setattr, module, name, getattr(module, name))
-            setattr(module, name, value)
+def large_files() -> Iterator[None]:
+    """Fetch what has several chunks as large files are fetched, each on its own."""
+    small, applier.SMALL = applier.SMALL, 4 * CHUNK
+    try:
         yield
+    finally:
+        applier.SMALL = small
