@@ -3,6 +3,8 @@ PYTHON ?= python3
 VENV   := .venv
 BIN    := $(VENV)/bin
 SEEDS  ?= 200
+INPUTS ?= 1000000
+KILLS  ?= 100
 PYTEST := $(BIN)/python -m pytest
 
 # $(call debian,COMMAND OR TEST,PACKAGES): install Debian packages when the test fails, if we may.
@@ -16,7 +18,7 @@ define debian
 endef
 
 .DEFAULT_GOAL := help
-.PHONY: help setup test test-large lint format demo bench bench-quick sim lock docs clean
+.PHONY: help setup test test-large lint format demo bench bench-quick sim crash mutants fuzz oracle lock docs clean
 
 help: ## show the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-12s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -68,6 +70,19 @@ bench-quick: $(VENV)/.dev ## the same, small: under two minutes
 
 sim: $(VENV)/.dev ## simulate SEEDS=200 histories of nodes, crashes and lost links
 	$(BIN)/python -m tests.simulation --seeds $(SEEDS)
+
+crash: $(VENV)/.dev ## cut the power at every file-system operation of short workloads
+	$(BIN)/python -m tests.crash
+
+mutants: $(VENV)/.dev ## plant known bugs, one after the other: the tests must notice each
+	$(BIN)/python -m tests.mutants
+
+fuzz: $(VENV)/.dev ## INPUTS=1000000 hostile inputs for every decoder, guided by coverage
+	$(BIN)/python -m tests.fuzz --inputs $(INPUTS)
+
+oracle: $(VENV)/.dev ## KILLS=100 kill -9 of real nodes at work, cut links, failing system calls
+	$(call debian,command -v strace,strace)
+	$(BIN)/python -m tests.oracle --kills $(KILLS)
 
 lock: $(VENV)/.dev ## resolve the dependencies anew
 	$(BIN)/uv pip compile $(LOCK) pyproject.toml tools/build.in -o requirements.lock
