@@ -476,3 +476,27 @@ async def test_what_a_viewer_deleted_right_after_it_came_can_come_back_as_someth
         story.user("owner").mkdir(b"a")
         await story.nodes["owner"].folder_scan(LABEL)
         await story.until(lambda: b"a" in story.user("viewer").names())
+
+
+@simulated
+async def test_a_file_that_shares_a_chunk_with_one_on_its_way_comes_whole() -> None:
+    """The shared chunk has arrived for the first file when the second begins to be fetched."""
+    async with told() as story:
+        for name in ("one", "two"):
+            story.device(name).longest_chunk = 1000
+        await story.start("one", "two")
+        await story.share("one", two="editor")
+        story.sim.network.link(story.letter("one"), story.letter("two")).bytes_per_s = 20_000
+        shared = b"s" * 1000
+        first = shared + b"".join(b"%04d" % n * 250 for n in range(1500))
+        second = b"t" * 1000 + shared * 3 + b"end"
+        story.user("one").write(b"first", first)
+        await story.nodes["one"].folder_scan(LABEL)
+        await trio.sleep(8)
+        assert b"first" not in contents(story, "two")
+        story.user("one").write(b"second", second)
+        await story.nodes["one"].folder_scan(LABEL)
+        await story.until(lambda: len(contents(story, "two")) == 2, timeout=600)
+        assert contents(story, "two") == {b"first": first, b"second": second}
+        await trio.sleep(60)
+        assert contents(story, "one") == {b"first": first, b"second": second}
