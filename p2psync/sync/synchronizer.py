@@ -20,6 +20,8 @@ from p2psync.sync.pulse import Pulse
 
 MAX_OFFERS = 256
 MAX_OFFER_LINKS = 10_000
+CLOSING_S = 2.0
+"""How long an exchange whose connection is lost waits for its end before it is tried once more."""
 
 _log = structlog.get_logger(__name__)
 
@@ -130,7 +132,9 @@ class Synchronizer:
         try:
             await folder.exchange(peer)
         except* ConnectionLost:
-            pass
+            # A connection that is closing says its goodbye first: a new exchange would end at once, again and again.
+            with trio.move_on_after(CLOSING_S):
+                await peer.closed.wait()
         except* (ProtocolError, InputError) as group:
             _log.warning("a device broke the protocol", device=peer.name, error=str(cause(group)))
             await peer.close(m.GoodbyeCode.PROTOCOL_ERROR, "protocol error in a folder")
