@@ -27,7 +27,7 @@ from p2psync.sync.pulse import Pulse
 from p2psync.transfer.swarm import Piece, Refusal, Request, Swarm
 from p2psync.transfer.window import Window
 from p2psync.workspace import chunker
-from p2psync.workspace.staging import Stage, stage_small
+from p2psync.workspace.staging import Stage, dress, file_mode, stage_small
 
 _log = structlog.get_logger(__name__)
 
@@ -228,6 +228,8 @@ class ContentJobs:
             names = [_stage_name(record) for record in complete]
             contents = [b"".join(data[c] for c, _, _ in manifests[r.key].chunks()) for r in complete]
             paths = stage_small(context.root, list(zip(names, contents, strict=True)))
+            for record, path in zip(complete, paths, strict=True):
+                _dress(context, path, record)
             context.root.sync_all()
             return {r.key: (path, manifests[r.key].encode()) for r, path in zip(complete, paths, strict=True)}
 
@@ -263,6 +265,7 @@ class ContentJobs:
             if not stage.done:
                 # A chunk that another job had asked for came just before our sink was there: it is tried again.
                 raise UnavailableError
+            await offload.run(lambda: _dress(context, stage.path, record))
             await offload.run(stage.sync)
         finally:
             for chunk in places:
@@ -405,6 +408,11 @@ def find_chunk(
         if suspects is not None:
             suspects.append(place.path)
     return None
+
+
+def _dress(context: FolderContext, path: bytes, record: FileRecord) -> None:
+    """Metadata before the sync: what comes after it, a power cut may take back."""
+    dress(context.root, path, file_mode(record.mode, context.settings.umask), record.mtime_ns)
 
 
 def _stage_name(record: FileRecord) -> bytes:

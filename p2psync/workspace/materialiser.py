@@ -36,6 +36,7 @@ from p2psync.workspace.operations import (
     history_path,
     temp_path,
 )
+from p2psync.workspace.staging import dress, file_mode
 
 _MANY_DIRECTORIES = 16
 """From so many touched directories on, one sync of the file system is cheaper than one of each."""
@@ -91,9 +92,9 @@ class _Batch:
         self._mover = Mover(root)
         self._parents: set[RelPath] = set()
         self._metadata = False
-        """Whether metadata was set that a power cut must not take back: that would be published as a change.
+        """Whether metadata was set after the last sync of a file; a sync of its directory need not include it.
 
-        The content of a file was synced before it was set, and a sync of its directory need not include it.
+        What a power cut takes back would be published as a change, and an edit beats a concurrent delete.
         """
 
     # ── one operation ───────────────────────────────────────────────────────────────────────────────────────────────
@@ -169,20 +170,11 @@ class _Batch:
         else:
             assert op.staged is not None
             source = op.staged
-            self._root.chmod(source, self._mode(op.mode, current))
-            self._metadata |= bool(op.mode & 0o100)
-            self._root.utime(source, op.mtime_ns)
+            self._metadata |= dress(self._root, source, file_mode(op.mode, self._umask, current), op.mtime_ns)
         stat = self._root.stat(source)
         if stat is None:
             raise FileNotFoundError(errno.ENOENT, "the staged content is gone", source)
         return source, stat
-
-    def _mode(self, wanted: int, current: Stat | None) -> int:
-        """Only the executable bit is synchronised; the rest is the old file's or the umask's."""
-        base = current.mode & 0o777 if current is not None and current.kind is Kind.FILE else 0o666 & ~self._umask
-        if not wanted & 0o100:
-            return base & ~0o111
-        return base | (base & 0o444) >> 2
 
     def _unstage(self, op: Place, source: bytes) -> None:
         """Put our own content at `source`, which was not placed, back where it can be placed from again."""
@@ -323,7 +315,7 @@ class _Batch:
         current = self._root.stat(op.path)
         if current is None or current.kind is not Kind.FILE or not op.expect.matches(current):
             return Changed(op.path, current)
-        mode = self._mode(op.mode, current)
+        mode = file_mode(op.mode, self._umask, current)
         if mode != current.mode:
             self._root.chmod(op.path, mode)
         if op.mtime_ns != current.mtime_ns:

@@ -6,6 +6,7 @@ and never fetched twice. Chunks of zeros become holes.
 
 from __future__ import annotations
 
+import errno
 import threading
 from collections.abc import Collection, Sequence
 from contextlib import suppress
@@ -14,7 +15,7 @@ from types import TracebackType
 from p2psync.errors import IntegrityError
 from p2psync.model.hashing import digest
 from p2psync.model.manifest import MAX_CHUNK, Manifest
-from p2psync.ports import Kind, Root, WriteFile
+from p2psync.ports import Kind, Root, Stat, WriteFile
 from p2psync.workspace.chunker import zero_hash
 from p2psync.workspace.layout import PART, PRIVATE, PROBE, TMP, batch, make_private
 from p2psync.workspace.probe import remove_probe
@@ -143,6 +144,27 @@ def stage_small(root: Root, items: Sequence[tuple[bytes, bytes]]) -> list[bytes]
             file.close()
             paths.append(path)
     return paths
+
+
+def file_mode(wanted: int, umask: int, current: Stat | None = None) -> int:
+    """Permission bits of a file: only the executable bit is synchronised, the rest is the old file's or the umask's."""
+    base = current.mode & 0o777 if current is not None and current.kind is Kind.FILE else 0o666 & ~umask
+    return base | (base & 0o444) >> 2 if wanted & 0o100 else base & ~0o111
+
+
+def dress(root: Root, path: bytes, mode: int, mtime_ns: int) -> bool:
+    """Give staged content the metadata it will be seen with; True when something had to be set.
+
+    Done before the content is synced, it need not be synced again.
+    """
+    stat = root.stat(path)
+    if stat is None:
+        raise FileNotFoundError(errno.ENOENT, "the staged content is gone", path)
+    if changes_mode := stat.mode & 0o777 != mode:
+        root.chmod(path, mode)
+    if changes_time := stat.mtime_ns != mtime_ns:
+        root.utime(path, mtime_ns)
+    return changes_mode or changes_time
 
 
 def sweep(root: Root, keep: Collection[bytes], older_than_ns: int) -> list[bytes]:
