@@ -170,7 +170,9 @@ class ContentJobs:
             return sink
 
         pieces = {Piece(root, MAX_MANIFEST, manifest=True): sink_for(root) for root in lacking}
-        await self._gather({root + b"m": [piece] for piece in pieces for root in [piece.hash]}, pieces)
+        # Of what is lacking much may have to come from elsewhere first; the rest must not wait for it.
+        with suppress(UnavailableError):
+            await self._gather({root + b"m": [piece] for piece in pieces for root in [piece.hash]}, pieces)
         _log.debug("manifests fetched", folder=context.name, wanted=len(pieces), count=len(fetched))
         for record in records:
             if record.content in fetched:
@@ -180,6 +182,8 @@ class ContentJobs:
                     continue
                 if manifest.size == record.size:
                     found[record.key] = manifest
+        if not found:
+            raise UnavailableError
         return found
 
     async def _obtain_small(

@@ -113,3 +113,27 @@ async def test_a_mass_removal_by_another_device_waits_for_a_person_here(monkeypa
         await trio.sleep(30)
         await story.settle("one")
         assert len(contents(story, "two")) == 20
+
+
+@simulated
+async def test_a_manifest_that_nobody_has_does_not_hold_up_the_others(monkeypatch: pytest.MonkeyPatch) -> None:
+    async with told() as story:
+        for name in ("one", "two"):
+            story.device(name).longest_chunk = 1000
+        await story.start("one", "two")
+        await story.share("one", two="editor")
+        files = {name: name * 10_000 for name in (b"a", b"b", b"c")}
+        server = story.folder("one")._server
+        with monkeypatch.context() as lacking:
+            given = server._manifest
+            lacking.setattr(server, "_manifest", lambda root: Absent.GONE if root == missing() else given(root))
+
+            def missing() -> bytes:
+                with story.folder("one").context.index.read() as reader:
+                    return reader.siblings(path_key(RelPath(b"a")))[0].content
+
+            for name, content in files.items():
+                story.user("one").write(name, content)
+            await story.nodes["one"].folder_scan(LABEL)
+            await story.until(lambda: contents(story, "two").keys() == {b"b", b"c"}, 120)
+        await story.until(lambda: contents(story, "two") == files, 300)
