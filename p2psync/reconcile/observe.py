@@ -172,13 +172,15 @@ def _same_content(
     wanted = winner(siblings) if siblings else None
     if synced.diverged and wanted is not None and wanted.identity == disk.identity:
         return Adopt(_adopted(path, disk, synced, siblings))
-    touched = synced.kind is Kind.FILE and (synced.mtime_ns, synced.executable) != (
-        disk.mtime_ns,
-        bool(disk.mode & 0o100),
-    )
+    now = (disk.mtime_ns, bool(disk.mode & 0o100))
+    touched = synced.kind is Kind.FILE and now != (synced.mtime_ns, synced.executable)
     # Metadata follows content: a touched file that is about to be replaced says nothing, or it would become a conflict.
-    if touched and may_write and wanted is not None and wanted.identity == disk.identity:
-        return _edit(path, disk, _base(synced, siblings, disk.identity, look_up))
+    if touched and wanted is not None and wanted.identity == disk.identity:
+        if now == (wanted.mtime_ns, wanted.executable):
+            # It is as the records ask: a crash came between setting it and recording that.
+            return Adopt(_adopted(path, disk, synced, siblings))
+        if may_write:
+            return _edit(path, disk, _base(synced, siblings, disk.identity, look_up))
     entry = _entry(path, disk, synced.version, synced.sources, diverged=synced.diverged, implied=synced.implied)
     return Unchanged() if entry == synced else Refresh(entry)
 

@@ -101,7 +101,10 @@ class _Batch:
     def run(self, number: int, operation: Operation) -> Outcome | _Effect:
         path = operation.target if isinstance(operation, Move) else operation.path
         try:
-            return self._parent_problem(path) or self._dispatch(number, operation)
+            problem = self._parent_problem(path)
+            if isinstance(problem, ParentMissing) and isinstance(operation, Remove):
+                return _Effect(path, None)
+            return problem or self._dispatch(number, operation)
         except EscapeError as error:
             return Failed(path, error)
         except OSError as error:

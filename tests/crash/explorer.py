@@ -54,11 +54,15 @@ class Struck(msgspec.Struct, frozen=True):
 
 @dataclass(frozen=True, slots=True)
 class Job:
-    """A workload and how much of it to explore. `limit`: at most so many states, chosen by `seed`; None: all."""
+    """A workload and how much of it to explore.
+
+    `limit`: at most so many states, chosen by `seed`; None: all. `modes`: what may strike; none named: everything.
+    """
 
     workload: Workload
     limit: int | None = None
     seed: int = 0
+    modes: tuple[Mode, ...] = ()
 
 
 def strikes(job: Job, operations: Sequence[str]) -> list[Strike]:
@@ -68,6 +72,8 @@ def strikes(job: Job, operations: Sequence[str]) -> list[Strike]:
     wanted = [Strike(number, mode) for number in changing for mode in POWER_CUTS]
     wanted += [Strike(number, rng.choice(OTHERS)) for number in changing if rng.random() < 0.5]
     wanted += [Strike(n, rng.choice(ERRORS)) for n in range(1, len(operations) + 1) if rng.random() < 0.3]
+    if job.modes:
+        wanted = [strike for strike in wanted if strike.mode in job.modes]
     if job.limit is not None and len(wanted) > job.limit:
         wanted = rng.sample(wanted, job.limit)
     return sorted(wanted, key=lambda strike: (strike.point, strike.mode))

@@ -13,6 +13,7 @@ from p2psync.node.node import NodeOperations
 from p2psync.sync.folder import Folder
 from p2psync.testing import Oracle, SimDevice, SimulatedCrash, SimWorld
 from p2psync.testing.inodes import Directory, Loss
+from p2psync.testing.oracle import SCRATCH
 from p2psync.testing.snapshot import Shown, tree
 from tests.crash.ledger import Ledger
 from tests.crash.workloads import CHUNK, IGNORED, LazyUser, base
@@ -67,8 +68,8 @@ class Host:
         return folder
 
     def tree(self) -> dict[bytes, Shown]:
-        """What a person sees, but for the file that the two devices do not share."""
-        return {path: shown for path, shown in tree(self.top).items() if path != IGNORED}
+        """What a person sees, but for the files that the two devices do not share."""
+        return {path: shown for path, shown in tree(self.top).items() if path not in (IGNORED, SCRATCH)}
 
     @property
     def dead(self) -> bool:
