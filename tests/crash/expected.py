@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Mapping
+from dataclasses import replace
 from itertools import pairwise
 
 from p2psync.model.paths import display
 from p2psync.ports import Kind
+from p2psync.reconcile.conflicts import parse_conflict_name
 from p2psync.testing import Violation
 from p2psync.testing.snapshot import Shown, Tree
 from tests.crash.workloads import HERE, THERE, Step, Workload
@@ -36,8 +38,11 @@ class Expected:
         # A new time is a new version too, though nobody sees it in the tree.
         self._touched[step.side].update(_top(path) for path in changes or ([b"a"] if step.action == "touch" else []))
 
-    def differences(self, tree: Tree) -> list[Violation]:
-        """I1, I5: where the final tree is not what came of the steps: something is lost, back, or made up."""
+    def differences(self, tree: Tree, *, disk_failed: bool) -> list[Violation]:
+        """I1, I5: where the final tree is not what came of the steps: something is lost, back, or made up.
+
+        A disk that failed while it was looked at may have cost a conflict copy: nothing is lost by it.
+        """
         if not self._decided or (self._concurrent and self._settled):
             return []
         here, there = (self._apply(self._sides[side]) for side in (HERE, THERE))
@@ -46,8 +51,11 @@ class Expected:
         for top in sorted({_top(path) for path in [*here, *there, *tree, *self._base]} - contested):
             theirs = _below(there if top in self._touched[THERE] else here, top)
             shown = _below(tree, top)
-            if shown == theirs or (contested and not theirs and top not in self._base):
+            if (contested or disk_failed) and not theirs and parse_conflict_name(top) is not None:
                 continue
+            if contested:
+                # What was moved away on one side may have become executable on the other.
+                theirs, shown = _plain(theirs), _plain(shown)
             for path in sorted(theirs.keys() | shown.keys()):
                 if theirs.get(path) != shown.get(path):
                     text = f"{display(path)} should be {theirs.get(path)} and is {shown.get(path)}"
@@ -68,6 +76,10 @@ class Expected:
     def _apply(self, changes: Mapping[bytes, Shown | None]) -> dict[bytes, Shown]:
         merged = {**self._base, **changes}
         return {path: shown for path, shown in merged.items() if shown is not None}
+
+
+def _plain(tree: Tree) -> dict[bytes, Shown]:
+    return {path: replace(shown, executable=False) for path, shown in tree.items()}
 
 
 def _top(path: bytes) -> bytes:

@@ -193,7 +193,8 @@ class Run:
         whole = {name: tree(host.top) for name, host in pair.hosts.items()}
         self.violations += [*pair.oracle.convergence(trees), *pair.oracle.losses(whole, history)]
         self.violations += [*pair.oracle.strangers(whole), *pair.oracle.leftovers(left), *pair.log.violations]
-        self.violations += self.expected.differences(trees[OTHER])
+        disk_failed = self.strike is not None and not self.strike.kills
+        self.violations += self.expected.differences(trees[OTHER], disk_failed=disk_failed)
         self.violations += self.expected.unkept(trees[STRUCK], history[STRUCK])
         roots = []
         for host in pair.hosts.values():
