@@ -7,7 +7,7 @@ restart.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import suppress
 from functools import partial
 
@@ -24,7 +24,8 @@ from p2psync.reconcile.guards import room_for
 from p2psync.sync.context import FolderContext
 from p2psync.sync.link import Link
 from p2psync.sync.pulse import Pulse
-from p2psync.transfer.swarm import Piece, Refusal, Request, Swarm
+from p2psync.transfer.pieces import Piece, Refusal, Request
+from p2psync.transfer.swarm import Swarm
 from p2psync.transfer.window import Window
 from p2psync.workspace import chunker
 from p2psync.workspace.staging import Stage, dress, file_mode, stage_small
@@ -63,11 +64,15 @@ class ContentJobs:
         self._others = others
         self._swarm: Swarm[bytes] = Swarm(context.settings.fetch_window)
         self._links: dict[bytes, Link] = {}
-        self._sinks: dict[Piece, list[Sink]] = {}
+        self._sinks: dict[int, Mapping[Piece, Sink]] = {}
+        """Where what comes for each want of the swarm is stored."""
+        self._failures: dict[int, OSError] = {}
+        """What went wrong when something was to be stored for a want."""
         self._scopes: dict[int, trio.CancelScope] = {}
         self._arrived = Pulse()
         self._changed = Pulse()
-        self._chunks_staged: dict[bytes, tuple[Stage, int]] = {}
+        self._stages: dict[Stage, Mapping[bytes, Sequence[int]]] = {}
+        """What is being assembled, and where in it each chunk belongs."""
         self._denied: dict[bytes, int] = {}
 
     # ── peers ───────────────────────────────────────────────────────────────────────────────────────────────────────
@@ -87,14 +92,17 @@ class ContentJobs:
     def possesses(self, device: bytes, roots: Sequence[bytes]) -> None:
         """A peer says that it holds these contents."""
         for root in roots:
-            if self._swarm.wants(root):
+            if self._swarm.wanted(root):
                 self._swarm.set_holds(device, root, True)
         self._changed.fire()
 
     def staged_chunk(self, chunk: bytes) -> bytes | None:
-        """A verified chunk of a file still being assembled, to serve to others. Blocks."""
-        found = self._chunks_staged.get(chunk)
-        return found[0].read(found[1]) if found is not None else None
+        """A verified chunk of a file still being assembled, to serve to others and for other files here. Blocks."""
+        for stage, places in list(self._stages.items()):
+            for index in places.get(chunk, ()):
+                if (data := stage.read(index)) is not None:
+                    return data
+        return None
 
     @property
     def connected(self) -> bool:
@@ -172,7 +180,7 @@ class ContentJobs:
         pieces = {Piece(root, MAX_MANIFEST, manifest=True): sink_for(root) for root in lacking}
         # Of what is lacking much may have to come from elsewhere first; the rest must not wait for it.
         with suppress(UnavailableError):
-            await self._gather({root + b"m": [piece] for piece in pieces for root in [piece.hash]}, pieces)
+            await self._gather({piece.hash + b"m": {piece: sink} for piece, sink in pieces.items()})
         _log.debug("manifests fetched", folder=context.name, wanted=len(pieces), count=len(fetched))
         for record in records:
             if record.content in fetched:
@@ -215,15 +223,13 @@ class ContentJobs:
 
             return sink
 
-        groups: dict[bytes, list[Piece]] = {}
-        sinks: dict[Piece, Sink] = {}
+        groups: dict[bytes, dict[Piece, Sink]] = {}
         for record in records:
-            lacking = [Piece(c, n) for c, _, n in manifests[record.key].chunks() if c not in data]
+            lacking = {Piece(c, n): sink_for(c) for c, _, n in manifests[record.key].chunks() if c not in data}
             if lacking:
                 groups.setdefault(record.content, lacking)
-                sinks.update({piece: sink_for(piece.hash) for piece in lacking})
         with suppress(UnavailableError):
-            await self._gather(groups, sinks)
+            await self._gather(groups)
         complete = [r for r in records if all(c in data for c, _, _ in manifests[r.key].chunks())]
         if not complete:
             raise UnavailableError
@@ -251,7 +257,7 @@ class ContentJobs:
             missing = stage.missing()
             if len(missing) < len(chunks):
                 _log.debug("a partial content is resumed", folder=context.name, missing=len(missing), of=len(chunks))
-            self._chunks_staged.update({chunk: (stage, at[0]) for chunk, at in places.items()})
+            self._stages[stage] = places
             while missing:
                 missing = await offload.run(partial(self._copy_local, stage, manifest, missing))
             started.set()
@@ -265,17 +271,17 @@ class ContentJobs:
 
             lacking = dict.fromkeys(chunks[index][0] for index in stage.missing())
             pieces = {Piece(c, chunks[places[c][0]][2]): sink_for(places[c]) for c in lacking}
-            await self._gather({record.content: list(pieces)}, pieces)
-            if not stage.done:
-                # A chunk that another job had asked for came just before our sink was there: it is tried again.
-                raise UnavailableError
+            await self._gather({record.content: pieces})
             await offload.run(lambda: _dress(context, stage.path, record))
             await offload.run(stage.sync)
+        except StateError as error:
+            _log.exception("content is not whole", folder=context.name)
+            raise UnavailableError from error
         finally:
-            for chunk in places:
-                if (found := self._chunks_staged.get(chunk)) is not None and found[0] is stage:
-                    del self._chunks_staged[chunk]
-            stage.close()
+            self._stages.pop(stage, None)
+            with trio.CancelScope(shield=True):
+                # Not here: it waits for a chunk that is just being written.
+                await offload.run(stage.close)
         return {record.key: (stage.path, manifest.encode())}
 
     def _copy_local(self, stage: Stage, manifest: Manifest, missing: Sequence[int]) -> list[int]:
@@ -294,49 +300,53 @@ class ContentJobs:
         return []
 
     def _local(self, chunk: bytes, length: int) -> bytes | None:
-        """A chunk from any synced file of this folder, or of another folder of this device, verified."""
+        """A chunk from any file of this device, synced or still being assembled in this folder, verified."""
         for context in (self._context, *self._others()):
             if context.has_root and (data := find_chunk(context, chunk, length)) is not None:
                 return data
-        return None
+        return self.staged_chunk(chunk)
 
     # ── requests ────────────────────────────────────────────────────────────────────────────────────────────────────
-    async def _gather(self, groups: dict[bytes, list[Piece]], sinks: dict[Piece, Sink]) -> None:
-        """Have every piece delivered to its sink; UnavailableError when nothing comes for `PATIENCE` seconds."""
+    async def _gather(self, groups: Mapping[bytes, Mapping[Piece, Sink]]) -> None:
+        """Have every piece of each content delivered to its sink.
+
+        UnavailableError when nothing comes for `PATIENCE` seconds, OSError when it could not be stored.
+        """
         if not groups:
             return
         if not self._links:
             raise UnavailableError
-        for piece, sink in sinks.items():
-            self._sinks.setdefault(piece, []).append(sink)
-        for root, pieces in groups.items():
-            self._swarm.want(root, pieces)
+        wants: dict[int, bytes] = {}
+        for root, sinks in groups.items():
+            want = self._swarm.want(root, sinks)
+            wants[want], self._sinks[want] = root, sinks
         self._changed.fire()
         try:
-            while any(self._swarm.wants(root) for root in groups):
+            while any(self._swarm.wants(want) for want in wants):
                 seen = self._arrived.count
                 waited = trio.current_time()
                 while self._arrived.count == seen:
                     with trio.move_on_after(IDLE_PATIENCE):
                         await self._arrived.wait_beyond(seen)
+                    for want in wants:
+                        if want in self._failures:
+                            raise self._failures[want]
                     too_long = trio.current_time() >= waited + PATIENCE
                     if self._arrived.count == seen and (too_long or not self._swarm.in_flight or not self._links):
                         raise UnavailableError
         finally:
-            self._count_denials(groups)
-            for root in groups:
-                self._swarm.drop(root)
-            for piece, sink in sinks.items():
-                self._sinks[piece].remove(sink)
-                if not self._sinks[piece]:
-                    del self._sinks[piece]
+            self._count_denials(wants)
+            for want in wants:
+                self._swarm.drop(want)
+                del self._sinks[want]
+                self._failures.pop(want, None)
             self._changed.fire()
 
-    def _count_denials(self, roots: Iterable[bytes]) -> None:
+    def _count_denials(self, wants: Mapping[int, bytes]) -> None:
         if len(self._denied) > MAX_DENIED:
             self._denied.clear()
-        for root in roots:
-            if not self._swarm.wants(root):
+        for want, root in wants.items():
+            if not self._swarm.wants(want):
                 self._denied.pop(root, None)
             elif self._links:
                 self._denied[root] = self._denied.get(root, 0) + 1
@@ -365,15 +375,28 @@ class ContentJobs:
             self._changed.fire()
 
     async def _store(self, request: Request[bytes], items: Sequence[memoryview | Absent]) -> None:
+        """Give each piece to those who lack it now; who begins to want it meanwhile has not received it."""
+        takers = [{want: self._sinks[want][piece] for want in self._swarm.lacking(piece)} for piece in request.pieces]
+        stored: list[list[int]] = [[] for _ in items]
+        failures: dict[int, OSError] = {}
+
+        def put(item: memoryview, sinks: Mapping[int, Sink], done: list[int]) -> None:
+            for want, sink in sinks.items():
+                try:
+                    sink(item)
+                except OSError as error:
+                    failures[want] = error
+                else:
+                    done.append(want)
+
         def store() -> list[Refusal | None]:
             verdicts: list[Refusal | None] = []
-            for piece, item in zip(request.pieces, items, strict=True):
+            for item, sinks, done in zip(items, takers, stored, strict=True):
                 if isinstance(item, Absent):
                     verdicts.append(Refusal.GONE if item is Absent.GONE else Refusal.LATER)
                     continue
                 try:
-                    for sink in list(self._sinks.get(piece, ())):
-                        sink(item)
+                    put(item, sinks, done)
                 except IntegrityError:
                     verdicts.append(Refusal.CORRUPT)
                 else:
@@ -382,11 +405,14 @@ class ContentJobs:
 
         verdicts = await self._context.world.offload.run(store)
         progress = self._context.progress
-        for piece, item, verdict in zip(request.pieces, items, verdicts, strict=True):
+        self._failures.update({want: error for want, error in failures.items() if want in self._sinks})
+        if failures:
+            self._arrived.fire()
+        for piece, item, verdict, done in zip(request.pieces, items, verdicts, stored, strict=True):
             if verdict is not None:
                 _log.debug("no content", code=verdict.name, folder=self._context.name, device=request.peer.hex()[:8])
                 self._swarm.refused(request.id, piece, verdict, trio.current_time())
-            elif self._swarm.delivered(request.id, piece) and not isinstance(item, Absent):
+            elif self._swarm.delivered(request.id, piece, done) and not isinstance(item, Absent):
                 progress.received += len(item)
                 progress.completed(len(item), trio.current_time())
                 self._arrived.fire()

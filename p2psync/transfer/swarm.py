@@ -1,8 +1,9 @@
 """Which chunk from whom: spreads what one folder needs over the peers that hold it.
 
-Each content is a queue of missing pieces. A peer is offered contents in order; among peers, the next request goes to
-the one that will be through with its present ones first. So equal peers share alike, a fast one gets more, and one big
-file comes from all who hold it. Towards the end, pieces stuck at a slow peer are asked of a second one.
+Each want of a content is a queue of missing pieces, and has received those alone that were stored for it: what came
+for one is of no use to another that began later. A peer is offered wants in order; among peers, the next request goes
+to the one that will be through with its present ones first. So equal peers share alike, a fast one gets more, and one
+big file comes from all who hold it. Towards the end, pieces stuck at a slow peer are asked of a second one.
 
 What a peer did not deliver it is not asked for again until a back-off has passed, and longer each time. Nothing is ever
 given up: whoever wants less says so with `drop`.
@@ -11,16 +12,13 @@ given up: whoever wants less says so with `drop`.
 from __future__ import annotations
 
 from collections import OrderedDict
-from collections.abc import Hashable, Iterable
-from dataclasses import dataclass, field
-from enum import Enum
+from collections.abc import Container, Iterable
 from heapq import heappop, heappush
-from typing import Generic, NamedTuple, TypeVar
+from typing import Generic
 
 from p2psync.protocol.limits import MAX_REQUEST_CHUNKS
+from p2psync.transfer.pieces import Open, P, Peer, Piece, Refusal, Request, Task, Want
 from p2psync.transfer.window import Window
-
-P = TypeVar("P", bound=Hashable)
 
 PACK_BYTES = 1024 * 1024
 """Small pieces are packed into one request up to this many bytes; a bigger piece is a request of its own."""
@@ -33,91 +31,6 @@ MAX_BACK_OFF = 300.0
 ENDGAME = 2.0
 """Seconds a piece must be under way before a second peer is asked for it."""
 _GUESSED_RATE = 1e6
-
-
-class Piece(NamedTuple):
-    """What can be asked for: a chunk by its hash and exact length, or a manifest by its root and a length bound."""
-
-    hash: bytes
-    length: int
-    manifest: bool = False
-
-
-class Refusal(Enum):
-    """Why a piece was not delivered."""
-
-    GONE = "gone"
-    LATER = "later"
-    CORRUPT = "corrupt"
-
-
-@dataclass(frozen=True, slots=True)
-class Request(Generic[P]):
-    """Ask `peer` for these pieces, all chunks or all manifests."""
-
-    id: int
-    peer: P
-    pieces: tuple[Piece, ...]
-
-    @property
-    def size(self) -> int:
-        """Bytes asked for."""
-        return sum(piece.length for piece in self.pieces)
-
-
-@dataclass(slots=True)
-class _Task:
-    """A piece that is wanted, by one or more contents."""
-
-    piece: Piece
-    roots: list[bytes]
-    requests: list[int] = field(default_factory=list)
-    """Ids of the requests it is part of."""
-    done: bool = False
-
-
-@dataclass(slots=True)
-class _Content:
-    root: bytes
-    order: tuple[int, int]
-    pieces: list[Piece]
-    left: int
-    queue: OrderedDict[Piece, None]
-    """Pieces not under way. Some may be by now, through another content that shares them."""
-
-
-@dataclass(slots=True)
-class _Open(Generic[P]):
-    """A request under way."""
-
-    request: Request[P]
-    roots: dict[Piece, bytes]
-    left: dict[Piece, None]
-    sent: float
-    started: bool = False
-
-
-@dataclass(slots=True)
-class _Peer(Generic[P]):
-    name: P
-    window: Window
-    holds: dict[bytes, bool] = field(default_factory=dict)
-    offers: list[tuple[tuple[int, int], bytes]] = field(default_factory=list)
-    """Heap of contents that may be asked of this peer; entries can be stale."""
-    offered: set[bytes] = field(default_factory=set)
-    """What is in that heap."""
-    denied: dict[bytes, tuple[float, int]] = field(default_factory=dict)
-    """Content → (not to be asked before, how often refused)."""
-    requests: dict[int, None] = field(default_factory=dict)
-    heard: float = 0.0
-    """When it last sent something, or became busy."""
-    paused_until: float = 0.0
-    stalls: int = 0
-
-    def offer(self, content: _Content) -> None:
-        if content.root not in self.offered:
-            self.offered.add(content.root)
-            heappush(self.offers, (content.order, content.root))
 
 
 class Swarm(Generic[P]):
@@ -134,51 +47,59 @@ class Swarm(Generic[P]):
         self._sequence = 0
         self._bytes_left = 0
         self._clock = 0.0
-        self._contents: dict[bytes, _Content] = {}
-        self._tasks: dict[tuple[bytes, bool], _Task] = {}
-        self._peers: dict[P, _Peer[P]] = {}
-        self._open: dict[int, _Open[P]] = {}
+        self._wants: dict[int, Want] = {}
+        self._wants_of: dict[bytes, list[int]] = {}
+        """Ids of the wants of each content."""
+        self._tasks: dict[tuple[bytes, bool], Task] = {}
+        self._peers: dict[P, Peer[P]] = {}
+        self._open: dict[int, Open[P]] = {}
         self._cancelled: list[tuple[P, int]] = []
         self._wake: list[tuple[float, int]] = []
         self._wake_of: dict[int, tuple[P, bytes]] = {}
 
     # ── what is wanted ──────────────────────────────────────────────────────────────────────────────────────────────
-    def want(self, root: bytes, pieces: Iterable[Piece], order: int = 0) -> None:
-        """Fetch the missing pieces of the content named `root`; lower orders first. A content is wanted once."""
-        if root in self._contents:
-            return
-        unique = list(dict.fromkeys(pieces))
+    def want(self, root: bytes, pieces: Iterable[Piece], order: int = 0) -> int:
+        """Fetch the missing pieces of the content named `root`; lower orders first. The id of this want.
+
+        The same content may be wanted more than once at a time, each time with the pieces that are missing there.
+        """
         self._sequence += 1
-        content = _Content(root, (order, self._sequence), unique, 0, OrderedDict())
-        self._contents[root] = content
-        for piece in unique:
+        want = Want(self._sequence, root, order, dict.fromkeys(pieces), OrderedDict())
+        if not want.lacking:
+            return want.id
+        self._wants[want.id] = want
+        self._wants_of.setdefault(root, []).append(want.id)
+        for piece in want.lacking:
             task = self._task(piece)
             if task is None:
-                task = self._tasks[piece.hash, piece.manifest] = _Task(piece, [])
+                task = self._tasks[piece.hash, piece.manifest] = Task(piece)
                 self._bytes_left += piece.length
-            task.roots.append(root)
-            if not task.done:
-                content.left += 1
-                content.queue[piece] = None
-        if not content.left:
-            self._forget(content)
-            return
-        self._offer(content)
+            task.wants.append(want.id)
+            want.queue[piece] = None
+        self._offer(want)
+        return want.id
 
-    def drop(self, root: bytes) -> None:
-        """The content is no longer wanted."""
-        content = self._contents.get(root)
-        if content is None:
+    def drop(self, want_id: int) -> None:
+        """It is no longer wanted."""
+        want = self._wants.get(want_id)
+        if want is None:
             return
-        self._forget(content)
-        for open_request in list(self._open.values()):
-            if all(self._task(piece) is None for piece in open_request.left):
-                self._cancelled.append((open_request.request.peer, open_request.request.id))
-                self._close(open_request)
+        for piece in want.lacking:
+            self._release(piece, want_id)
+        self._forget(want)
 
-    def wants(self, root: bytes) -> bool:
-        """Whether pieces of this content are still missing."""
-        return root in self._contents
+    def wants(self, want_id: int) -> bool:
+        """Whether pieces are still missing."""
+        return want_id in self._wants
+
+    def wanted(self, root: bytes) -> bool:
+        """Whether pieces of a content are still missing somewhere."""
+        return root in self._wants_of
+
+    def lacking(self, piece: Piece) -> tuple[int, ...]:
+        """Ids of the wants that lack a piece: who it is to be stored for when it comes."""
+        task = self._task(piece)
+        return () if task is None else tuple(task.wants)
 
     @property
     def in_flight(self) -> int:
@@ -187,16 +108,16 @@ class Swarm(Generic[P]):
 
     @property
     def bytes_left(self) -> int:
-        """Bytes that are wanted and have not been delivered."""
+        """Bytes that are wanted and have not been stored."""
         return self._bytes_left
 
     # ── peers ───────────────────────────────────────────────────────────────────────────────────────────────────────
     def add_peer(self, peer: P, window: Window) -> None:
         """A peer can be asked from now on."""
         self.remove_peer(peer)
-        self._peers[peer] = _Peer(peer, window)
-        for content in self._contents.values():
-            self._offer(content)
+        self._peers[peer] = Peer(peer, window)
+        for want in self._wants.values():
+            self._offer(want)
 
     def remove_peer(self, peer: P) -> None:
         """A peer is gone; what it was asked for is asked of others."""
@@ -207,8 +128,8 @@ class Swarm(Generic[P]):
             self._abandon(self._open[request_id])
         del self._peers[peer]
         # Peers that were passed over because this one held a content may be asked for it now.
-        for content in self._contents.values():
-            self._offer(content)
+        for want in self._wants.values():
+            self._offer(want)
 
     def set_holds(self, peer: P, root: bytes, holds: bool | None) -> None:
         """Whether the peer says it holds a content; None when it has not said. Peers known to hold go first."""
@@ -221,9 +142,7 @@ class Swarm(Generic[P]):
             entry.holds[root] = holds
             if holds:
                 entry.denied.pop(root, None)
-        content = self._contents.get(root)
-        if content is not None:
-            self._offer(content)
+        self._offer_root(root)
 
     # ── requests ────────────────────────────────────────────────────────────────────────────────────────────────────
     def next_requests(self, now: float) -> list[Request[P]]:
@@ -268,27 +187,23 @@ class Swarm(Generic[P]):
         peer.window.arrived(amount, now)
         peer.stalls = 0
 
-    def delivered(self, request_id: int, piece: Piece) -> bool:
-        """A piece came and its hash is right. False when it is no longer wanted, or came before."""
+    def delivered(self, request_id: int, piece: Piece, stored_for: Iterable[int]) -> bool:
+        """A piece came, its hash is right and it was stored for these of the wants that lacked it (see `lacking`).
+
+        False when none of them lacks it any more. For a want that joined meanwhile it is fetched again.
+        """
         open_request = self._open.get(request_id)
         if open_request is not None:
             self._settle(open_request, piece)
-        task = self._task(piece)
-        if task is None or task.done:
-            return False
-        task.done = True
-        self._bytes_left -= task.piece.length
-        for other_id in list(task.requests):
-            other = self._open[other_id]
-            self._settle(other, piece)
-            if other_id not in self._open:
-                self._cancelled.append((other.request.peer, other_id))
-        for root in list(task.roots):
-            content = self._contents[root]
-            content.left -= 1
-            if not content.left:
-                self._forget(content)
-        return True
+        received = [self._wants[want_id] for want_id in stored_for if piece in self._lacking_of(want_id)]
+        for want in received:
+            del want.lacking[piece]
+            want.queue.pop(piece, None)
+            self._release(piece, want.id)
+            if not want.lacking:
+                self._forget(want)
+        self._requeue(piece)
+        return bool(received)
 
     def refused(self, request_id: int, piece: Piece, why: Refusal, now: float) -> None:
         """A piece was not delivered, or was not what its hash says."""
@@ -313,11 +228,11 @@ class Swarm(Generic[P]):
         self._pause(peer, now)
 
     # ── choosing ────────────────────────────────────────────────────────────────────────────────────────────────────
-    def _load(self, peer: _Peer[P], now: float) -> float:
+    def _load(self, peer: Peer[P], now: float) -> float:
         """Seconds until the peer is through with what it was asked for."""
         return peer.window.in_flight / (peer.window.rate(now) or _GUESSED_RATE)
 
-    def _eligible(self, peer: _Peer[P], root: bytes, now: float) -> bool:
+    def _eligible(self, peer: Peer[P], root: bytes, now: float) -> bool:
         """A peer that has not said whether it holds a content is asked only while none can be asked that says so."""
         if peer.denied.get(root, (0.0, 0))[0] > now:
             return False
@@ -329,36 +244,36 @@ class Swarm(Generic[P]):
             for other in self._peers.values()
         )
 
-    def _build(self, peer: _Peer[P], now: float) -> Request[P] | None:
+    def _build(self, peer: Peer[P], now: float) -> Request[P] | None:
         chosen: dict[Piece, bytes] = {}
         size = 0
-        put_back: list[_Content] = []
+        put_back: list[Want] = []
         full = False
         while peer.offers and not full:
             offer = heappop(peer.offers)
             peer.offered.discard(offer[1])
-            content = self._contents.get(offer[1])
-            if content is None or not self._eligible(peer, content.root, now):
+            want = self._wants.get(offer[1])
+            if want is None or not self._eligible(peer, want.root, now):
                 continue
-            while content.queue:
-                piece = next(iter(content.queue))
+            while want.queue:
+                piece = next(iter(want.queue))
                 task = self._task(piece)
-                if task is None or task.done or task.requests or piece in chosen:
-                    del content.queue[piece]
+                if task is None or task.requests or piece in chosen:
+                    del want.queue[piece]
                     continue
                 if not self._fits(peer, chosen, size, piece, now):
                     full = True
                     break
-                del content.queue[piece]
-                chosen[piece] = content.root
+                del want.queue[piece]
+                chosen[piece] = want.root
                 size += piece.length
-            if content.queue:
-                put_back.append(content)
-        for content in put_back:
-            peer.offer(content)
+            if want.queue:
+                put_back.append(want)
+        for want in put_back:
+            peer.offer(want)
         return self._send(peer, chosen, now) if chosen else None
 
-    def _fits(self, peer: _Peer[P], chosen: dict[Piece, bytes], size: int, piece: Piece, now: float) -> bool:
+    def _fits(self, peer: Peer[P], chosen: dict[Piece, bytes], size: int, piece: Piece, now: float) -> bool:
         grown = size + piece.length
         if self._in_flight and self._in_flight + grown > self._max_in_flight:
             return False
@@ -369,7 +284,7 @@ class Swarm(Generic[P]):
         same_kind = next(iter(chosen)).manifest == piece.manifest
         return same_kind and grown <= PACK_BYTES and len(chosen) < MAX_REQUEST_CHUNKS
 
-    def _build_endgame(self, peer: _Peer[P], now: float) -> Request[P] | None:
+    def _build_endgame(self, peer: Peer[P], now: float) -> Request[P] | None:
         """Ask an idle peer for the piece that has been under way elsewhere the longest."""
         if peer.requests:
             return None
@@ -380,15 +295,16 @@ class Swarm(Generic[P]):
                 task = self._task(piece)
                 if task is None or len(task.requests) > 1:
                     continue
-                root = next((r for r in task.roots if self._eligible(peer, r, now)), None)
+                roots = (self._wants[want_id].root for want_id in task.wants)
+                root = next((r for r in roots if self._eligible(peer, r, now)), None)
                 if root is not None and self._fits(peer, {}, 0, piece, now):
                     return self._send(peer, {piece: root}, now)
         return None
 
-    def _send(self, peer: _Peer[P], chosen: dict[Piece, bytes], now: float) -> Request[P]:
+    def _send(self, peer: Peer[P], chosen: dict[Piece, bytes], now: float) -> Request[P]:
         request = Request(self._next_id, peer.name, tuple(chosen))
         self._next_id += 1
-        self._open[request.id] = _Open(request, chosen, dict.fromkeys(chosen), now)
+        self._open[request.id] = Open(request, chosen, dict.fromkeys(chosen), now)
         if not peer.requests:
             peer.heard = now
         peer.requests[request.id] = None
@@ -401,41 +317,63 @@ class Swarm(Generic[P]):
         return request
 
     # ── book-keeping ────────────────────────────────────────────────────────────────────────────────────────────────
-    def _task(self, piece: Piece) -> _Task | None:
+    def _task(self, piece: Piece) -> Task | None:
         return self._tasks.get((piece.hash, piece.manifest))
 
-    def _offer(self, content: _Content) -> None:
-        if content.queue:
+    def _lacking_of(self, want_id: int) -> Container[Piece]:
+        want = self._wants.get(want_id)
+        return () if want is None else want.lacking
+
+    def _offer(self, want: Want) -> None:
+        if want.queue:
             for peer in self._peers.values():
-                if peer.holds.get(content.root) is not False:
-                    peer.offer(content)
+                if peer.holds.get(want.root) is not False:
+                    peer.offer(want)
+
+    def _offer_root(self, root: bytes) -> None:
+        for want_id in self._wants_of.get(root, ()):
+            self._offer(self._wants[want_id])
 
     def _requeue(self, piece: Piece) -> None:
-        """A piece came back: it is next in its contents, unless another request still carries it."""
+        """A piece came back: it is next for who lacks it, unless another request still carries it."""
         task = self._task(piece)
-        if task is None or task.done or task.requests:
+        if task is None or task.requests:
             return
-        for root in task.roots:
-            content = self._contents[root]
-            content.queue[piece] = None
-            content.queue.move_to_end(piece, last=False)
-            self._offer(content)
+        for want_id in task.wants:
+            want = self._wants[want_id]
+            want.queue[piece] = None
+            want.queue.move_to_end(piece, last=False)
+            self._offer(want)
 
-    def _settle(self, open_request: _Open[P], piece: Piece) -> None:
+    def _release(self, piece: Piece, want_id: int) -> None:
+        """One want lacks a piece no longer. Once none does, requests that carry nothing else are of no use."""
+        task = self._tasks[piece.hash, piece.manifest]
+        task.wants.remove(want_id)
+        if task.wants:
+            return
+        self._bytes_left -= task.piece.length
+        del self._tasks[piece.hash, piece.manifest]
+        for request_id in task.requests:
+            carrier = self._open[request_id]
+            self._settle(carrier, piece)
+            if request_id not in self._open:
+                self._cancelled.append((carrier.request.peer, request_id))
+
+    def _settle(self, open_request: Open[P], piece: Piece) -> None:
         """One piece of a request is dealt with; after the last the request is over."""
         if piece in open_request.left:
             self._detach(open_request, piece)
             if not open_request.left:
                 self._close(open_request)
 
-    def _detach(self, open_request: _Open[P], piece: Piece) -> None:
+    def _detach(self, open_request: Open[P], piece: Piece) -> None:
         del open_request.left[piece]
         task = self._task(piece)
         # A piece that was dropped and wanted again has a new task, which knows nothing of this request.
         if task is not None and open_request.request.id in task.requests:
             task.requests.remove(open_request.request.id)
 
-    def _close(self, open_request: _Open[P]) -> None:
+    def _close(self, open_request: Open[P]) -> None:
         request = open_request.request
         del self._open[request.id]
         self._in_flight -= request.size
@@ -443,7 +381,7 @@ class Swarm(Generic[P]):
         del peer.requests[request.id]
         peer.window.finished(request.size)
 
-    def _abandon(self, open_request: _Open[P]) -> None:
+    def _abandon(self, open_request: Open[P]) -> None:
         """Give up a request; what it lacked is asked again, in the same order."""
         pieces = list(open_request.left)
         for piece in pieces:
@@ -452,26 +390,23 @@ class Swarm(Generic[P]):
         for piece in reversed(pieces):
             self._requeue(piece)
 
-    def _forget(self, content: _Content) -> None:
-        del self._contents[content.root]
-        for piece in content.pieces:
-            task = self._tasks[piece.hash, piece.manifest]
-            task.roots.remove(content.root)
-            if not task.roots:
-                self._bytes_left -= 0 if task.done else piece.length
-                del self._tasks[piece.hash, piece.manifest]
-        for peer in self._peers.values():
-            peer.denied.pop(content.root, None)
+    def _forget(self, want: Want) -> None:
+        del self._wants[want.id]
+        self._wants_of[want.root].remove(want.id)
+        if not self._wants_of[want.root]:
+            del self._wants_of[want.root]
+            for peer in self._peers.values():
+                peer.denied.pop(want.root, None)
 
-    def _pause(self, peer: _Peer[P], now: float) -> None:
+    def _pause(self, peer: Peer[P], now: float) -> None:
         peer.stalls += 1
         peer.paused_until = now + _back_off(peer.stalls)
         # Peers that were passed over because this one held a content may be asked for it now.
         for root, holds in peer.holds.items():
-            if holds and root in self._contents:
-                self._offer(self._contents[root])
+            if holds:
+                self._offer_root(root)
 
-    def _deny(self, peer: _Peer[P], root: bytes, now: float, *, worst: bool) -> None:
+    def _deny(self, peer: Peer[P], root: bytes, now: float, *, worst: bool) -> None:
         strikes = peer.denied.get(root, (0.0, 0))[1] + 1
         until = now + (MAX_BACK_OFF if worst else _back_off(strikes))
         peer.denied[root] = (until, strikes)
@@ -483,9 +418,7 @@ class Swarm(Generic[P]):
         while self._wake and self._wake[0][0] <= now:
             _, token = heappop(self._wake)
             _, root = self._wake_of.pop(token)
-            content = self._contents.get(root)
-            if content is not None:
-                self._offer(content)
+            self._offer_root(root)
         for peer in self._peers.values():
             if peer.requests and peer.heard + STALL <= now:
                 for request_id in list(peer.requests):

@@ -12,7 +12,7 @@ from collections.abc import Collection, Sequence
 from contextlib import suppress
 from types import TracebackType
 
-from p2psync.errors import IntegrityError
+from p2psync.errors import IntegrityError, StateError
 from p2psync.model.hashing import digest
 from p2psync.model.manifest import MAX_CHUNK, Manifest
 from p2psync.ports import Kind, Root, Stat, WriteFile
@@ -33,7 +33,8 @@ class Stage:
         self._root = root
         self._file = file
         self._have = have
-        self._left = have.count(0)
+        """One byte per chunk: whether it was verified by hash in this very file, when read or when written."""
+        self._closed = False
         self._chunks = manifest.chunks()
         self._lock = threading.Lock()
         self.manifest = manifest
@@ -68,32 +69,40 @@ class Stage:
     @property
     def done(self) -> bool:
         """Whether every chunk is there."""
-        return self._left == 0
+        return 0 not in self._have
 
     def put(self, index: int, data: bytes | memoryview) -> bool:
-        """Verify and write one chunk; False when it was there already. IntegrityError when it is not the chunk."""
+        """Verify and write one chunk; False when it was there already, or it is too late.
+
+        IntegrityError when it is not the chunk.
+        """
         expected, offset, length = self._chunks[index]
         if len(data) != length or digest(self.manifest.algorithm, data) != expected:
             raise IntegrityError("a chunk's bytes do not match its hash; it is fetched again from elsewhere")
-        if self._have[index]:
-            return False
-        if expected != zero_hash(self.manifest.algorithm, length):
-            self._file.pwrite(data, offset)
-        self._mark(index)
-        return True
+        with self._lock:
+            if self._have[index] or self._closed:
+                return False
+            if expected != zero_hash(self.manifest.algorithm, length):
+                self._file.pwrite(data, offset)
+            self._have[index] = 1
+            return True
 
     def read(self, index: int) -> bytes | None:
         """One chunk, verified again, to serve to others; None when it is not there (any more)."""
-        if not self._have[index]:
-            return None
         expected, offset, length = self._chunks[index]
         data = bytearray(length)
-        if self._file.pread_into(memoryview(data), offset) != length:
-            return None
+        with self._lock:
+            if not self._have[index] or self._closed or self._file.pread_into(memoryview(data), offset) != length:
+                return None
         return bytes(data) if digest(self.manifest.algorithm, data) == expected else None
 
     def sync(self) -> None:
-        """Make the content durable. After an error the stage is discarded: a second sync could lie (fsyncgate)."""
+        """Make the whole content durable: before that it must not be shown. StateError when a chunk is missing.
+
+        After an error of the disk the stage is discarded: a second sync could lie (fsyncgate).
+        """
+        if not self.done:
+            raise StateError(f"{self.path!r} lacks {self._have.count(0)} of {len(self._have)} chunks and is not shown")
         try:
             self._file.sync()
         except OSError:
@@ -102,11 +111,13 @@ class Stage:
 
     def close(self) -> None:
         """Close the file and keep what it holds for later."""
-        self._file.close()
+        with self._lock:
+            self._closed = True
+            self._file.close()
 
     def discard(self) -> None:
         """Close and remove."""
-        self._file.close()
+        self.close()
         with suppress(FileNotFoundError):
             self._root.unlink(self.path)
 
@@ -117,12 +128,6 @@ class Stage:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self.close()
-
-    def _mark(self, index: int) -> None:
-        with self._lock:
-            if not self._have[index]:
-                self._have[index] = 1
-                self._left -= 1
 
 
 def stage_small(root: Root, items: Sequence[tuple[bytes, bytes]]) -> list[bytes]:

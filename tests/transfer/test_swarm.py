@@ -11,7 +11,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from p2psync.protocol.limits import MAX_REQUEST_BYTES, MAX_REQUEST_CHUNKS
-from p2psync.transfer.swarm import MAX_IN_FLIGHT, PACK_BYTES, STALL, Piece, Refusal, Request, Swarm
+from p2psync.transfer.pieces import Piece, Refusal, Request
+from p2psync.transfer.swarm import MAX_IN_FLIGHT, PACK_BYTES, STALL, Swarm
 from p2psync.transfer.window import MAX_WINDOW, MIN_WINDOW, PIPELINE, Window
 
 MIB = 1024 * 1024
@@ -24,6 +25,11 @@ def piece(number: int, length: int = MIB) -> Piece:
 
 def root(number: int) -> bytes:
     return b"root" + number.to_bytes(28, "big")
+
+
+def store(swarm: Swarm[str], request_id: int, wanted: Piece) -> bool:
+    """What a node does with a piece that came: it is stored for all who lack it."""
+    return swarm.delivered(request_id, wanted, swarm.lacking(wanted))
 
 
 class SlowPeer:
@@ -87,7 +93,7 @@ class Simulation:
     def arrive(self, request: Request[str], wanted: Piece) -> None:
         if request.peer not in self.alive:
             return
-        if self.swarm.delivered(request.id, wanted):
+        if store(self.swarm, request.id, wanted):
             self.verified[wanted.hash] += 1
             self.peers[request.peer].delivered += wanted.length
 
@@ -191,8 +197,8 @@ def test_a_peer_that_sent_a_corrupt_chunk_waits_long() -> None:
     swarm.refused(request.id, piece(1), Refusal.CORRUPT, 0.0)
     (again,) = swarm.next_requests(0.0)
     assert again.peer != request.peer
-    assert swarm.delivered(again.id, piece(1))
-    assert not swarm.wants(root(1))
+    assert store(swarm, again.id, piece(1))
+    assert not swarm.wanted(root(1))
 
 
 def test_a_silent_peer_is_cancelled_and_left_alone() -> None:
@@ -204,7 +210,7 @@ def test_a_silent_peer_is_cancelled_and_left_alone() -> None:
     assert swarm.take_cancelled() == [("a", request.id)]
     assert swarm.next_deadline() == STALL + 2.0
     assert len(swarm.next_requests(STALL + 2.0)) == 1
-    assert not swarm.delivered(999, piece(7))
+    assert not store(swarm, 999, piece(7))
 
 
 def test_shared_pieces_are_fetched_once() -> None:
@@ -219,21 +225,21 @@ def test_shared_pieces_are_fetched_once() -> None:
         request = pending.popleft()
         for wanted in request.pieces:
             seen.append(wanted)
-            assert swarm.delivered(request.id, wanted)
+            assert store(swarm, request.id, wanted)
         pending.extend(swarm.next_requests(0.0))
     assert sorted(seen) == [piece(1), piece(2), piece(3)]
     assert swarm.bytes_left == 0
-    assert not swarm.wants(root(1))
+    assert not swarm.wanted(root(1))
 
 
 def test_drop_cancels_and_wanting_again_asks_again() -> None:
     swarm = Swarm[str]()
     window = Window(0.0)
     swarm.add_peer("a", window)
-    swarm.want(root(1), [piece(1)])
+    want = swarm.want(root(1), [piece(1)])
     (request,) = swarm.next_requests(0.0)
-    swarm.drop(root(1))
-    swarm.drop(root(1))
+    swarm.drop(want)
+    swarm.drop(want)
     assert swarm.take_cancelled() == [("a", request.id)]
     assert swarm.bytes_left == swarm.in_flight == window.in_flight == 0
     swarm.want(root(1), [piece(1)])
@@ -243,13 +249,13 @@ def test_drop_cancels_and_wanting_again_asks_again() -> None:
 def test_dropped_and_wanted_again_while_a_shared_request_is_open() -> None:
     swarm = Swarm[str]()
     swarm.add_peer("a", Window(0.0))
-    swarm.want(root(1), [piece(1, 10)])
+    want = swarm.want(root(1), [piece(1, 10)])
     swarm.want(root(2), [piece(2, 10)])
     (request,) = swarm.next_requests(0.0)
-    swarm.drop(root(1))
+    swarm.drop(want)
     swarm.want(root(1), [piece(1, 10)])
-    assert swarm.delivered(request.id, piece(1, 10))
-    assert swarm.delivered(request.id, piece(2, 10))
+    assert store(swarm, request.id, piece(1, 10))
+    assert store(swarm, request.id, piece(2, 10))
     assert swarm.in_flight == 0 or swarm.next_deadline()
 
 
@@ -263,9 +269,9 @@ def test_endgame_asks_a_second_peer_and_cancels_the_loser() -> None:
     assert swarm.next_deadline() == 2.0
     (second,) = swarm.next_requests(2.0)
     assert (second.peer, second.pieces) == ("fast", first.pieces)
-    assert swarm.delivered(second.id, piece(1))
+    assert store(swarm, second.id, piece(1))
     assert swarm.take_cancelled() == [("slow", first.id)]
-    assert not swarm.delivered(first.id, piece(1))
+    assert not store(swarm, first.id, piece(1))
     assert swarm.in_flight == 0
 
 
@@ -325,7 +331,7 @@ def test_every_want_is_satisfied_if_some_live_peer_holds_it(data: st.DataObject)
     sim.run()
     assert set(sim.verified) == set(hashes)
     assert set(sim.verified.values()) == {1}
-    assert not any(sim.swarm.wants(content) for content in contents)
+    assert not any(sim.swarm.wanted(content) for content in contents)
 
 
 def test_fifty_thousand_small_files_are_scheduled_quickly() -> None:
@@ -341,7 +347,7 @@ def test_fifty_thousand_small_files_are_scheduled_quickly() -> None:
         for request in swarm.next_requests(now):
             swarm.progress(request.id, request.size, now + 0.005)
             for wanted in request.pieces:
-                served += swarm.delivered(request.id, wanted)
+                served += store(swarm, request.id, wanted)
     assert served == 50_000
 
 
