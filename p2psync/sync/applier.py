@@ -18,8 +18,8 @@ from p2psync.index.reader import Reader
 from p2psync.index.values import Pending, Problem
 from p2psync.index.writer import Writer
 from p2psync.model.ignore import IGNORE_FILE
-from p2psync.model.paths import RelPath, ancestors, display
-from p2psync.model.records import CONFIRMED, FileRecord
+from p2psync.model.paths import RelPath, ancestors, display, path_key
+from p2psync.model.records import CONFIRMED, FileRecord, winner
 from p2psync.ports import Kind
 from p2psync.reconcile import batch as order
 from p2psync.reconcile import clash, plan
@@ -46,6 +46,7 @@ PARALLEL_BUNDLES = 4
 PARALLEL_LARGE = 3
 NEVER_NS = 2**63
 NAME_CLASH = "name-clash"
+IN_THE_WAY = "in-the-way"
 PATIENT_TRIES = 2
 """Times a directory may be found not empty before it is shown: what is in it may be on its way out."""
 _TROUBLES = ("disk-full", "read-only", "failed", "not-empty")
@@ -66,6 +67,8 @@ class Applier:
         """Whether something may have been staged since the stage was last tidied."""
         self._interrupted = False
         """Whether the journal holds what the disk refused."""
+        self._behind = True
+        """Whether something may be held because a local change is in its way."""
         self._later: dict[RelPath, float] = {}
         self._failures: dict[RelPath, int] = {}
         self._bundles = trio.CapacityLimiter(PARALLEL_BUNDLES)
@@ -139,7 +142,7 @@ class Applier:
                 await self._recover()
         now = trio.current_time()
         self._later = {path: at for path, at in self._later.items() if at > now}
-        await context.world.offload.run(self._release_names)
+        await context.world.offload.run(self._release)
         after, progressed, local = b"", False, []
         removals: list[order.Step] = []
         while True:
@@ -173,20 +176,23 @@ class Applier:
             progressed |= await self._perform([Ready(s) for s in removals[start : start + BATCH]])
         return progressed
 
-    def _release_names(self) -> None:
-        """What collided with a name that has gone can be shown now."""
+    def _release(self) -> None:
+        """What collided with a name that has gone, or stood behind a local change, can be shown now."""
         context = self._context
         capabilities = context.root.capabilities
-        if not (capabilities.case_insensitive or capabilities.normalising):
+        if not (self._behind or capabilities.case_insensitive or capabilities.normalising):
             return
+
+        def is_free(reader: Reader, problem: Problem) -> bool:
+            path = RelPath(problem.path)
+            if problem.code == NAME_CLASH:
+                return clash.clash(path, partial(_shown, reader), capabilities) is None
+            return problem.code == IN_THE_WAY and _in_the_way(reader, path) is None
+
         with context.index.read() as reader:
-            free = [
-                RelPath(p.path)
-                for p in reader.problems()
-                if p.held
-                and p.code == NAME_CLASH
-                and clash.clash(RelPath(p.path), partial(_shown, reader), capabilities) is None
-            ]
+            held = [p for p in reader.problems() if p.held]
+            free = [RelPath(p.path) for p in held if is_free(reader, p)]
+        self._behind = any(p.code == IN_THE_WAY for p in held)
         if free:
             context.index.write(lambda writer: [writer.release(path) for path in free])
 
@@ -235,6 +241,12 @@ class Applier:
         self, reader: Reader, action: plan.Action, coming: Mapping[RelPath, Collection[RelPath]]
     ) -> Problem | None:
         """Why this disk cannot or must not show what the action would put there, beside what is `coming` anyway."""
+        if (local := _in_the_way(reader, action.path)) is not None:
+            self._behind = True
+            text = f"{display(local)} was changed on this device only and is in the way"
+            remedy = "move it out of the folder, or have an owner raise the role of this device"
+            now_ns = self._context.world.clock.wall_ns()
+            return Problem(action.path, IN_THE_WAY, text, remedy, now_ns, held=True)
         if not isinstance(action, plan.Create | plan.Replace | plan.MakeDirectory) or action.record is None:
             return None
         context, path, record = self._context, action.path, action.record
@@ -436,6 +448,20 @@ def _bundles(steps: Sequence[order.Step]) -> list[list[order.Step]]:
         bundle.append(step)
         size += amount
     return [*groups, bundle] if bundle else groups
+
+
+def _in_the_way(reader: Reader, path: RelPath) -> RelPath | None:
+    """What was changed on this device only, which may only read, and keeps the path from showing its records."""
+    if not reader.totals().diverged:
+        return None
+    for above in ancestors(path):
+        entry = reader.synced(above)
+        if entry is not None and entry.diverged and not entry.absent and entry.kind is not Kind.DIRECTORY:
+            return above
+    wanted = winner(reader.siblings(path_key(path)))
+    if wanted.kind is Kind.DIRECTORY and not wanted.deleted:
+        return None
+    return next((entry.path for entry in reader.below(path) if entry.diverged and not entry.absent), None)
 
 
 def _shown(reader: Reader, directory: RelPath) -> list[RelPath]:

@@ -128,7 +128,8 @@ class Performer:
         """Whether planning the path now gives the same step."""
         step = item.step
         if isinstance(step, plan.MakeDirectory) and step.record is None:
-            return reader.synced(step.path) is None
+            present = reader.synced(step.path)
+            return present is None or present.absent
         if isinstance(step, order.Move):
             removal = plan_now(self._context, reader, step.source)
             creation = plan_now(self._context, reader, step.path)

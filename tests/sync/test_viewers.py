@@ -1,0 +1,57 @@
+"""Devices that may only read, and what people do on them nevertheless."""
+
+from __future__ import annotations
+
+from tests.sync.conftest import LABEL, simulated, told
+
+
+@simulated
+async def test_what_a_viewers_own_file_is_in_the_way_of_is_held_until_it_goes() -> None:
+    async with told() as story:
+        await story.start("owner", "viewer")
+        story.user("owner").mkdir(b"d")
+        await story.share("owner", viewer="viewer")
+        await story.until(lambda: b"d" in story.user("viewer").names())
+        story.user("viewer").rmdir(b"d")
+        story.user("viewer").write(b"d", b"mine")
+        await story.nodes["viewer"].folder_scan(LABEL)
+        story.user("owner").write(b"d/x", b"theirs")
+        await story.nodes["owner"].folder_scan(LABEL)
+
+        def totals() -> tuple[int, int]:
+            with story.folder("viewer").context.index.read() as reader:
+                totals = reader.totals()
+                return totals.held, totals.need_files
+
+        await story.until(lambda: totals() == (1, 0), 60)
+        folder = (await story.nodes["viewer"].status()).folders[0]
+        assert [problem.code for problem in folder.problems if problem.path == "d/x"] == ["in-the-way"]
+        story.user("viewer").delete(b"d")
+        await story.nodes["viewer"].folder_scan(LABEL)
+        await story.until(lambda: story.user("viewer").stat(b"d/x") is not None, 60)
+        assert story.user("viewer").read(b"d/x") == b"theirs"
+        assert totals() == (0, 0)
+
+
+@simulated
+async def test_a_viewers_own_directory_keeps_its_name_until_it_is_empty() -> None:
+    async with told() as story:
+        await story.start("owner", "viewer")
+        await story.share("owner", viewer="viewer")
+        story.user("viewer").mkdir(b"d")
+        story.user("viewer").write(b"d/mine", b"mine")
+        await story.nodes["viewer"].folder_scan(LABEL)
+        story.user("owner").write(b"d", b"a file")
+        await story.nodes["owner"].folder_scan(LABEL)
+
+        def totals() -> tuple[int, int]:
+            with story.folder("viewer").context.index.read() as reader:
+                totals = reader.totals()
+                return totals.held, totals.need_files
+
+        await story.until(lambda: totals() == (1, 0), 60)
+        assert story.user("viewer").read(b"d/mine") == b"mine"
+        story.user("viewer").delete(b"d/mine")
+        await story.nodes["viewer"].folder_scan(LABEL)
+        await story.until(lambda: totals() == (0, 0), 60)
+        assert story.user("viewer").read(b"d") == b"a file"
