@@ -32,10 +32,11 @@ from p2psync.workspace.staging import Stage, dress, file_mode, stage_small
 
 _log = structlog.get_logger(__name__)
 
-PATIENCE = 15.0
-"""Seconds without a single piece after which a job gives its place to others."""
-IDLE_PATIENCE = 2.0
-"""The same while nothing is even under way: nobody who is connected has it."""
+PATIENCE = 2.0
+"""Seconds with nothing under way after which a job gives its place to others: nobody who is connected has it.
+
+What is under way may take as long as bytes come at all: one piece over a slow line takes minutes.
+"""
 MAX_DENIED = 10_000
 COPY_BYTES = 32 * 1024 * 1024
 """Bytes of local content copied in one thread hop."""
@@ -310,7 +311,7 @@ class ContentJobs:
     async def _gather(self, groups: Mapping[bytes, Mapping[Piece, Sink]]) -> None:
         """Have every piece of each content delivered to its sink.
 
-        UnavailableError when nothing comes for `PATIENCE` seconds, OSError when it could not be stored.
+        UnavailableError when nothing is under way for `PATIENCE` seconds, OSError when it could not be stored.
         """
         if not groups:
             return
@@ -324,15 +325,13 @@ class ContentJobs:
         try:
             while any(self._swarm.wants(want) for want in wants):
                 seen = self._arrived.count
-                waited = trio.current_time()
                 while self._arrived.count == seen:
-                    with trio.move_on_after(IDLE_PATIENCE):
+                    with trio.move_on_after(PATIENCE):
                         await self._arrived.wait_beyond(seen)
                     for want in wants:
                         if want in self._failures:
                             raise self._failures[want]
-                    too_long = trio.current_time() >= waited + PATIENCE
-                    if self._arrived.count == seen and (too_long or not self._swarm.in_flight or not self._links):
+                    if self._arrived.count == seen and not (self._swarm.in_flight and self._links):
                         raise UnavailableError
         finally:
             self._count_denials(wants)

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from p2psync.errors import IntegrityError
+from p2psync.errors import IntegrityError, StateError
 from p2psync.model.hashing import Algorithm, digest
 from p2psync.model.manifest import MAX_CHUNK, Chunker, Manifest
 from p2psync.ports import Kind
@@ -31,6 +31,42 @@ def manifest_of(*chunks: bytes) -> Manifest:
 
 
 CHUNKS = [b"a" * MAX_CHUNK, bytes(MAX_CHUNK), b"c" * MAX_CHUNK, b"tail"]
+
+
+def test_a_stage_that_lacks_a_chunk_is_never_made_durable(tmp_path: Path) -> None:
+    root = make_folder(tmp_path)
+    with Stage.open(root, manifest_of(*CHUNKS)) as stage:
+        for index in (0, 2):
+            stage.put(index, CHUNKS[index])
+        with pytest.raises(StateError, match="lacks 1 of 4 chunks"):
+            stage.sync()
+        stage.put(3, CHUNKS[3])
+        stage.sync()
+
+
+def test_zeros_are_written_where_something_else_is(tmp_path: Path) -> None:
+    root = make_folder(tmp_path)
+    manifest = manifest_of(*CHUNKS)
+    with Stage.open(root, manifest) as stage:
+        pass
+    file = root.reopen(stage.path)
+    file.pwrite(b"from a torn write", MAX_CHUNK)
+    file.close()
+    with Stage.open(root, manifest) as stage:
+        assert stage.missing() == [0, 1, 2, 3]
+        for index, chunk in enumerate(CHUNKS):
+            stage.put(index, chunk)
+        stage.sync()
+    assert (tmp_path / os.fsdecode(stage.path)).read_bytes() == b"".join(CHUNKS)
+
+
+def test_a_chunk_that_comes_after_the_stage_was_closed_goes_nowhere(tmp_path: Path) -> None:
+    root = make_folder(tmp_path)
+    with Stage.open(root, manifest_of(*CHUNKS)) as stage:
+        stage.put(0, CHUNKS[0])
+    assert not stage.put(2, CHUNKS[2])
+    assert stage.read(0) is None
+    assert stage.missing() == [2, 3]
 
 
 def test_a_stage_resumes_with_what_it_verified(tmp_path: Path) -> None:

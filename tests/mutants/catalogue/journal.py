@@ -72,6 +72,40 @@ MUTANTS = (
         (f"{STAGING}::test_a_stage_whose_sync_failed_is_begun_anew",),
     ),
     Mutant(
+        "content-shown-before-it-is-whole",
+        "Nothing asks whether every chunk of a staged content was verified in that very file: a hole of zeros is shown "
+        "(rsync --inplace, interrupted).",
+        (edit("workspace/staging.py", "        if not self.done:\n", "        if False:\n"),),
+        (f"{STAGING}::test_a_stage_that_lacks_a_chunk_is_never_made_durable",),
+    ),
+    Mutant(
+        "zeros-left-to-the-hole",
+        "A missing chunk of zeros is not written, although something else stands where the hole should be.",
+        (
+            edit(
+                "workspace/staging.py",
+                "            self._file.pwrite(data, offset)\n            self._have",
+                "            if any(data):\n                self._file.pwrite(data, offset)\n            self._have",
+            ),
+        ),
+        (f"{STAGING}::test_zeros_are_written_where_something_else_is",),
+    ),
+    Mutant(
+        "received-for-one-counts-for-all",
+        "A chunk that came for one content counts as received by another that began to want it meanwhile.",
+        (
+            edit(
+                "transfer/swarm.py",
+                "for want_id in stored_for if",
+                "for want_id in self.lacking(piece) if",
+            ),
+        ),
+        (
+            "tests/transfer/test_sharing.py::test_who_joins_while_a_piece_is_being_stored_has_not_received_it",
+            "tests/transfer/test_sharing.py::TestSharing",
+        ),
+    ),
+    Mutant(
         "full-disk-is-success",
         "A content that did not fit on the disk is staged as far as it went (Seafile #177; #2792: 128-byte stubs).",
         (
