@@ -16,7 +16,8 @@ from p2psync.errors import InputError, StateError
 from p2psync.model.ids import FolderId, format_folder_id, parse_folder_id
 from p2psync.model.paths import display
 from p2psync.ports import Kind, Rename, Root, Stat, Storage
-from p2psync.workspace.layout import MARKER, PRIVATE, TMP, make_private
+from p2psync.workspace import private_files
+from p2psync.workspace.layout import MARKER, PRIVATE, make_private
 
 MARKER_ID_SIZE = 16
 _MAX_MARKER = 4096
@@ -80,17 +81,9 @@ def create(root: Root, folder: FolderId, marker_id: bytes, created_ns: int) -> M
     if root.stat(MARKER) is not None:
         raise StateError("this directory is a p2psync folder already; see `p2psync folder list`")
     stored = _Stored(_ADVICE, format_folder_id(folder), marker_id.hex(), created_ns)
-    temp = TMP + b"/marker-" + marker_id.hex().encode()
-    with suppress(FileNotFoundError):
-        root.unlink(temp)
-    file = root.create(temp, 0o600)
-    try:
-        file.pwrite(msgspec.json.format(msgspec.json.encode(stored), indent=2) + b"\n", 0)
-        file.sync()
-    finally:
-        file.close()
-    root.rename(temp, MARKER, Rename.NOREPLACE if root.capabilities.noreplace else Rename.REPLACE)
-    root.sync_directory(PRIVATE)
+    data = msgspec.json.format(msgspec.json.encode(stored), indent=2) + b"\n"
+    how = Rename.NOREPLACE if root.capabilities.noreplace else Rename.REPLACE
+    private_files.replace(root, MARKER, data, how)
     root.sync_directory(b"")
     return Marker(folder, marker_id, created_ns)
 

@@ -24,8 +24,11 @@ def read(root: Root, path: bytes, limit: int) -> bytes:
         file.close()
 
 
-def replace(root: Root, path: bytes, data: bytes) -> None:
-    """Put `data` at `path`, directly in the private directory: after a crash it holds the old bytes or the new."""
+def replace(root: Root, path: bytes, data: bytes, how: Rename = Rename.REPLACE) -> None:
+    """Put `data` at `path`, directly in the private directory: after a crash it holds the old bytes or the new.
+
+    With `Rename.NOREPLACE`, FileExistsError when something is there.
+    """
     temp = TMP + b"/" + path.rpartition(b"/")[2]
     with suppress(FileNotFoundError):
         root.unlink(temp)
@@ -36,7 +39,7 @@ def replace(root: Root, path: bytes, data: bytes) -> None:
             file.sync()
         finally:
             file.close()
-        root.rename(temp, path, Rename.REPLACE)
+        root.rename(temp, path, how)
     except OSError:
         with suppress(OSError):
             root.unlink(temp)

@@ -104,8 +104,8 @@ class Host:
         """What happens to the device before its node starts again."""
         self.copies: dict[bytes, Snapshot] = {}
         """Backups of its databases."""
-        self.orphaned = False
-        """Whether a mishap took what it needs to take part, so that it must join again."""
+        self.orphaned = device.name != story.cast.devices[0]
+        """Whether it lacks what it needs to take part: it has not joined yet, or must do so again after a mishap."""
         self.touched: set[bytes] = set()
         """Paths that its user has acted on."""
         self.orders: list[str] = []

@@ -5,7 +5,6 @@
 
 import errno
 import random
-from functools import partial
 from typing import TYPE_CHECKING
 
 import trio
@@ -121,7 +120,12 @@ def _intrusion(story: "Story", host: "Host", rng: random.Random) -> None:
     """A user acts between two system calls of the node."""
     person = story.person(host)
     person.name += f"-intruder-{story.counters['fault intrusion']}"
-    host.device.disk.faults.at(rng.randrange(1, 20), partial(person.act, story.note), _RACES)
+
+    def act() -> None:
+        if not host.unplugged:
+            person.act(story.note)
+
+    host.device.disk.faults.at(rng.randrange(1, 20), act, _RACES)
 
 
 def _clock(story: "Story", host: "Host", rng: random.Random) -> None:
