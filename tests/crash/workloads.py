@@ -89,7 +89,7 @@ def _chmod(user: User, _: bytes) -> None:
 
 
 def _tool(user: User, stamp: bytes) -> None:
-    # Synced even by lazy programs: a bit that is lost while both times stay cannot be seen by looking at the file's stat.
+    # Synced even by lazy programs: a bit that is lost while both times stay cannot be seen by a scan.
     user.write(b"b", text(stamp))
     user.chmod(b"b", 0o755)
     _sync(user, b"b", lazily=False)
