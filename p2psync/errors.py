@@ -51,5 +51,20 @@ class IntegrityError(P2PSyncError):
     """Stored bytes are not what they must be; `p2psync check` says more."""
 
 
+class StoreFailedError(IntegrityError):
+    """The store of the index failed in use: nothing more can be read or written until it has been opened again."""
+
+
 class StoreFullError(P2PSyncError):
     """The index cannot grow: its disk is full or its map limit is reached."""
+
+
+def cause(error: Exception) -> Exception:
+    """The error itself, or out of a group (of groups) the first that was raised on purpose, else the first.
+
+    Nurseries raise groups; people act on one cause.
+    """
+    if not isinstance(error, ExceptionGroup):
+        return error
+    expected = error.subgroup(P2PSyncError)
+    return cause((expected or error).exceptions[0])

@@ -15,7 +15,7 @@ import p2psync
 from p2psync.cli import devices, folders, health, pairing, running, status, versions
 from p2psync.cli.output import complain, say
 from p2psync.cli.session import Settings
-from p2psync.errors import P2PSyncError
+from p2psync.errors import P2PSyncError, cause
 
 app = typer.Typer(
     name="p2psync",
@@ -88,8 +88,6 @@ def main(arguments: list[str] | None = None) -> NoReturn:
 
 
 def _fail(error: Exception, verbose: bool) -> int:
-    from p2psync.node.causes import cause
-
     error = cause(error)
     if verbose:
         traceback.print_exception(error)

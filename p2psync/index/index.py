@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Callable, Collection, Iterator
 from contextlib import contextmanager
 from typing import TypeVar
 
-from p2psync.errors import IntegrityError, StateError
+from p2psync.errors import IntegrityError, StateError, StoreFailedError
 from p2psync.index import tables
 from p2psync.index.reader import Reader
 from p2psync.index.repair import Repairer
@@ -27,12 +28,23 @@ _UPGRADES: dict[int, Callable[[WriteTxn], None]] = {}
 class Index:
     """Everything one device knows about one folder. All methods block; call them inside `Offload.run`."""
 
-    def __init__(self, store: KvStore, is_conflict: Callable[[bytes], bool], identity: Identity) -> None:
-        """`identity` is whose index it is, as it stood when it was opened."""
+    def __init__(
+        self,
+        database: Database,
+        path: bytes,
+        store: KvStore,
+        is_conflict: Callable[[bytes], bool],
+        identity: Identity,
+    ) -> None:
+        """`store` is the one in `path`; `identity` is whose index it is, as it stood when it was opened."""
+        self._database = database
+        self._path = path
         self._rows = store
         self._store = SealedStore(store)
         self._is_conflict = is_conflict
         self._identity = identity
+        self._gate = threading.Lock()
+        self._closed = False
 
     @classmethod
     def open(  # noqa: PLR0917 - the four identities of an index and where it lies
@@ -51,7 +63,7 @@ class Index:
         A new one takes `token` (16 fresh random bytes) as its index id and `incarnation_floor` as its incarnation: the
         caller makes sure that it is above every incarnation this device ever had in the folder. `is_conflict` tells
         from a name whether it is a conflict copy's. StateError when the index is another's or from a newer version of
-        p2psync; IntegrityError or StoreFullError when the store cannot be used.
+        p2psync; IntegrityError (StoreFailedError) or StoreFullError when the store cannot be used.
         """
         replica(device, incarnation_floor)
         store = database.open(path, tables.TABLES)
@@ -67,7 +79,7 @@ class Index:
         except BaseException:
             store.close()
             raise
-        return cls(store, is_conflict, identity)
+        return cls(database, path, store, is_conflict, identity)
 
     @contextmanager
     def read(self, *, passing_over: dict[tuple[str, bytes], None] | None = None) -> Iterator[Reader]:
@@ -116,9 +128,35 @@ class Index:
 
         return self._rows.write(run)
 
+    def reopen(self) -> None:
+        """Close the store and open it again, which verifies it; for after a StoreFailedError. Raises as `open` does.
+
+        When that cannot be done now the index stays closed, and this may be tried again.
+        """
+        with self._gate:
+            if self._closed:
+                raise StateError("the index is closed")
+            self._rows.close()
+            store = self._database.open(self._path, tables.TABLES)
+            try:
+                with store.read() as txn:
+                    data = Sealed(txn).get(tables.META, tables.IDENTITY)
+                found = None if data is None else tables.decode(tables.identity_rows, data)
+                if found is None or (found.folder, found.device) != (self._identity.folder, self._identity.device):
+                    # Only at a start is an index begun or replaced in an order that is safe.
+                    raise StoreFailedError(
+                        f"the index in {display(self._path)} is gone or another one; start p2psync again"
+                    )
+            except BaseException:
+                store.close()
+                raise
+            self._rows, self._store = store, SealedStore(store)
+
     def close(self) -> None:
-        """Close the store; no view may be open."""
-        self._rows.close()
+        """Close the store for good; no view may be open."""
+        with self._gate:
+            self._closed = True
+            self._rows.close()
 
 
 def _prepare(txn: WriteTxn, fresh: Identity, path: bytes) -> Identity:

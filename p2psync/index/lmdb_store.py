@@ -1,7 +1,8 @@
 """LMDB as the embedded store: durable transactions on one writer thread, growth, and refusal of what LMDB cannot bear.
 
 LMDB trusts its file completely: a truncated or damaged one can kill the process. So a file that was not closed
-cleanly, or changed since, is verified page by page (`lmdb.verify`) before LMDB maps it.
+cleanly, or changed since, is verified page by page (`lmdb.verify`) before LMDB maps it. For the same reason an
+environment that has met an error of its disk is never used again: the store has failed until it is opened anew.
 """
 
 from __future__ import annotations
@@ -14,14 +15,14 @@ import sys
 import threading
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, TypeVar
 
 import lmdb
 import lmdb.verify
 
-from p2psync.errors import IntegrityError, StateError, StoreFullError
+from p2psync.errors import IntegrityError, StateError, StoreFailedError, StoreFullError
 from p2psync.ports import ReadTxn, WriteTxn
 
 T = TypeVar("T")
@@ -57,9 +58,18 @@ class LmdbDatabase:
     def open(self, path: bytes, tables: tuple[str, ...]) -> LmdbStore:
         """Open or create the environment in the directory `path`.
 
-        StateError on a network file system or when it is open already; IntegrityError when the file is damaged.
+        StateError on a network file system or when it is open already; IntegrityError when the file is damaged;
+        StoreFailedError when the disk does not do what it is asked to, StoreFullError when it is full.
         """
-        return LmdbStore(Path(os.fsdecode(path)), tables, self._map_size)
+        where = Path(os.fsdecode(path))
+        try:
+            return LmdbStore(where, tables, self._map_size)
+        except lmdb.DiskError as error:
+            raise _full(where) from error
+        except (lmdb.InvalidError, lmdb.CorruptedError, lmdb.PageNotFoundError, lmdb.VersionMismatchError) as error:
+            raise _damaged(where, str(error)) from error
+        except (lmdb.Error, OSError) as error:
+            raise _failed(where, error) from error
 
 
 class _View:
@@ -137,7 +147,7 @@ class LmdbStore:
         self._failure: BaseException | None = None
         self._requests: queue.SimpleQueue[tuple[Callable[[WriteTxn], Any], Future[Any]] | None] = queue.SimpleQueue()
         self._gate = threading.Lock()
-        self._closed = False
+        self._closed = self._released = False
         _refuse_network(path)
         path.mkdir(parents=True, exist_ok=True, mode=0o700)
         _check_before_open(path)
@@ -156,37 +166,49 @@ class LmdbStore:
     # ── the port ────────────────────────────────────────────────────────────────────────────────────────────────────
     @contextmanager
     def read(self) -> Iterator[ReadTxn]:
-        """A consistent view, on this thread. StateError when the store is closed or failed."""
+        """A consistent view, on this thread. StateError when the store is closed, StoreFailedError when it failed."""
         with self._views.one():
             self._usable()
-            with self._env.begin() as txn:
-                yield _View(txn, self._tables)
+            try:
+                with self._env.begin() as txn:
+                    yield _View(txn, self._tables)
+            except lmdb.BadValsizeError:
+                raise
+            except lmdb.Error as error:
+                self._failure = error
+                raise _failed(self._path, error) from error
 
     def write(self, work: Callable[[WriteTxn], T]) -> T:
         """Run `work` on the writer thread in one transaction and return once it is durable.
 
         StateError from within a view of the same thread: the store could then never grow. StoreFullError when the disk
-        is full: nothing is changed and later writes may succeed. After any other failure to commit the store refuses
-        to go on, because the state on disk is not known any more.
+        is full: nothing is changed and later writes may succeed. After any other failure (StoreFailedError) the store
+        refuses to go on, because the state on disk is not known any more.
         """
         if self._views.held_here() or threading.current_thread() is self._writer:
             raise StateError("a write cannot begin inside a view of the same index; end the view first")
         return self._submit(work)
 
     def close(self) -> None:
-        """Finish queued writes, close the file and mark it as closed cleanly. Idempotent."""
+        """Finish queued writes, close the file and mark it as closed cleanly. Idempotent; once more after StateError.
+
+        What cannot be marked as closed cleanly is verified when it is opened again.
+        """
         with self._gate:
-            if self._closed:
-                return
-            self._closed = True
-            self._requests.put(None)
+            if not self._closed:
+                self._closed = True
+                self._requests.put(None)
         self._writer.join()
         with self._views.none(_PATIENCE) as quiet:
+            if self._released:
+                return
             if not quiet:
                 raise StateError(f"the index in {self._path} cannot be closed while a view of it stays open")
+            self._released = True
             self._env.close()
         if self._failure is None:
-            _set_condition(self._path, _clean_text(self._path / DATA))
+            with suppress(OSError):
+                _set_condition(self._path, _clean_text(self._path / DATA))
 
     # ── the writer thread ───────────────────────────────────────────────────────────────────────────────────────────
     def _submit(self, work: Callable[[WriteTxn], T]) -> T:
@@ -206,33 +228,33 @@ class LmdbStore:
             del request, work, future
 
     def _transact(self, work: Callable[[WriteTxn], T]) -> T:
-        while True:
-            try:
-                return self._attempt(work)
-            except lmdb.MapFullError:
-                self._grow()
+        try:
+            while True:
+                try:
+                    return self._attempt(work)
+                except lmdb.MapFullError:
+                    self._grow()
+        except lmdb.BadValsizeError:
+            raise
+        except lmdb.Error as error:
+            # A short write is reported as an I/O error: look whether the disk is merely full. LMDB panics when it
+            # cannot say which of two states is on the disk, and then refuses everything, whatever the cause was.
+            full = isinstance(error, lmdb.DiskError) or _nearly_full(self._path)
+            if full and not isinstance(error, lmdb.PanicError):
+                raise _full(self._path) from error
+            self._failure = error
+            raise _failed(self._path, error) from error
 
     def _attempt(self, work: Callable[[WriteTxn], T]) -> T:
         if self._failure is not None:
-            raise self._failed()
+            raise _failed(self._path, self._failure)
         txn = self._env.begin(write=True)
         try:
             result = work(_View(txn, self._tables))
-        except BaseException as error:
+        except BaseException:
             txn.abort()
-            if isinstance(error, lmdb.DiskError):
-                raise self._full() from error
             raise
-        try:
-            txn.commit()
-        except lmdb.MapFullError:
-            raise
-        except lmdb.Error as error:
-            # A short write is reported as an I/O error: look whether the disk is merely full.
-            if isinstance(error, lmdb.DiskError) or _nearly_full(self._path):
-                raise self._full() from error
-            self._failure = error
-            raise self._failed() from error
+        txn.commit()
         return result
 
     def _grow(self) -> None:
@@ -248,12 +270,10 @@ class LmdbStore:
     def _open_environment(self, map_size: int, tables: int) -> Any:
         try:
             return lmdb.open(str(self._path), map_size=map_size, max_dbs=tables, max_readers=READERS, mode=0o600)
-        except lmdb.DiskError as error:
-            raise self._full() from error
         except lmdb.Error as error:
             if "already open" in str(error):
                 raise StateError(f"the index in {self._path} is open already in this process") from error
-            raise _damaged(self._path, str(error)) from error
+            raise
 
     def _open_tables(self, tables: tuple[str, ...]) -> None:
         """Create what is missing. Each table is its own transaction: LMDB wants handles made one at a time."""
@@ -264,16 +284,7 @@ class LmdbStore:
         if self._closed:
             raise StateError(f"the index in {self._path} is closed")
         if self._failure is not None:
-            raise self._failed()
-
-    def _failed(self) -> IntegrityError:
-        return IntegrityError(
-            f"the index in {self._path} could not be written ({self._failure}); stop p2psync, check the disk, then "
-            "start it again: the index is verified when it opens"
-        )
-
-    def _full(self) -> StoreFullError:
-        return StoreFullError(f"the disk that holds the index {self._path} is full; free some space on it")
+            raise _failed(self._path, self._failure)
 
 
 # ── what a file must be before LMDB may map it ──────────────────────────────────────────────────────────────────────
@@ -290,7 +301,7 @@ def _check_before_open(path: Path) -> None:
         return
     try:
         findings: list[str] = lmdb.verify.verify(str(path))  # type: ignore[no-untyped-call]
-    except (lmdb.verify.VerifyError, OSError) as error:
+    except lmdb.verify.VerifyError as error:
         findings = [str(error)]
     # Pages that nothing reaches cost space, not data.
     serious = [text for text in findings if "a leak" not in text]
@@ -325,6 +336,16 @@ def _damaged(path: Path, what: str) -> IntegrityError:
         f"the index in {path} is damaged ({what}); move that directory away and start again: it is rebuilt from the "
         "files and the other devices, and nothing in the folder is touched"
     )
+
+
+def _failed(path: Path, why: BaseException) -> StoreFailedError:
+    return StoreFailedError(
+        f"the index in {path} cannot be used ({why}); check the disk: the index is verified when it is opened again"
+    )
+
+
+def _full(path: Path) -> StoreFullError:
+    return StoreFullError(f"the disk that holds the index {path} is full; free some space on it")
 
 
 def _nearly_full(path: Path) -> bool:

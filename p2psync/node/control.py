@@ -35,8 +35,8 @@ from p2psync.errors import (
     PermissionDenied,
     StateError,
     UsageError,
+    cause,
 )
-from p2psync.node.causes import cause
 from p2psync.node.control_file import SERVICE, ControlFile
 from p2psync.node.home import Home
 from p2psync.node.logs import get_logger

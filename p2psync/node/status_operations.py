@@ -9,6 +9,7 @@ from contextlib import AbstractAsyncContextManager
 import trio
 
 import p2psync
+from p2psync.errors import P2PSyncError
 from p2psync.model.ids import DeviceId, format_device_id
 from p2psync.model.paths import display
 from p2psync.node.check import scrub_view
@@ -30,7 +31,7 @@ from p2psync.node.views import (
 from p2psync.protocol.messages import FolderState
 from p2psync.sync.context import BRAKES
 from p2psync.sync.exchange import Exchange
-from p2psync.sync.folder import Folder
+from p2psync.sync.folder import REOPENS, Folder
 
 SHOWN_PROBLEMS = 200
 HEX_OF_ROOT = 16
@@ -53,13 +54,15 @@ class StatusOperations(DeviceOperations, FolderOperations):
 
     def _broken_view(self, entry: FolderEntry) -> FolderView:
         """A folder whose index could not be opened."""
-        text, raw = path_fields(os.fsencode(entry.path))
-        problem = Problem(
-            "index",
-            str(self.broken[entry.id]),
-            f"do as it says, or: p2psync folder remove {entry.label}, then add or accept it again; its files stay",
-        )
-        return FolderView(entry.id, entry.label, text, "error", 0, 0, 0, 0, 0, problems=[problem], path_b64=raw)
+        remedy = f"do as it says, or: p2psync folder remove {entry.label}, then add or accept it again; its files stay"
+        problem = Problem("index", str(self.broken[entry.id]), remedy)
+        return self._unread_view(entry.id, entry.label, os.fsencode(entry.path), problem)
+
+    @staticmethod
+    def _unread_view(folder: str, label: str, path: bytes, problem: Problem) -> FolderView:
+        """A folder of which nothing can be told but why."""
+        text, raw = path_fields(path)
+        return FolderView(folder, label, text, "error", 0, 0, 0, 0, 0, problems=[problem], path_b64=raw)
 
     def _node_view(self) -> NodeView | None:
         if self.connections is None:
@@ -77,8 +80,12 @@ class StatusOperations(DeviceOperations, FolderOperations):
 
     def _folder_view(self, folder: Folder) -> FolderView:
         context = folder.context
-        with context.index.read() as reader:
-            totals, root, problems = reader.totals(), reader.root(), reader.problems()
+        try:
+            with context.index.read() as reader:
+                totals, root, problems = reader.totals(), reader.root(), reader.problems()
+        except P2PSyncError as error:
+            problem = Problem("index", _trouble(folder, error), REOPENS)
+            return self._unread_view(context.name, folder.label, context.path, problem)
         need = totals.need_bytes
         context.progress.sample(trio.current_time())
         progress = (
@@ -143,14 +150,18 @@ class StatusOperations(DeviceOperations, FolderOperations):
             async with trio.open_nursery() as nursery:
                 for folder in folders:
                     nursery.start_soon(settle, folder)
-        texts = [text for label in sorted(missing) for text in missing[label]]
         equalities = []
         for folder in folders:
-            with folder.context.index.read() as reader:
-                root = reader.root()
+            try:
+                with folder.context.index.read() as reader:
+                    root = reader.root()
+            except P2PSyncError as error:
+                root = b""
+                missing[folder.label] = [f"{folder.label}: {_trouble(folder, error)}"]
             equal = [format_device_id(d) for d in self._equal_with(folder, root)]
             identical = not missing[folder.label]
             equalities.append(FolderEquality(folder.context.name, folder.label, identical, root.hex()[:16], equal))
+        texts = [text for label in sorted(missing) for text in missing[label]]
         return WaitResult(not texts, texts, equalities)
 
     async def _settle(self, folder: Folder, missing: dict[str, list[str]]) -> None:
@@ -161,7 +172,10 @@ class StatusOperations(DeviceOperations, FolderOperations):
             for exchange in list(folder.exchanges.values()):
                 if exchange not in asked and exchange.theirs.announce is not None:
                     asked[exchange] = await exchange.ask_rescan()
-            missing[folder.label] = self._missing(folder, wanted, asked)
+            try:
+                missing[folder.label] = self._missing(folder, wanted, asked)
+            except P2PSyncError as error:
+                missing[folder.label] = [f"{folder.label}: {_trouble(folder, error)}"]
             if not missing[folder.label]:
                 return
             with trio.move_on_after(POLL):
@@ -230,3 +244,9 @@ class StatusOperations(DeviceOperations, FolderOperations):
     def events(self, after: int | None = None) -> AbstractAsyncContextManager[AsyncIterator[Event]]:
         """What happens from now on, or after a cursor."""
         return self.event_log.subscribe(after)
+
+
+def _trouble(folder: Folder, error: P2PSyncError) -> str:
+    """Why a folder's index could not be read: what the folder says about it, which knows the first cause."""
+    known = folder.context.problems.get("index")
+    return str(error) if known is None else known.text

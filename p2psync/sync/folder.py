@@ -10,7 +10,7 @@ import structlog
 import trio
 
 from p2psync.crypto.identity import DeviceKeys
-from p2psync.errors import EscapeError, P2PSyncError, StateError
+from p2psync.errors import P2PSyncError, StateError, StoreFailedError, cause
 from p2psync.index.index import Index
 from p2psync.index.seal import DamagedRowError
 from p2psync.index.values import Totals
@@ -19,17 +19,18 @@ from p2psync.membership.fold import Membership, make_link
 from p2psync.membership.links import Action, Role, decode_link
 from p2psync.membership.pool import LinkPool
 from p2psync.model.ids import DeviceId, FolderId, replica_device_prefix
-from p2psync.model.ignore import IGNORE_FILE, MAX_BYTES, IgnoreMatcher
-from p2psync.model.paths import ROOT, RelPath
+from p2psync.model.ignore import IgnoreMatcher
+from p2psync.model.paths import ROOT
 from p2psync.ports import Watch, World
 from p2psync.protocol import messages as m
 from p2psync.protocol.bulk import Absent, Item
 from p2psync.protocol.limits import MAX_HEADS, MAX_LINKS_PER_MESSAGE
-from p2psync.sync import founding, life, members_file
+from p2psync.sync import founding, life, members_file, rights
 from p2psync.sync.applier import Applier
 from p2psync.sync.contents import ContentJobs
 from p2psync.sync.context import BRAKES, Emit, FolderContext, SyncSettings
 from p2psync.sync.exchange import Exchange
+from p2psync.sync.ignores import Ignores
 from p2psync.sync.link import Link
 from p2psync.sync.observer import Observer
 from p2psync.sync.recovery import recover
@@ -40,6 +41,8 @@ from p2psync.workspace import marker
 
 ROOT_CHECK_INTERVAL = 5.0
 RESTART_DELAY = 10.0
+REPAIR = "run: p2psync check --repair"
+REOPENS = "check the disk; the index is opened again by itself as soon as that is possible"
 
 _log = structlog.get_logger(__name__)
 
@@ -74,13 +77,15 @@ class Folder:
         self._running: trio.CancelScope | None = None
         self._wake = trio.Event()
         self._fatal = ""
-        self._ignores = b""
+        self._index_failed = False
+        self._reported: Exception | None = None
+        self._ignores = Ignores(self.context)
         self.observer = Observer(self.context)
         self.contents = ContentJobs(self.context, others)
         self.applier = Applier(self.context, self.observer, self.contents)
         self.scrubber = Scrubber(self.context, self.observer, self.contents, self._idle, self.exchanges)
         self._server = Server(self.context, self.observer, self.contents)
-        self.context.ignores_changed = self._load_ignores
+        self.context.ignores_changed = self._ignores.load
         self.watch: Literal["live", "degraded", "off"] = "off"
 
     @property
@@ -159,14 +164,15 @@ class Folder:
                 try:
                     await self._run_once()
                 except* DamagedRowError as group:
-                    self._stop_with("index", str(group.exceptions[0]), "nothing: it is being repaired")
+                    self._stop_with("index", str(cause(group)), "nothing: it is being repaired")
                     wait = 0.0 if await self.scrubber.mend_again() else RESTART_DELAY
                 except* P2PSyncError as group:
-                    self._stop_with("index", str(group.exceptions[0]), "run: p2psync check --repair")
+                    self._index_failed |= group.subgroup(StoreFailedError) is not None
+                    self._stop_with("index", str(cause(group)), REOPENS if self._index_failed else REPAIR)
                     wait = RESTART_DELAY
                 except* Exception as group:  # noqa: BLE001  (one folder's bug must not end the node)
                     _log.exception("a folder stopped", folder=self.context.name, exc_info=group)
-                    self._stop_with("internal", f"internal error: {group.exceptions[0]!r}", "see the log; it restarts")
+                    self._stop_with("internal", f"internal error: {cause(group)!r}", "see the log; it restarts")
                     wait = RESTART_DELAY
             with trio.move_on_after(wait):
                 await self._wake.wait()
@@ -174,11 +180,17 @@ class Folder:
     async def _run_once(self) -> None:
         """Run until the root is no longer to be trusted, or the folder is paused."""
         context, world = self.context, self.context.world
+        if self._index_failed:
+            await world.offload.run(context.index.reopen)
+            self._index_failed = False
+            self._members_changed()
+        self._reported = None
         check = await world.offload.run(self._open_root)
         if not check.ok:
             self._stop_with("root", check.text, check.remedy)
             return
         self._fatal = ""
+        self._tell_role()
         for code in ("root", "index", "internal"):
             context.clear_problem(code)
         with ExitStack() as stack:
@@ -186,7 +198,7 @@ class Folder:
             stack.callback(context.close_root)
             self._running = stack.enter_context(trio.CancelScope())
             await world.offload.run(lambda: recover(context))
-            await world.offload.run(self._load_ignores)
+            await world.offload.run(self._ignores.load)
             together = await world.offload.run(lambda: life.renew(context))
             await world.offload.run(self._keep_members)
             self.observer.start(derive_removals=together)
@@ -202,6 +214,8 @@ class Folder:
                 nursery.start_soon(self._guard_root)
                 while True:
                     self.watch = "off" if watch is None else "live" if watch.live else "degraded"
+                    if self._reported is not None:
+                        raise self._reported
                     await trio.sleep(ROOT_CHECK_INTERVAL)
 
     def _open_root(self) -> marker.RootCheck:
@@ -253,44 +267,6 @@ class Folder:
         self._running = None
         self.watch = "off"
         self.context.state_changed.fire()
-
-    def _load_ignores(self) -> None:
-        """Read `.p2psyncignore` again; entries it no longer ignores are worked on again."""
-        context = self.context
-        try:
-            file = context.root.open(IGNORE_FILE)
-        except (FileNotFoundError, NotADirectoryError, IsADirectoryError, EscapeError):
-            text = b""
-        except OSError as error:
-            # What it says holds on: to publish what a person wanted to keep would be worse.
-            why = f"{IGNORE_FILE.decode()} cannot be read: {error.strerror}; what it said before still counts"
-            context.raise_problem("ignore", why, "make it readable")
-            return
-        else:
-            try:
-                buffer = bytearray(MAX_BYTES)
-                text = bytes(buffer[: file.pread_into(memoryview(buffer), 0)])
-            finally:
-                file.close()
-        if text != self._ignores:
-            context.ignore = IgnoreMatcher(text)
-        if context.ignore.errors:
-            bad = context.ignore.errors[0]
-            context.raise_problem(
-                "ignore", f"{IGNORE_FILE.decode()}, line {bad.line}: {bad.text!r}: {bad.problem}", "correct that line"
-            )
-        else:
-            context.clear_problem("ignore")
-        if text == self._ignores:
-            return
-
-        def release(writer: Writer) -> None:
-            for problem in writer.problems():
-                if problem.held and problem.code == "ignored":
-                    writer.release(RelPath(problem.path))
-
-        context.index.write(release)
-        self._ignores = text
 
     # ── control ─────────────────────────────────────────────────────────────────────────────────────────────────────
     def pause(self) -> None:
@@ -377,8 +353,7 @@ class Folder:
             def commit(writer: Writer) -> None:
                 for link in fresh:
                     writer.add_link(link.hash, link.encoded)
-                if any(link.revokes for link in fresh):
-                    members_file.withdraw(writer, grown, context.device)
+                rights.take_effect(writer, grown, context.device, fresh)
 
             if fresh:
                 context.index.write(commit)
@@ -396,15 +371,21 @@ class Folder:
         if self.role is None:
             for scope in list(self._scopes.values()):
                 scope.cancel()
-            context.raise_problem(
-                "removed",
-                "this device was removed from the folder; nothing more is exchanged, its files stay where they are",
-                f"p2psync folder remove {context.label}",
-            )
+        self._tell_role()
         self.observer.ask_scan()
         context.records_changed.fire()
         context.state_changed.fire()
         self._members_changed()
+
+    def _tell_role(self) -> None:
+        if self.role is not None:
+            self.context.clear_problem("removed")
+            return
+        self.context.raise_problem(
+            "removed",
+            "this device was removed from the folder; nothing more is exchanged, its files stay where they are",
+            f"p2psync folder remove {self.label}",
+        )
 
     def cut(self, device: bytes) -> list[tuple[bytes, int]]:
         """What this device has seen of another's changes: what still counts once it has lost the right. Blocks."""
@@ -427,6 +408,7 @@ class Folder:
         membership = self.context.membership
         return (
             not self.paused
+            and not self._index_failed
             and membership.role(device) is not None
             and self.role is not None
             and device not in self.exchanges
@@ -458,6 +440,9 @@ class Folder:
                 await exchange.part()
         except* DamagedRowError:
             await self.scrubber.mend_again()
+            raise
+        except* StoreFailedError as group:
+            self._reported = cause(group)
             raise
         finally:
             self.contents.detach(link)
@@ -491,8 +476,11 @@ class Folder:
         """Answer a chunk request."""
         try:
             return await self._server.serve(device, request)
-        except (OSError, StateError):
-            return [Absent.LATER] * len(request.lengths)
+        except (DamagedRowError, StoreFailedError) as error:
+            self._reported = error
+        except (OSError, P2PSyncError):
+            pass
+        return [Absent.LATER] * len(request.lengths)
 
     def _possesses(self, device: bytes, roots: Sequence[bytes]) -> None:
         self.contents.possesses(device, roots)

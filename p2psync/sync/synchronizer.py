@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import structlog
 import trio
 
-from p2psync.errors import AuthenticationError, ConnectionLost, InputError, P2PSyncError, ProtocolError
+from p2psync.errors import AuthenticationError, ConnectionLost, InputError, P2PSyncError, ProtocolError, cause
 from p2psync.membership.fold import Membership, fold
 from p2psync.membership.links import Role
 from p2psync.model.ids import DeviceId, FolderId
@@ -35,13 +35,6 @@ class Offer:
     role: Role
     device: DeviceId
     device_name: str
-
-
-def cause(error: BaseException) -> BaseException:
-    """The first error in a group that is not a group."""
-    while isinstance(error, BaseExceptionGroup):
-        error = error.exceptions[0]
-    return error
 
 
 class Synchronizer:
@@ -150,7 +143,7 @@ class Synchronizer:
             known = self.folders.get(FolderId(message.folder))
             if known is None:
                 self._on_offer(peer, message)
-            elif known.context.membership.role(peer.device) is None:
+            elif known.role is None or known.context.membership.role(peer.device) is None:
                 await self._on_proof(known, peer, message)
             return
         folder = self.folders.get(FolderId(getattr(message, "folder", b"")))
@@ -166,7 +159,7 @@ class Synchronizer:
         return await folder.serve(peer.device, request)
 
     async def _on_proof(self, folder: Folder, peer: Peer, message: m.FolderOffer) -> None:
-        """A device we do not know as a member offers a folder that we have: its links may show that it was let in.
+        """A device offers a folder that we have, and one of us is no member as far as we know: its links may show more.
 
         Nobody else may be able to tell: those who let it in may never meet us.
         """

@@ -9,7 +9,7 @@ from typing import TypeVar
 
 from sortedcontainers import SortedDict
 
-from p2psync.errors import StateError, StoreFullError
+from p2psync.errors import StateError, StoreFailedError, StoreFullError
 from p2psync.testing.faults import FaultPlan, SimulatedCrash
 
 T = TypeVar("T")
@@ -119,6 +119,7 @@ class MemoryStore:
         self._readers = 0
         self._writing = False
         self._open = True
+        self._failure: OSError | None = None
         self.dead = False
 
     @contextmanager
@@ -138,6 +139,7 @@ class MemoryStore:
     def write(self, work: Callable[[MemoryWriteTxn], T]) -> T:
         """As `ports.KvStore.write`. Asks the fault plan for `commit` before and `committed` after it is durable.
 
+        An error there fails the store until it is opened anew, unless the disk is full before the commit.
         StateError inside another transaction: with one thread, a view that is open now was held over a wait.
         """
         self._check()
@@ -147,20 +149,24 @@ class MemoryStore:
         self._writing = True
         try:
             result = work(txn)
-            self._faults.check("commit", self._path)
-        except OSError as error:
-            txn.roll_back()
-            if error.errno == errno.ENOSPC:
-                raise StoreFullError("the index cannot grow: its disk is full; free some space") from error
-            raise
+            self._strike("commit")
         except BaseException:
             txn.roll_back()
             raise
         finally:
             txn.end()
             self._writing = False
-        self._faults.check("committed", self._path)
+        self._strike("committed")
         return result
+
+    def _strike(self, moment: str) -> None:
+        try:
+            self._faults.check(moment, self._path)
+        except OSError as error:
+            if moment == "commit" and error.errno == errno.ENOSPC:
+                raise StoreFullError("the index cannot grow: its disk is full; free some space") from error
+            self._failure = error
+            raise _failed(error) from error
 
     def close(self) -> None:
         """As `ports.KvStore.close`."""
@@ -174,6 +180,8 @@ class MemoryStore:
             raise SimulatedCrash
         if not self._open:
             raise StateError("this store is closed")
+        if self._failure is not None:
+            raise _failed(self._failure)
 
 
 class MemoryDatabase:
@@ -187,7 +195,10 @@ class MemoryDatabase:
 
     def open(self, path: bytes, tables: tuple[str, ...]) -> MemoryStore:
         """As `ports.Database.open`; StateError when the store is open already."""
-        self._faults.check("open_store", path)
+        try:
+            self._faults.check("open_store", path)
+        except OSError as error:
+            raise _failed(error) from error
         if path in self._opened:
             raise StateError(f"the index {path!r} is open already")
         contents = self._stores.setdefault(path, {})
@@ -222,6 +233,10 @@ class MemoryDatabase:
             self._stores.pop(path, None)
         else:
             self._stores[path] = {name: _Table(SortedDict(pairs)) for name, pairs in snapshot.items()}
+
+
+def _failed(why: OSError) -> StoreFailedError:
+    return StoreFailedError(f"the index cannot be used ({why.strerror}); check the disk")
 
 
 def _check_key(key: bytes) -> None:

@@ -2,18 +2,21 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import signal
 import subprocess
 import sys
 import threading
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
+from unittest.mock import Mock
 
 import lmdb
 import pytest
 
-from p2psync.errors import IntegrityError, StateError, StoreFullError
+from p2psync.errors import IntegrityError, StateError, StoreFailedError, StoreFullError
 from p2psync.index import lmdb_store
 from p2psync.index.lmdb_store import CONDITION, DATA, LmdbDatabase, LmdbStore, filesystem_type
 from p2psync.ports import WriteTxn
@@ -205,14 +208,109 @@ def test_after_a_failed_commit_nothing_goes_on(tmp_path: Path, monkeypatch: pyte
     store = reopen(tmp_path)
     with monkeypatch.context() as patch:
         patch.setattr(store, "_env", FullDisk(store._env, lmdb.Error("mdb_txn_commit: Input/output error")))
-        with pytest.raises(IntegrityError, match="Input/output"):
+        with pytest.raises(StoreFailedError, match="Input/output"):
             store.write(lambda txn: None)
-    with pytest.raises(IntegrityError, match="start it again"):
+    with pytest.raises(StoreFailedError, match="verified when it is opened again"):
         store.write(lambda txn: None)
-    with pytest.raises(IntegrityError), store.read():
+    with pytest.raises(StoreFailedError), store.read():
         pass
     store.close()
     assert (tmp_path / CONDITION).read_text() == "open\n"
+
+
+class Broken:
+    """An environment whose transactions cannot begin, or end in an error after they have done their work."""
+
+    def __init__(self, env: object, error: Exception, *, begins: bool) -> None:
+        self._env, self.error, self._begins = env, error, begins
+
+    @contextmanager
+    def _ending(self, txn: object) -> Iterator[object]:
+        yield txn
+        raise self.error
+
+    def begin(self, **options: bool) -> object:
+        if not self._begins:
+            raise self.error
+        txn = self._env.begin(**options)  # type: ignore[attr-defined]
+        return txn if options else self._ending(txn)
+
+    def __getattr__(self, name: str) -> object:
+        return getattr(self._env, name)
+
+
+@pytest.mark.parametrize("error", [lmdb.PanicError("MDB_PANIC"), lmdb.CorruptedError("page"), lmdb.BadTxnError("txn")])
+@pytest.mark.parametrize("begins", [True, False])
+def test_an_error_of_the_disk_in_a_view_fails_the_store(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, error: lmdb.Error, begins: bool
+) -> None:
+    store = reopen(tmp_path)
+    with monkeypatch.context() as patch:
+        patch.setattr(store, "_env", Broken(store._env, error, begins=begins))
+        with pytest.raises(StoreFailedError, match=str(error)), store.read():
+            pass
+    with pytest.raises(StoreFailedError), store.read():
+        pass
+    with pytest.raises(StoreFailedError):
+        store.write(lambda txn: None)
+    store.close()
+
+
+@pytest.mark.parametrize("free", [0, 2**30])
+def test_an_environment_in_panic_is_given_up_even_on_a_full_disk(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, free: int
+) -> None:
+    store = reopen(tmp_path)
+    monkeypatch.setattr(lmdb_store, "_nearly_full", lambda path: free == 0)
+    with monkeypatch.context() as patch:
+        patch.setattr(store, "_env", Broken(store._env, lmdb.PanicError("MDB_PANIC"), begins=False))
+        with pytest.raises(StoreFailedError):
+            store.write(lambda txn: None)
+    store.close()
+
+
+def test_an_error_inside_a_transaction_fails_the_store_unless_it_is_the_callers(tmp_path: Path) -> None:
+    store = reopen(tmp_path)
+    with pytest.raises(lmdb.BadValsizeError):
+        store.write(lambda txn: txn.put("a", b"", b"v"))
+    with pytest.raises(lmdb.BadValsizeError), store.read() as view:
+        view.get("a", b"")
+    store.write(lambda txn: txn.put("a", b"k", b"v"))
+
+    def fail(txn: WriteTxn) -> None:
+        txn.put("a", b"k", b"w")
+        raise lmdb.CorruptedError("a page")
+
+    with pytest.raises(StoreFailedError, match="a page"):
+        store.write(fail)
+    store.close()
+    again = reopen(tmp_path)
+    with again.read() as view:
+        assert view.get("a", b"k") == b"v"
+    again.close()
+
+
+def test_a_disk_that_fails_while_the_store_opens_is_no_damage(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    reopen(tmp_path).close()
+    for owner, name, error in (
+        (lmdb, "open", lmdb.Error("Input/output error")),
+        (lmdb_store, "_set_condition", OSError(errno.EIO, "Input/output error")),
+        (lmdb_store, "_check_before_open", OSError(errno.EMFILE, "Too many open files")),
+    ):
+        with monkeypatch.context() as patch:
+            patch.setattr(owner, name, Mock(side_effect=error))
+            with pytest.raises(StoreFailedError, match="check the disk"):
+                reopen(tmp_path)
+    reopen(tmp_path).close()
+
+
+def test_closing_is_tried_again_after_a_view_stayed_open(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(lmdb_store, "_PATIENCE", 0.01)
+    store = reopen(tmp_path)
+    with store.read(), pytest.raises(StateError, match="stays open"):
+        store.close()
+    store.close()
+    reopen(tmp_path).close()
 
 
 @pytest.mark.parametrize("keep", [0, 100, 5000, 0.5, 0.95])

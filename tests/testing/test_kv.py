@@ -5,7 +5,7 @@ from functools import partial
 
 import pytest
 
-from p2psync.errors import StateError, StoreFullError
+from p2psync.errors import StateError, StoreFailedError, StoreFullError
 from p2psync.testing import FaultPlan, MemoryDatabase, SimulatedCrash
 from p2psync.testing.kv import MemoryWriteTxn
 
@@ -41,6 +41,24 @@ def test_a_full_disk_changes_nothing() -> None:
     with store.read() as txn:
         assert txn.get("a", b"k") is None
     store.write(lambda txn: txn.put("a", b"k", b"1"))
+
+
+def test_a_store_whose_disk_failed_must_be_opened_again() -> None:
+    for moment, kept in (("commit", None), ("committed", b"1")):
+        faults = FaultPlan()
+        database = MemoryDatabase(faults)
+        store = database.open(b"/index", TABLES)
+        faults.fail(1, errno.EIO, {moment})
+        with pytest.raises(StoreFailedError):
+            store.write(lambda txn: txn.put("a", b"k", b"1"))
+        with pytest.raises(StoreFailedError), store.read():
+            pass
+        store.close()
+        faults.fail(1, errno.EIO, {"open_store"})
+        with pytest.raises(StoreFailedError):
+            database.open(b"/index", TABLES)
+        with database.open(b"/index", TABLES).read() as txn:
+            assert txn.get("a", b"k") == kept
 
 
 def test_an_old_copy_can_be_restored_and_a_store_lost() -> None:
