@@ -44,7 +44,7 @@ from p2psync.sync.context import FolderContext
 from p2psync.sync.hints import HintInbox
 from p2psync.sync.pulse import Pulse
 from p2psync.workspace import chunker
-from p2psync.workspace.scanner import Batch, Finding, ScanProblem, Why, examine, scan
+from p2psync.workspace.scanner import MOVING, Batch, Finding, ScanProblem, Why, examine, scan
 
 _log = structlog.get_logger(__name__)
 
@@ -183,10 +183,12 @@ class Observer:
     async def _look(self, paths: Sequence[bytes]) -> None:
         self._busy = True
         try:
-            view = _View(self._context)
+            context, view = self._context, _View(self._context)
             # First of all: what came together with a new ignore file must not slip out before that is read.
-            await self._context.world.offload.run(self._context.ignores_changed)
-            await self._observe(examine(self._context.root, view, self._context.ignore.ignored, paths), full=False)
+            await context.world.offload.run(context.ignores_changed)
+            found = await self._observe(examine(context.root, view, context.ignore.ignored, paths), full=False)
+            for path in set(paths).difference(found.retry):
+                self._attempts.pop(path, None)
         finally:
             self._busy = False
         self._context.state_changed.fire()
@@ -206,6 +208,10 @@ class Observer:
                 groups_in.close()
         if await self._commit_missing(found):
             await self._read_and_commit(found.closed, found)
+        # What moved meanwhile is looked at again, and is no problem unless that keeps happening.
+        found.retry.extend(p.path for p in found.problems if p.code == MOVING)
+        lasting = [p for p in found.problems if p.code != MOVING or self._attempts.get(p.path, 0) >= PATIENT_LOOKS]
+        found.problems = lasting
         await self._context.world.offload.run(lambda: self._note_problems(found, full=full))
         for path in found.retry:
             self._retry_later(path)
@@ -422,8 +428,7 @@ class Observer:
     def _retry_later(self, path: bytes) -> None:
         attempts = self._attempts.get(path, 0)
         self._attempts[path] = attempts + 1
-        delay = min(RETRY_LIMIT, RETRY_FIRST * 2 ** min(attempts, 10))
-        self.inbox.defer(path, delay)
+        self.inbox.defer(path, min(RETRY_LIMIT, RETRY_FIRST * 2 ** min(attempts, 10)))
 
 
 class _View:

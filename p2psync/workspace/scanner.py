@@ -101,11 +101,11 @@ class ScanProblem:
                 )
             case EscapeError():
                 return ScanProblem(
-                    RelPath(path), "moving", f"{where} was replaced by a symlink while it was scanned", _AGAIN
+                    RelPath(path), MOVING, f"{where} was replaced by a symlink while it was scanned", _AGAIN
                 )
             case OSError() if error.errno in {errno.ENOENT, errno.ENOTDIR, errno.ESTALE}:
                 return ScanProblem(
-                    RelPath(path), "moving", f"{where} vanished while it was scanned", _AGAIN, Severity.NOTE
+                    RelPath(path), MOVING, f"{where} vanished while it was scanned", _AGAIN, Severity.NOTE
                 )
             case OSError() if error.errno in {errno.EIO, getattr(errno, "EUCLEAN", errno.EIO)}:
                 return ScanProblem(
@@ -121,7 +121,9 @@ class ScanProblem:
                 )
 
 
-_AGAIN = "nothing to do: the next scan looks again"
+MOVING = "moving"
+"""Code of the problem that something changed while it was looked at."""
+_AGAIN = "nothing to do: it is looked at again"
 
 
 @dataclass(slots=True)
@@ -244,7 +246,10 @@ class _Scan:
         self.batch.examined += 1
         try:
             stat = stat_exact(self._root, path)
-        except (OSError, EscapeError) as error:
+        except EscapeError:
+            # What it was in has become a symlink: nothing is in there any more.
+            stat = None
+        except OSError as error:
             self.batch.problems.append(ScanProblem.of(path, error))
             return
         synced = self._view.entry(path)

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import errno
+
+import pytest
 import trio
 
 from p2psync.ports import Rename
-from tests.sync.conftest import Story, simulated, told
+from tests.sync.conftest import FOLDER, Story, simulated, told
 
 
 def contents(story: Story, name: str) -> dict[bytes, bytes]:
@@ -33,3 +36,74 @@ async def test_a_disk_that_goes_away_under_a_scan_deletes_nothing() -> None:
         await trio.sleep(60)
         await story.settle("one")
         assert contents(story, "two") == contents(story, "one") == {b"kept": b"here"}
+
+
+def problems(story: Story, name: str) -> list[str]:
+    """Codes of everything that is wrong with the device's folder."""
+    context = story.folder(name).context
+    with context.index.read() as reader:
+        return [*context.problems, *(problem.code for problem in reader.problems())]
+
+
+@pytest.mark.parametrize("moment", ["commit", "committed"])
+@pytest.mark.parametrize("nth", range(1, 11))
+def test_an_index_whose_disk_failed_is_opened_again(moment: str, nth: int, caplog: pytest.LogCaptureFixture) -> None:
+    @simulated
+    async def tell() -> None:
+        async with told() as story:
+            await story.start("one", "two")
+            story.user("one").write(b"before", b"1")
+            await story.share("one", two="editor")
+            faults = story.device("two").disk.faults
+            faults.fail(nth, errno.EIO, {moment})
+            story.user("one").write(b"after", b"2")
+            story.user("two").write(b"mine", b"3")
+            await trio.sleep(60)
+            assert faults.happened
+            await story.settle("one")
+            await story.settle("two")
+            assert contents(story, "one") == contents(story, "two") == {b"before": b"1", b"after": b"2", b"mine": b"3"}
+            assert problems(story, "two") == []
+            assert story.folder("two").context.index.check() == []
+
+    tell()
+    assert [record for record in caplog.records if record.exc_info] == []
+
+
+@simulated
+async def test_an_index_that_stays_away_is_one_problem_until_it_is_back() -> None:
+    async with told() as story:
+        await story.start("one", "two")
+        await story.share("one", two="editor")
+        faults = story.device("two").disk.faults
+        faults.fail(1, errno.EIO, {"commit"})
+        for nth in range(1, 6):
+            faults.fail(nth, errno.EIO, {"open_store"})
+        story.user("one").write(b"f", b"1")
+        await trio.sleep(40)
+        (view,) = (await story.nodes["two"].status()).folders
+        assert (view.state, [problem.code for problem in view.problems]) == ("error", ["index"])
+        assert "check the disk" in view.problems[0].text
+        result = await story.nodes["two"].wait(5)
+        assert len(result.missing) == 1
+        assert "check the disk" in result.missing[0]
+        await trio.sleep(60)
+        await story.settle("two")
+        assert contents(story, "two") == {b"f": b"1"}
+        assert problems(story, "two") == []
+
+
+@simulated
+async def test_what_vanishes_under_a_look_is_no_problem() -> None:
+    async with told() as story:
+        await story.start("one")
+        await story.share("one")
+        user = story.user("one")
+        faults = story.device("one").disk.faults
+        faults.at(1, lambda: user.delete(b"f"), {"open"}, FOLDER + b"/f")
+        user.write(b"f", b"1")
+        await trio.sleep(60)
+        assert b"f" not in user.names()
+        assert problems(story, "one") == []
+        user.write(b"g", b"1")
+        await story.settle("one")

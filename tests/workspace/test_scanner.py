@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 
 from p2psync.errors import EscapeError
+from p2psync.ports import Rename
 from p2psync.workspace.posix import PosixRoot
 from p2psync.workspace.scanner import Batch, examine, scan
 from tests.workspace.support import Hooked, View, make_folder, overwrite, snapshot, synced_of, write
@@ -200,6 +201,15 @@ def test_hinted_paths(root: PosixRoot) -> None:
     paths = [b"a", b"l", b"n", b"z", b"ign/below", b"ign", b".p2psync/tmp/x", b"none", b"a/below"]
     result = merged(examine(root, view, lambda path, _: path == b"ign", paths))
     assert found(result) == [(b"a", "changed"), (b"l", "missing"), (b"n", "new"), (b"n/x", "new")]
+    assert result.problems == []
+
+
+def test_nothing_is_in_a_directory_that_became_a_symlink(root: PosixRoot) -> None:
+    view = snapshot(root)
+    root.rename(b"d", b"elsewhere", Rename.NOREPLACE)
+    root.symlink(b"elsewhere", b"d")
+    result = merged(examine(root, view, nothing, [b"d/b", b"d/e", b"d/new"]))
+    assert found(result) == [(b"d/b", "missing"), (b"d/e/c", "missing"), (b"d/e", "missing")]
     assert result.problems == []
 
 
