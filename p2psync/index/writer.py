@@ -43,6 +43,12 @@ class Writer(Derived):
         state.issued = state.clock
         return Dot(state.clock, self.replica)
 
+    def advance(self, counter: int) -> None:
+        """Let own events count on from `counter`, if that is ahead and no further than `MAX_LEAP`."""
+        state = self._state
+        if state.clock < counter <= state.clock + MAX_LEAP:
+            state.clock = counter
+
     def new_incarnation(self, incarnation: int) -> None:
         """Begin a new life: own events are counted under a new replica, peers' cursors into our feed become void.
 

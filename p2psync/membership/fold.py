@@ -104,6 +104,10 @@ class Membership:
             return False
         return any(window.admits(replica, counter) for window in self._windows.get(DeviceId(device), ()))
 
+    def admits(self, replica: bytes, counter: int) -> bool:
+        """Whether a record with this dot counts when the device it belongs to has signed it."""
+        return any(self.may_write(device, replica, counter) for device in self._windows)
+
     def floor(self, device: bytes) -> int:
         """The counter above which the device's next record must be; 0 for most."""
         windows = self._windows.get(DeviceId(device), ())
@@ -147,6 +151,14 @@ class Membership:
             if node is not None:
                 known |= node.past | 1 << node.index
         return [node.link.encoded for node in self._graph.ordered() if not known >> node.index & 1]
+
+    def farewell(self, device: bytes) -> list[bytes]:
+        """Bytes of the links that removed a device and of those they stand on, predecessors first; nothing later."""
+        known = 0
+        for node in self._graph.nodes:
+            if node.valid and node.link.target == device and isinstance(node.link.action, Remove):
+                known |= node.past | 1 << node.index
+        return [node.link.encoded for node in self._graph.ordered() if known >> node.index & 1]
 
     def extend(self, encoded_links: Iterable[bytes]) -> Membership:
         """The membership with these links added, predecessors first; all or nothing.

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from math import log2
 
 from p2psync.model.entries import Synced
-from p2psync.model.records import CONFIRMED
+from p2psync.model.records import CONFIRMED, FileRecord
 from p2psync.ports import Kind
 from p2psync.reconcile.batch import Step
 from p2psync.reconcile.observe import Draft
@@ -93,7 +93,7 @@ def incoming(steps: Sequence[Step]) -> Tally:
     overwrites = 0
     for step in steps:
         match step:
-            case Remove(record=record) if record.kind is Kind.FILE and not record.flags & CONFIRMED:
+            case Remove(record=FileRecord() as record) if record.kind is Kind.FILE and not record.flags & CONFIRMED:
                 deleted.append(record.content)
             case Create(record=record) | Replace(record=record):
                 made.add(record.content)

@@ -60,10 +60,13 @@ class SetMetadata:
 
 @dataclass(frozen=True, slots=True)
 class Remove:
-    """Move what is there to history; a directory is empty by then."""
+    """Move what is there to history; a directory is empty by then.
+
+    Without a record nobody has deleted it: no record stands for it any more (`sync.rights`).
+    """
 
     path: RelPath
-    record: FileRecord
+    record: FileRecord | None
     reason: str
 
 

@@ -24,6 +24,7 @@ from p2psync.ports import Kind
 from p2psync.reconcile import batch as order
 from p2psync.reconcile import clash, plan
 from p2psync.reconcile.guards import Tally
+from p2psync.sync import rights
 from p2psync.sync.contents import ContentJobs, UnavailableError
 from p2psync.sync.context import FolderContext
 from p2psync.sync.observer import Observer, resolution_in
@@ -170,7 +171,7 @@ class Applier:
                 local.append(started)
         for started in local:
             await started.wait()
-        removals = await self._brake(removals)
+        removals = await self._brake([*await self._take_back(), *removals])
         context.confirmed_incoming = False
         for start in range(0, len(removals), BATCH):
             progressed |= await self._perform([Ready(s) for s in removals[start : start + BATCH]])
@@ -265,6 +266,13 @@ class Applier:
             found = clash.clash(path, lambda at: [*_shown(reader, at), *coming[at]], capabilities)
         return None if found is None else Problem(path, code, found.problem, found.remedy, now_ns, held=True)
 
+    async def _take_back(self) -> list[order.Step]:
+        """Removals of what no record stands for any more, because its author had lost the right to write it."""
+        steps, own = await self._context.world.offload.run(partial(rights.removals, self._context))
+        for path in own:
+            self._observer.look_at(path)
+        return [step for step in steps if step.path not in self._busy and step.path not in self._later]
+
     async def _brake(self, removals: list[order.Step]) -> list[order.Step]:
         """Hold back removals when so many would go that a person must say so first (I20)."""
         context = self._context
@@ -278,7 +286,8 @@ class Applier:
             with context.index.read() as reader:
                 for step in removals:
                     entry = reader.synced(step.path)
-                    if entry is None or entry.kind is not Kind.FILE or step.record.flags & CONFIRMED:  # type: ignore[union-attr]
+                    confirmed = isinstance(step, plan.Remove) and step.record and step.record.flags & CONFIRMED
+                    if entry is None or entry.kind is not Kind.FILE or confirmed:
                         continue
                     lost += all(path in gone for path in reader.find_content(entry.content))
                 return reader.totals().files + lost, lost

@@ -25,7 +25,7 @@ from p2psync.ports import Watch, World
 from p2psync.protocol import messages as m
 from p2psync.protocol.bulk import Absent, Item
 from p2psync.protocol.limits import MAX_HEADS, MAX_LINKS_PER_MESSAGE
-from p2psync.sync import founding, life, members_file
+from p2psync.sync import founding, life, members_file, rights
 from p2psync.sync.applier import Applier
 from p2psync.sync.contents import ContentJobs
 from p2psync.sync.context import BRAKES, Emit, FolderContext, SyncSettings
@@ -190,6 +190,7 @@ class Folder:
             self._stop_with("root", check.text, check.remedy)
             return
         self._fatal = ""
+        self._tell_role()
         for code in ("root", "index", "internal"):
             context.clear_problem(code)
         with ExitStack() as stack:
@@ -352,8 +353,7 @@ class Folder:
             def commit(writer: Writer) -> None:
                 for link in fresh:
                     writer.add_link(link.hash, link.encoded)
-                if any(link.revokes for link in fresh):
-                    members_file.withdraw(writer, grown, context.device)
+                rights.take_effect(writer, grown, context.device, fresh)
 
             if fresh:
                 context.index.write(commit)
@@ -371,15 +371,21 @@ class Folder:
         if self.role is None:
             for scope in list(self._scopes.values()):
                 scope.cancel()
-            context.raise_problem(
-                "removed",
-                "this device was removed from the folder; nothing more is exchanged, its files stay where they are",
-                f"p2psync folder remove {context.label}",
-            )
+        self._tell_role()
         self.observer.ask_scan()
         context.records_changed.fire()
         context.state_changed.fire()
         self._members_changed()
+
+    def _tell_role(self) -> None:
+        if self.role is not None:
+            self.context.clear_problem("removed")
+            return
+        self.context.raise_problem(
+            "removed",
+            "this device was removed from the folder; nothing more is exchanged, its files stay where they are",
+            f"p2psync folder remove {self.label}",
+        )
 
     def cut(self, device: bytes) -> list[tuple[bytes, int]]:
         """What this device has seen of another's changes: what still counts once it has lost the right. Blocks."""

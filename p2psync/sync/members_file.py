@@ -7,7 +7,6 @@ else an index holds can be had again from the files and the other devices, but w
 from __future__ import annotations
 
 import threading
-from dataclasses import replace
 from typing import Annotated
 
 import msgspec
@@ -19,8 +18,8 @@ from p2psync.index.writer import Writer
 from p2psync.membership.fold import Membership, fold
 from p2psync.membership.graph import MAX_LINKS
 from p2psync.membership.links import decode_link
-from p2psync.model.ids import DeviceId, FolderId, replica_device_prefix
-from p2psync.model.paths import ROOT, display
+from p2psync.model.ids import FolderId
+from p2psync.model.paths import display
 from p2psync.ports import Root, World
 from p2psync.sync.founding import Place, load_membership, store_place
 from p2psync.workspace import marker, private_files
@@ -78,15 +77,6 @@ def membership_of(world: World, index: Index, folder: FolderId, path: bytes) -> 
     store_place(index, Place(found.marker_id, found.created_ns, ino))
     index.write(work)
     return membership
-
-
-def withdraw(writer: Writer, membership: Membership, device: DeviceId) -> None:
-    """Take back what a removal or demotion has voided; our own voided changes stay on this disk as local ones."""
-    writer.drop_records(lambda author, r: not membership.may_write(author, r.dot.replica, r.dot.counter))
-    for entry in list(writer.below(ROOT)):
-        own = [dot for dot in entry.sources if replica_device_prefix(dot.replica) == replica_device_prefix(device)]
-        if own and not any(membership.may_write(device, dot.replica, dot.counter) for dot in own):
-            writer.put_synced(replace(entry, diverged=True, sources=()))
 
 
 def _lost(path: bytes) -> IntegrityError:

@@ -21,6 +21,7 @@ from p2psync.ports import Kind
 from p2psync.reconcile import batch as order
 from p2psync.reconcile import plan
 from p2psync.reconcile.guards import MassChangeGuard, Tally, suspicious
+from p2psync.sync import rights
 from p2psync.sync.context import FolderContext
 from p2psync.sync.observer import look_up_in
 from p2psync.workspace import chunker, materialiser
@@ -207,9 +208,12 @@ def plan_now(context: FolderContext, reader: Reader, path: RelPath) -> plan.Acti
     live = reader.live_descendants(path)
     if not live and reader.totals().diverged:
         live = sum(entry.diverged and not entry.absent for entry in reader.below(path))
+    entry = reader.synced(path)
+    if entry is not None and not live and (taken_back := rights.removal(reader, context.membership, entry)) is not None:
+        return taken_back
     return plan.plan_path(
         path,
-        reader.synced(path),
+        entry,
         reader.siblings(path_key(path)),
         live_descendants=live,
         look_up=look_up_in(reader),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 
 import structlog
@@ -14,6 +15,7 @@ from p2psync.membership.links import Role
 from p2psync.model.ids import DeviceId, FolderId
 from p2psync.protocol import messages as m
 from p2psync.protocol.bulk import Absent, Item
+from p2psync.protocol.limits import MAX_LINKS_PER_MESSAGE
 from p2psync.sync.folder import Folder
 from p2psync.sync.peer import Peer
 from p2psync.sync.pulse import Pulse
@@ -143,7 +145,7 @@ class Synchronizer:
             known = self.folders.get(FolderId(message.folder))
             if known is None:
                 self._on_offer(peer, message)
-            elif known.context.membership.role(peer.device) is None:
+            elif known.role is None or known.context.membership.role(peer.device) is None:
                 await self._on_proof(known, peer, message)
             return
         folder = self.folders.get(FolderId(getattr(message, "folder", b"")))
@@ -159,7 +161,7 @@ class Synchronizer:
         return await folder.serve(peer.device, request)
 
     async def _on_proof(self, folder: Folder, peer: Peer, message: m.FolderOffer) -> None:
-        """A device we do not know as a member offers a folder that we have: its links may show that it was let in.
+        """A device offers a folder that we have, and one of us is no member as far as we know: its links may show more.
 
         Nobody else may be able to tell: those who let it in may never meet us.
         """
@@ -171,6 +173,15 @@ class Synchronizer:
             _log.error("cannot take in members", folder=folder.label, device=peer.name, error=str(error))
             # The offer is made once in a connection.
             await peer.close(m.GoodbyeCode.BUSY, "trouble on this side; try again later")
+        if self._nursery is not None and folder.context.membership.was_member(peer.device):
+            self._nursery.start_soon(self._bid_farewell, folder, peer)
+
+    async def _bid_farewell(self, folder: Folder, peer: Peer) -> None:
+        """Show a device that was away when it was removed that it is no member any more."""
+        links = folder.context.membership.farewell(peer.device)
+        with suppress(ConnectionLost):
+            for start in range(0, len(links), MAX_LINKS_PER_MESSAGE):
+                await peer.send(m.Links(folder.id, links[start : start + MAX_LINKS_PER_MESSAGE]))
 
     def _on_offer(self, peer: Peer, message: m.FolderOffer) -> None:
         """Remember a folder we are offered, if its links prove that we are a member."""

@@ -1,0 +1,198 @@
+"""Stories of devices that are taken out of a folder, and let in again."""
+
+from __future__ import annotations
+
+import trio
+
+from p2psync.membership.links import Role
+from p2psync.testing.snapshot import Shown, content_id, kept, tree
+from p2psync.workspace.layout import MARKER
+from tests.sync.conftest import FOLDER, LABEL, Story, simulated, told
+
+
+def shown(story: Story, name: str) -> dict[bytes, Shown]:
+    """Everything in a device's folder."""
+    return tree(story.device(name).disk.find(FOLDER))  # type: ignore[arg-type]
+
+
+def history(story: Story, name: str) -> set[bytes]:
+    """The contents that a device keeps in its history."""
+    return kept(story.device(name).disk.find(FOLDER))  # type: ignore[arg-type]
+
+
+async def id_of(story: Story, name: str) -> str:
+    return (await story.nodes[name].identity()).id
+
+
+async def scan(story: Story, *names: str) -> None:
+    for name in names:
+        await story.nodes[name].folder_scan(LABEL)
+
+
+def apart(story: Story, one: str, *others: str) -> None:
+    for other in others:
+        story.sim.network.part(story.letter(one), story.letter(other))
+
+
+def together(story: Story, one: str, *others: str) -> None:
+    for other in others:
+        story.sim.network.unite(story.letter(one), story.letter(other))
+
+
+@simulated
+async def test_what_one_member_took_in_above_the_cut_gives_way_to_what_all_have() -> None:
+    async with told() as story:
+        await story.start("owner", "friend", "gone")
+        owner, friend, gone = (story.user(name) for name in ("owner", "friend", "gone"))
+        owner.write(b"shared", b"of all")
+        owner.write(b"deleted", b"of all, too")
+        await story.share("owner", friend="editor", gone="editor")
+        apart(story, "owner", "friend", "gone")
+        gone.write(b"shared", b"changed")
+        gone.mkdir(b"d")
+        gone.write(b"d/new", b"new")
+        gone.delete(b"deleted")
+        await scan(story, "gone")
+        await story.until(lambda: shown(story, "friend") == shown(story, "gone"))
+        await story.nodes["owner"].folder_unshare(LABEL, await id_of(story, "gone"))
+        together(story, "owner", "friend")
+        await story.settle("owner")
+        await story.until(lambda: shown(story, "friend") == shown(story, "owner"))
+        assert set(shown(story, "owner")) == {b"shared", b"deleted"}
+        assert friend.read(b"shared") == b"of all"
+        assert {content_id(b"changed"), content_id(b"new")} <= history(story, "friend")
+        assert (await story.nodes["friend"].status()).folders[0].state == "idle"
+        await story.until(lambda: story.folder("gone").role is None)
+        assert gone.read(b"shared") == b"changed"
+        assert gone.read(b"d/new") == b"new"
+
+
+@simulated
+async def test_a_directory_of_the_removed_stays_with_what_others_put_into_it() -> None:
+    async with told() as story:
+        await story.start("owner", "friend", "gone", "viewer")
+        await story.share("owner", friend="editor", gone="editor", viewer="viewer")
+        apart(story, "owner", "friend", "gone", "viewer")
+        story.user("gone").mkdir(b"d")
+        story.user("gone").mkdir(b"d/empty")
+        await scan(story, "gone")
+        await story.until(lambda: story.user("friend").stat(b"d/empty") is not None)
+        story.user("friend").write(b"d/kept", b"1")
+        await scan(story, "friend")
+        await story.until(lambda: story.user("viewer").stat(b"d/kept") is not None)
+        await story.nodes["owner"].folder_unshare(LABEL, await id_of(story, "gone"))
+        together(story, "owner", "friend", "viewer")
+        everybody = ("owner", "friend", "viewer")
+        await story.until(lambda: all(set(shown(story, name)) == {b"d", b"d/kept"} for name in everybody))
+        await story.settle("owner")
+        story.user("owner").delete_tree(b"d")
+        await scan(story, "owner")
+        await story.until(lambda: not any(shown(story, name) for name in everybody))
+
+
+@simulated
+async def test_who_is_let_in_again_publishes_what_it_did_meanwhile() -> None:
+    async with told() as story:
+        await story.start("owner", "other")
+        owner, other = story.user("owner"), story.user("other")
+        for name in (b"untouched", b"changed", b"deleted"):
+            owner.write(name, name)
+        await story.share("owner", other="editor")
+        device = await id_of(story, "other")
+        await story.nodes["owner"].folder_unshare(LABEL, device)
+        await story.until(lambda: "removed" in story.folder("other").context.problems)
+        other.write(b"changed", b"meanwhile")
+        other.write(b"draft", b"new")
+        other.mkdir(b"d")
+        other.delete(b"deleted")
+        owner.write(b"theirs", b"2")
+        await scan(story, "owner")
+        # Long enough for all fingerprints to be trusted.
+        await trio.sleep(3600)
+        assert b"draft" not in shown(story, "owner")
+        await story.nodes["owner"].folder_share(LABEL, device, "editor")
+        await story.until(lambda: story.folder("other").role is Role.EDITOR)
+        await story.settle("owner")
+        assert shown(story, "owner") == shown(story, "other")
+        assert set(shown(story, "owner")) == {b"untouched", b"changed", b"draft", b"d", b"theirs"}
+        assert owner.read(b"changed") == b"meanwhile"
+        assert not story.folder("other").context.problems
+
+
+@simulated
+async def test_who_hears_of_its_removal_and_return_at_once_publishes_what_was_cut_off() -> None:
+    async with told() as story:
+        await story.start("owner", "other")
+        owner, other = story.user("owner"), story.user("other")
+        owner.write(b"shared", b"1")
+        await story.share("owner", other="editor")
+        apart(story, "owner", "other")
+        other.write(b"shared", b"cut off")
+        other.write(b"new", b"cut off, too")
+        for number in range(10):
+            owner.write(b"count", b"%d" % number)
+            await scan(story, "owner")
+        await scan(story, "other")
+        device = await id_of(story, "other")
+        await story.nodes["owner"].folder_unshare(LABEL, device)
+        await story.nodes["owner"].folder_share(LABEL, device, "editor")
+        await trio.sleep(3600)
+        together(story, "owner", "other")
+        await story.until(lambda: b"new" in shown(story, "owner"))
+        await story.settle("owner")
+        assert shown(story, "owner") == shown(story, "other")
+        assert (owner.read(b"shared"), other.read(b"count")) == (b"cut off", b"9")
+
+
+@simulated
+async def test_who_takes_up_the_folder_anew_publishes_files_from_before() -> None:
+    async with told() as story:
+        await story.start("owner", "other")
+        story.user("owner").write(b"shared", b"1")
+        await story.share("owner", other="editor")
+        for number in range(10):
+            story.user("owner").write(b"shared", b"%d" % number)
+            await scan(story, "owner")
+        device = await id_of(story, "other")
+        await story.nodes["owner"].folder_unshare(LABEL, device)
+        await story.until(lambda: story.folder("other").role is None)
+        story.user("other").write(b"draft", b"new")
+        await trio.sleep(3600)
+        await story.nodes["other"].folder_remove(LABEL)
+        await story.nodes["owner"].folder_share(LABEL, device, "editor")
+        await story.until(lambda: bool(story.nodes["other"].synchronizer.offers))
+        assert story.user("other").stat(MARKER) is None
+        await story.nodes["other"].folder_accept(LABEL, FOLDER)
+        await story.until(lambda: b"draft" in shown(story, "owner"))
+        await story.settle("owner")
+        assert shown(story, "owner") == shown(story, "other")
+
+
+@simulated
+async def test_a_viewer_who_is_promoted_later_publishes_what_it_had_done_long_ago() -> None:
+    async with told() as story:
+        await story.start("owner", "viewer")
+        story.user("owner").write(b"unwanted", b"1")
+        await story.share("owner", viewer="viewer")
+        story.user("viewer").write(b"draft", b"kept back")
+        story.user("viewer").delete(b"unwanted")
+        await scan(story, "viewer")
+        await trio.sleep(3600)
+        await story.nodes["owner"].folder_share(LABEL, await id_of(story, "viewer"), "editor")
+        await story.until(lambda: set(shown(story, "owner")) == {b"draft"})
+        await story.settle("owner")
+
+
+@simulated
+async def test_who_was_away_when_it_was_removed_is_told_on_its_return() -> None:
+    async with told() as story:
+        await story.start("owner", "other")
+        await story.share("owner", other="editor")
+        device = await id_of(story, "other")
+        await story.stop("other")
+        await story.nodes["owner"].folder_unshare(LABEL, device)
+        await story.again("other")
+        await story.until(lambda: "removed" in story.folder("other").context.problems)
+        await story.stop("other")
+        await story.again("other")
+        await story.until(lambda: "removed" in story.folder("other").context.problems)
