@@ -6,7 +6,7 @@ It never looks inside a node. It hears what users do (`User` tells it), and is s
 from __future__ import annotations
 
 import unicodedata
-from collections.abc import Iterable, Mapping
+from collections.abc import Container, Iterable, Mapping
 from dataclasses import dataclass, field
 from itertools import islice
 
@@ -42,6 +42,8 @@ class Written:
     unsynced_on: set[str] = field(default_factory=set)
     private: str | None = None
     """The device that must keep it to itself."""
+    unshared: str | None = None
+    """The device that alone had it when it lost the right to write, so that its users alone decide about it."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -117,9 +119,16 @@ class Oracle:
         del path
         self._supersede(device, before)
 
-    def mute(self, device: str) -> None:
-        """From now on what this device's users write must stay there, and replaces nothing elsewhere."""
+    def mute(self, device: str, elsewhere: Container[bytes] = ()) -> None:
+        """From now on what this device's users write must stay there, and replaces nothing elsewhere.
+
+        `elsewhere` are the contents that other devices have: what its users wrote before and is not among them came too
+        late to be published.
+        """
         self._muted.add(device)
+        for content, known in self._written.items():
+            if known.first == device and content not in elsewhere:
+                known.unshared = device
 
     def unmute(self, device: str) -> None:
         """The device may write again, and publish what it had kept to itself."""
@@ -127,6 +136,8 @@ class Oracle:
         for known in self._written.values():
             if known.private == device:
                 known.private = None
+            if known.unshared == device:
+                known.unshared = None
 
     def discarded(self, contents: Iterable[bytes]) -> None:
         """A person destroyed what was kept of these contents, outside the visible tree: they may be lost."""
@@ -155,7 +166,7 @@ class Oracle:
 
     def _supersede(self, device: str, content: bytes) -> None:
         known = self._written.get(content)
-        if known is not None and (device not in self._muted or known.private == device):
+        if known is not None and (device not in self._muted or device in (known.private, known.unshared)):
             known.superseded = True
 
     # ── judging ─────────────────────────────────────────────────────────────────────────────────────────────────────

@@ -254,6 +254,11 @@ class Story:
         """Whether somebody is left who can offer the folder if this device must join again."""
         return any(not self.hosts[name].orphaned for name in self.members if name != host.device.name)
 
+    def elsewhere(self, name: str) -> set[bytes]:
+        """The contents that other devices show or keep."""
+        tops = [host.top for other, host in self.hosts.items() if other != name]
+        return {shown.content for top in tops for shown in tree(top).values()}.union(*map(kept, tops))
+
     def person(self, host: Host) -> Person:
         """Somebody who works at a device."""
         return Person(host.device, FOLDER, self.oracle, self.scenario.actions, self.plan, host.touched)

@@ -170,7 +170,7 @@ async def _keep_members(host: "Host") -> None:
             continue
         if wanted is None:
             await node.folder_unshare(LABEL, id_of(other))
-            story.oracle.mute(other)
+            story.oracle.mute(other, story.elsewhere(other))
         else:
             if wanted != "viewer":
                 story.oracle.unmute(other)
