@@ -51,8 +51,9 @@ class Cast:
 
     @staticmethod
     def draw(rng: random.Random) -> "Cast":
-        """A cast of 2 to 6 devices."""
-        devices = tuple("abcdef"[: rng.choice((2, 2, 3, 3, 3, 4, 4, 5, 6))])
+        """A cast of 2 to 6 devices; large ones are rare, as their stories cost the most."""
+        (size,) = rng.choices((2, 3, 4, 5, 6), (38, 35, 20, 4, 3))
+        devices = tuple("abcdef"[:size])
         others = devices[1:]
         late = {name: rng.uniform(0.1, 0.9) for name in others if rng.random() < 0.15}
         away = {name: (rng.uniform(0.0, 0.4), rng.uniform(0.6, 1.0)) for name in others if rng.random() < 0.15}
