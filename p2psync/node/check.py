@@ -17,6 +17,7 @@ from p2psync.node.views import Finding, FolderCheck, ScrubView, path_fields
 from p2psync.sync import mending, rot, stored
 from p2psync.sync.context import FolderContext
 from p2psync.sync.folder import Folder
+from p2psync.sync.lost import UNAVAILABLE
 from p2psync.sync.scrub import DENIALS
 
 PAGE = 256
@@ -69,6 +70,7 @@ class Check:
                 await self._wait_for_peers()
             await self._conclude_index(index)
             await self._conclude_files(rotten)
+            await self._conclude_lost()
             await self._conclude_kept(kept)
         standing = await self._offload.run(partial(scrub_view, self._context))
         return FolderCheck(self._folder.label, self._files, self._bytes, self._versions, standing)
@@ -163,6 +165,17 @@ class Check:
         for path, text in rotten:
             remedy = self._where_peers() if self._wanted.repair else f"{REPAIR}, with a device that has it connected"
             self._report("rot", text, remedy, path, repaired=path not in open_)
+
+    async def _conclude_lost(self) -> None:
+        """Files whose content nobody can have any more; they are given up if a person says so."""
+        folder, wanted = self._folder, self._wanted
+        if not self._online or folder.paused:
+            return
+        lost = await folder.scrubber.lost.hopeless()
+        accepted = await folder.scrubber.lost.give_up(lost) if wanted.repair and wanted.accept_local else []
+        for item in lost:
+            text = "its content is nowhere: no connected device has it"
+            self._report(UNAVAILABLE, text, self._where_peers(), item.path, repaired=item.path in accepted)
 
     # ── what is stored beside ───────────────────────────────────────────────────────────────────────────────────────
     async def _conclude_kept(self, damaged: Sequence[stored.Kept]) -> None:

@@ -38,6 +38,8 @@ PATIENCE = 2.0
 What is under way may take as long as bytes come at all: one piece over a slow line takes minutes.
 """
 MAX_DENIED = 10_000
+CERTAIN = 2
+"""Times that a device must have said that it has not got something before it is believed."""
 COPY_BYTES = 32 * 1024 * 1024
 """Bytes of local content copied in one thread hop."""
 
@@ -75,12 +77,15 @@ class ContentJobs:
         self._stages: dict[Stage, Mapping[bytes, Sequence[int]]] = {}
         """What is being assembled, and where in it each chunk belongs."""
         self._denied: dict[bytes, int] = {}
+        self._gone: dict[bytes, dict[bytes, int]] = {}
+        """Pieces, by hash, that devices said they have not got, and how often each said so."""
 
     # ── peers ───────────────────────────────────────────────────────────────────────────────────────────────────────
     def attach(self, link: Link) -> None:
         """A peer can be asked from now on."""
         self._links[link.device] = link
         self._swarm.add_peer(link.device, Window(trio.current_time()))
+        self._forget_answers(link.device)
         self._changed.fire()
 
     def detach(self, link: Link) -> None:
@@ -91,7 +96,8 @@ class ContentJobs:
             self._changed.fire()
 
     def possesses(self, device: bytes, roots: Sequence[bytes]) -> None:
-        """A peer says that it holds these contents."""
+        """A peer says that it holds these contents, or some that are not named."""
+        self._forget_answers(device)
         for root in roots:
             if self._swarm.wanted(root):
                 self._swarm.set_holds(device, root, True)
@@ -113,6 +119,29 @@ class ContentJobs:
     def denied(self, content: bytes) -> int:
         """How often in a row nobody who was connected had all of a content."""
         return self._denied.get(content, 0)
+
+    def nowhere(self, pieces: Sequence[bytes], devices: Sequence[bytes]) -> bool:
+        """Whether there is a piece (by hash) among these that each device has said more than once it has not got.
+
+        What a device said before it got new content, or before it last connected, does not count.
+        """
+        return any(
+            all(answers.get(device, 0) >= CERTAIN for device in devices)
+            for answers in (self._gone.get(piece, {}) for piece in pieces)
+        )
+
+    def _forget_answers(self, device: bytes) -> None:
+        for answers in self._gone.values():
+            answers.pop(device, None)
+
+    def _note_answer(self, piece: Piece, device: bytes, *, gone: bool) -> None:
+        if not gone:
+            self._gone.pop(piece.hash, None)
+            return
+        if len(self._gone) > MAX_DENIED:
+            self._gone.clear()
+        answers = self._gone.setdefault(piece.hash, {})
+        answers[device] = answers.get(device, 0) + 1
 
     async def run(self) -> None:
         """Send requests as the swarm decides. Never returns."""
@@ -408,6 +437,8 @@ class ContentJobs:
         if failures:
             self._arrived.fire()
         for piece, item, verdict, done in zip(request.pieces, items, verdicts, stored, strict=True):
+            if verdict in {None, Refusal.GONE}:
+                self._note_answer(piece, request.peer, gone=verdict is not None)
             if verdict is not None:
                 _log.debug("no content", code=verdict.name, folder=self._context.name, device=request.peer.hex()[:8])
                 self._swarm.refused(request.id, piece, verdict, trio.current_time())

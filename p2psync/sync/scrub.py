@@ -25,6 +25,7 @@ from p2psync.sync import mending, rot
 from p2psync.sync.contents import ContentJobs
 from p2psync.sync.context import FolderContext
 from p2psync.sync.exchange import Exchange
+from p2psync.sync.lost import LostContents
 from p2psync.sync.observer import Observer
 from p2psync.sync.pulse import Pulse
 
@@ -70,6 +71,7 @@ class Scrubber:
         self._contents = contents
         self._idle = idle
         self._exchanges = exchanges
+        self.lost = LostContents(context, observer, contents, exchanges)
         self._torn: set[RelPath] = set()
         self._mended = -math.inf
         self._judged = trio.Event()
@@ -83,6 +85,7 @@ class Scrubber:
             nursery.start_soon(self._settle)
             nursery.start_soon(self._publish_torn)
             nursery.start_soon(self._announce_lost)
+            nursery.start_soon(self.lost.run)
             nursery.start_soon(self._rounds)
 
     # ── suspects ────────────────────────────────────────────────────────────────────────────────────────────────────

@@ -46,6 +46,10 @@ class Server:
             return reader.manifest(root) or Absent.GONE
 
     def _chunk(self, chunk: bytes, length: int, suspects: list[RelPath]) -> Item:
-        """A chunk from a file that still holds it (I14), or from one being assembled."""
+        """A chunk from a file that still holds it (I14), or from one being assembled.
+
+        What a file should hold and does not is not gone for good: it may be healed, or be readable again.
+        """
+        before = len(suspects)
         data = find_chunk(self._context, chunk, length, suspects)
-        return data or self._contents.staged_chunk(chunk) or Absent.GONE
+        return data or self._contents.staged_chunk(chunk) or (Absent.LATER if suspects[before:] else Absent.GONE)

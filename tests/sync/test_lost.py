@@ -1,0 +1,143 @@
+"""Contents that are on record and nowhere: named, waited for while anybody may have them, and given up in the end."""
+
+from __future__ import annotations
+
+import trio
+
+from p2psync.model.hashing import digest
+from p2psync.model.paths import RelPath, path_key
+from p2psync.model.records import winner
+from p2psync.node.views import Problem
+from p2psync.protocol.bulk import Absent
+from p2psync.protocol.messages import ChunkRequest
+from p2psync.testing.inodes import File
+from tests.sync.conftest import FOLDER, LABEL, Story, simulated, told
+from tests.sync.test_durability import contents, index_of
+
+FILE = RelPath(b"f")
+LARGE = bytes(range(256)) * 1000
+
+
+async def lose(story: Story, *others: str, older: bytes = b"") -> None:
+    """Device one announces a version of a file, loses its index and its file, and nobody has fetched it."""
+    await story.start("one", "two", *others)
+    await story.share("one", two="editor", **dict.fromkeys(others, "editor"))
+    if older:
+        story.user("one").write(FILE, older)
+        await story.nodes["one"].folder_scan(LABEL)
+        await story.settle("one")
+    where = index_of(story, "one")
+    await story.stop("one")
+    before = story.device("one").database.copy(where)
+    await story.again("one")
+    for other in ("two", *others):
+        story.sim.network.link(story.letter("one"), story.letter(other)).bytes_per_s = 6_000
+    story.user("one").write(FILE, LARGE)
+    await story.nodes["one"].folder_scan(LABEL)
+    await story.until(lambda: all(story.folder(other).totals().need_files for other in ("two", *others)))
+    await story.stop("one")
+    story.device("one").database.restore(where, before)
+    story.user("one").delete(FILE)
+
+
+def named(story: Story, name: str) -> Problem | None:
+    """The problem that names what is lost."""
+    return story.folder(name).context.problems.get("unavailable")  # type: ignore[return-value]
+
+
+def deleted(story: Story, name: str) -> bool:
+    with story.folder(name).context.index.read() as reader:
+        return winner(reader.siblings(path_key(FILE))).deleted
+
+
+@simulated
+async def test_a_file_that_nobody_has_is_given_up_once_every_member_says_so() -> None:
+    async with told() as story:
+        await lose(story)
+        await story.again("one")
+        await story.until(lambda: named(story, "two") is not None)
+        problem = named(story, "two")
+        assert problem is not None
+        assert "f" in problem.text
+        assert "--accept-local" in problem.remedy
+        result = await story.nodes["two"].wait(30)
+        assert not result.identical
+        assert problem.text in result.missing[0]
+        await trio.sleep(300)
+        assert not deleted(story, "two"), "not yet"
+        await story.until(lambda: deleted(story, "two"), timeout=600)
+        await story.settle("two")
+        await story.until(lambda: named(story, "one") is named(story, "two") is None)
+        assert contents(story, "one") == contents(story, "two") == {}
+
+
+@simulated
+async def test_nothing_is_given_up_while_a_member_is_away() -> None:
+    async with told() as story:
+        await lose(story, "three")
+        await story.stop("three")
+        await story.again("one")
+        await trio.sleep(1500)
+        assert named(story, "two") is not None
+        assert not deleted(story, "two")
+        await story.again("three")
+        await story.until(lambda: deleted(story, "two"), timeout=1200)
+
+
+@simulated
+async def test_while_the_author_is_away_status_names_it_and_a_person_gives_up_nothing() -> None:
+    async with told() as story:
+        await lose(story, "three")
+        await story.until(lambda: named(story, "two") is not None, timeout=300)
+        problem = named(story, "two")
+        assert problem is not None
+        assert "connect" in problem.remedy
+        assert "unshare" in problem.remedy
+        await story.nodes["two"].check(repair=True, accept_local=True)
+        await trio.sleep(900)
+        assert not deleted(story, "two")
+
+
+@simulated
+async def test_a_person_need_not_wait() -> None:
+    async with told() as story:
+        await lose(story)
+        await story.again("one")
+        await story.until(lambda: named(story, "two") is not None)
+        report = await story.nodes["two"].check(repair=True)
+        assert [(f.code, f.repaired) for f in report.findings] == [("unavailable", False)]
+        assert not deleted(story, "two")
+        report = await story.nodes["two"].check(repair=True, accept_local=True)
+        assert [(f.code, f.repaired) for f in report.findings] == [("unavailable", True)]
+        assert deleted(story, "two")
+        await story.settle("two")
+        assert (await story.nodes["two"].check()).ok
+
+
+@simulated
+async def test_an_older_version_that_is_left_comes_back_instead() -> None:
+    async with told() as story:
+        await lose(story, older=b"an older version")
+        await story.again("one")
+        await story.until(lambda: named(story, "two") is not None)
+        await story.until(lambda: not story.folder("two").totals().need_files, timeout=600)
+        await story.settle("two")
+        assert contents(story, "one") == contents(story, "two") == {b"f": b"an older version"}
+
+
+@simulated
+async def test_what_a_file_should_hold_is_not_called_gone() -> None:
+    async with told() as story:
+        await story.start("one", "two")
+        await story.share("one", two="editor")
+        story.user("one").write(FILE, b"x")
+        await story.nodes["one"].folder_scan(LABEL)
+        await story.settle("one")
+        file = story.device("one").disk.find(FOLDER + b"/" + FILE)
+        assert isinstance(file, File)
+        file.put(0, b"y")
+        folder = story.folder("one")
+        hashes = [digest(folder.context.algorithm, data) for data in (b"x", b"z")]
+        request = ChunkRequest(1, folder.id, b"".join(hashes), [1, 1], False)
+        reader = story.folder("two").context.device
+        assert await folder.serve(reader, request) == [Absent.LATER, Absent.GONE]
