@@ -145,7 +145,7 @@ class Synchronizer:
             known = self.folders.get(FolderId(message.folder))
             if known is None:
                 self._on_offer(peer, message)
-            elif known.role is None or known.context.membership.role(peer.device) is None:
+            else:
                 await self._on_proof(known, peer, message)
             return
         folder = self.folders.get(FolderId(getattr(message, "folder", b"")))
@@ -161,7 +161,7 @@ class Synchronizer:
         return await folder.serve(peer.device, request)
 
     async def _on_proof(self, folder: Folder, peer: Peer, message: m.FolderOffer) -> None:
-        """A device offers a folder that we have, and one of us is no member as far as we know: its links may show more.
+        """A device offers a folder that we have: its links may show that one of us has been let in (again).
 
         Nobody else may be able to tell: those who let it in may never meet us.
         """

@@ -1,0 +1,47 @@
+"""Taking up a folder that several members offer, who do not all know the same."""
+
+from __future__ import annotations
+
+from tests.sync.conftest import FOLDER, LABEL, PORT, Story, simulated, told
+
+
+async def acquaint(story: Story) -> dict[str, str]:
+    """Everybody knows everybody; the IDs by name."""
+    ids = {name: (await node.identity()).id for name, node in story.nodes.items()}
+    for name, node in story.nodes.items():
+        for other, other_id in ids.items():
+            if other != name:
+                await node.device_add(other_id, other, [f"{story.letter(other)}:{PORT}"])
+    return ids
+
+
+@simulated
+async def test_who_joins_knows_the_members_that_any_offer_named() -> None:
+    """The friend hears of the bridge only from the bridge, and of the folder last from somebody who does not know it."""
+    async with told() as story:
+        await story.start("owner", "bridge", "friend", "far")
+        ids, letter, network = await acquaint(story), story.letter, story.sim.network
+        network.part(letter("bridge"), letter("far"))
+        folder = await story.nodes["owner"].folder_add(FOLDER, LABEL)
+        for name in ("far", "friend"):
+            await story.nodes["owner"].folder_share(folder.id, ids[name], "editor")
+        await story.until(lambda: bool(story.nodes["far"].synchronizer.offers))
+        await story.nodes["far"].folder_accept(folder.id, FOLDER)
+        await story.until(lambda: len(story.folder("far").context.membership.members) == 3)
+        for name in ("far", "friend"):
+            network.part(letter("owner"), letter(name))
+        await story.nodes["owner"].folder_share(folder.id, ids["bridge"], "editor")
+        await story.until(lambda: bool(story.nodes["bridge"].synchronizer.offers))
+        await story.nodes["bridge"].folder_accept(folder.id, FOLDER)
+
+        def offered_by() -> str:
+            (offer,) = story.nodes["friend"].synchronizer.offers.values()
+            return offer.device_name
+
+        await story.until(lambda: offered_by() == "bridge")
+        network.reset(letter("far"))
+        await story.until(lambda: offered_by() == "far")
+        await story.nodes["friend"].folder_accept(folder.id, FOLDER)
+        story.user("owner").write(b"note", b"by way of the bridge")
+        await story.nodes["owner"].folder_scan(LABEL)
+        await story.until(lambda: story.user("friend").stat(b"note") is not None, 120)
