@@ -191,7 +191,8 @@ def _move(host: "Host", source: bytes, target: bytes) -> None:
     with suppress(FileNotFoundError):
         disk.user_root(b"/sync").rmdir(target.removeprefix(b"/sync/"))
     above = disk.user_root(b"/sync")
-    above.rename(source.removeprefix(b"/sync/"), target.removeprefix(b"/sync/"), Rename.NOREPLACE)
+    how = Rename.NOREPLACE if above.capabilities.noreplace else Rename.REPLACE
+    above.rename(source.removeprefix(b"/sync/"), target.removeprefix(b"/sync/"), how)
     above.sync_directory(b"")
     host.place = target
 
