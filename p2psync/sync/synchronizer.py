@@ -192,13 +192,17 @@ class Synchronizer:
             membership = fold(message.links)
         except (InputError, AuthenticationError) as error:
             raise ProtocolError(f"the other side offered a folder that does not verify: {error}") from error
-        role = membership.role(self._device)
         if membership.folder != folder_id:
             raise ProtocolError("the other side offered a folder under another's ID")
+        known = self.offers.get(folder_id)
+        if known is not None:
+            # Each device that offers it may know of members that the others have not heard of; it offers it only once.
+            with suppress(InputError, AuthenticationError):
+                membership = fold([*known.membership.links_after(()), *message.links])
+        role = membership.role(self._device)
         if role is None:
             self.offers.pop(folder_id, None)
         else:
-            known = self.offers.get(folder_id)
             offer = self.offers[folder_id] = Offer(membership, membership.label, role, peer.device, peer.name)
             if known is None or known.role != role:
                 self.on_offer(folder_id, offer)

@@ -17,7 +17,7 @@ async def acquaint(story: Story) -> dict[str, str]:
 
 @simulated
 async def test_who_joins_knows_the_members_that_any_offer_named() -> None:
-    """The friend hears of the bridge only from the bridge, and of the folder last from somebody who does not know it."""
+    """The friend hears of the bridge from the bridge only, and of the folder last from one who does not know it."""
     async with told() as story:
         await story.start("owner", "bridge", "friend", "far")
         ids, letter, network = await acquaint(story), story.letter, story.sim.network
@@ -34,13 +34,13 @@ async def test_who_joins_knows_the_members_that_any_offer_named() -> None:
         await story.until(lambda: bool(story.nodes["bridge"].synchronizer.offers))
         await story.nodes["bridge"].folder_accept(folder.id, FOLDER)
 
-        def offered_by() -> str:
+        def offered_by(name: str) -> bool:
             (offer,) = story.nodes["friend"].synchronizer.offers.values()
-            return offer.device_name
+            return offer.device_name == letter(name)
 
-        await story.until(lambda: offered_by() == "bridge")
+        await story.until(lambda: offered_by("bridge"))
         network.reset(letter("far"))
-        await story.until(lambda: offered_by() == "far")
+        await story.until(lambda: offered_by("far"))
         await story.nodes["friend"].folder_accept(folder.id, FOLDER)
         story.user("owner").write(b"note", b"by way of the bridge")
         await story.nodes["owner"].folder_scan(LABEL)
