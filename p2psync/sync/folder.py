@@ -41,6 +41,7 @@ from p2psync.workspace import marker
 
 ROOT_CHECK_INTERVAL = 5.0
 RESTART_DELAY = 10.0
+RESTARTS = "check the disk, the space and the number of open files it may have; the folder starts again by itself"
 REPAIR = "run: p2psync check --repair"
 REOPENS = "check the disk; the index is opened again by itself as soon as that is possible"
 
@@ -165,10 +166,13 @@ class Folder:
                     await self._run_once()
                 except* DamagedRowError as group:
                     self._stop_with("index", str(cause(group)), "nothing: it is being repaired")
-                    wait = 0.0 if await self.scrubber.mend_again() else RESTART_DELAY
+                    wait = 0.0 if await self._mended() else RESTART_DELAY
                 except* P2PSyncError as group:
                     self._index_failed |= group.subgroup(StoreFailedError) is not None
                     self._stop_with("index", str(cause(group)), REOPENS if self._index_failed else REPAIR)
+                    wait = RESTART_DELAY
+                except* OSError as group:
+                    self._stop_with("disk", f"the disk does not do what is asked of it: {cause(group)}", RESTARTS)
                     wait = RESTART_DELAY
                 except* Exception as group:  # noqa: BLE001  (one folder's bug must not end the node)
                     _log.exception("a folder stopped", folder=self.context.name, exc_info=group)
@@ -176,6 +180,14 @@ class Folder:
                     wait = RESTART_DELAY
             with trio.move_on_after(wait):
                 await self._wake.wait()
+
+    async def _mended(self) -> bool:
+        """As `Scrubber.mend_again`; False as well when the index cannot be mended now."""
+        try:
+            return await self.scrubber.mend_again()
+        except (OSError, P2PSyncError) as error:
+            _log.error("the index cannot be mended now", folder=self.context.name, error=str(error))
+            return False
 
     async def _run_once(self) -> None:
         """Run until the root is no longer to be trusted, or the folder is paused."""
@@ -191,7 +203,7 @@ class Folder:
             return
         self._fatal = ""
         self._tell_role()
-        for code in ("root", "index", "internal"):
+        for code in ("root", "index", "disk", "internal"):
             context.clear_problem(code)
         with ExitStack() as stack:
             stack.callback(self._closed)
@@ -199,6 +211,7 @@ class Folder:
             self._running = stack.enter_context(trio.CancelScope())
             await world.offload.run(lambda: recover(context))
             await world.offload.run(self._ignores.load)
+            await world.offload.run(lambda: rights.ensure(context))
             together = await world.offload.run(lambda: life.renew(context))
             await world.offload.run(self._keep_members)
             self.observer.start(derive_removals=together)

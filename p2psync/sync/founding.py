@@ -144,7 +144,6 @@ def establish(world: World, keys: DeviceKeys, root: Root, membership: Membership
             for encoded in membership.encoded_links():
                 writer.add_link(decode_link(encoded).hash, encoded)
             writer.put_setting(_PLACE, msgspec.msgpack.encode(place))
-            writer.advance(membership.floor(keys.device_id))
 
         index.write(work)
         marker.create(root, membership.folder, place.marker_id, place.created_ns)

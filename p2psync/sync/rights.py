@@ -32,11 +32,20 @@ def take_effect(writer: Writer, membership: Membership, device: DeviceId, fresh:
     if any(link.revokes for link in fresh):
         _withdraw(writer, membership, device)
     if membership.may_edit(device):
-        begin_writing(writer, membership, device)
+        _begin_writing(writer, membership, device)
 
 
-def begin_writing(writer: Writer, membership: Membership, device: DeviceId) -> None:
-    """A device that may write counts on from where others believe it, and publishes what it had kept to itself."""
+def ensure(context: FolderContext) -> None:
+    """Before the first scan: an index that is new, or was lost, counts from where this device may write. Blocks."""
+    membership, device = context.membership, context.device
+    with context.index.read() as reader:
+        begun = reader.clock() >= membership.floor(device) and not reader.totals().diverged
+    if membership.may_edit(device) and not begun:
+        context.index.write(lambda writer: _begin_writing(writer, membership, device))
+
+
+def _begin_writing(writer: Writer, membership: Membership, device: DeviceId) -> None:
+    """Count on from where others believe this device, and have the next scan publish what it had kept to itself."""
     writer.advance(membership.floor(device))
     if writer.totals().diverged:
         for entry in list(writer.below(ROOT)):

@@ -123,6 +123,14 @@ def test_a_counter_far_ahead_is_refused(index: Index) -> None:
     assert totals(index).files == 1
 
 
+def test_own_events_can_be_made_to_count_on_from_further_ahead(index: Index) -> None:
+    index.write(lambda w: w.advance(40))
+    index.write(lambda w: w.advance(7))
+    assert index.write(Writer.tick).counter == 41
+    index.write(lambda w: w.advance(42 + MAX_LEAP))
+    assert index.write(Writer.tick).counter == 42
+
+
 def test_unknown_own_events_show_a_rollback(index: Index) -> None:
     dot = index.write(Writer.tick)
     own = file_record(b"x", [b"1"], dot)

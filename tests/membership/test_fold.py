@@ -223,6 +223,23 @@ def test_cuts_and_floors() -> None:
     assert not gone.may_read(device(1).device_id)
 
 
+def test_whoever_a_record_belongs_to_decides_whether_it_stands() -> None:
+    membership = act(team(EDITOR, VIEWER), 0, remove(1, (0, 5)))
+    dots = [(number, counter) for number in range(4) for counter in (5, 6)]
+    standing = [dot for dot in dots if membership.admits(replica(device(dot[0]).device_id, 0), dot[1])]
+    assert standing == [(0, 5), (0, 6), (1, 5)]
+
+
+def test_a_farewell_proves_the_removal_and_says_nothing_of_what_came_after() -> None:
+    base = team(EDITOR, VIEWER)
+    gone = act(base, 0, remove(1))
+    later = act(act(gone, 0, add(3, EDITOR)), 0, Rename("elsewhere"))
+    told = base.extend(later.farewell(device(1).device_id))
+    assert told.was_member(device(1).device_id)
+    assert told.heads == gone.heads
+    assert later.farewell(device(2).device_id) == []
+
+
 def test_a_later_removal_does_not_widen_an_earlier_cut_but_a_concurrent_one_does() -> None:
     base = team(OWNER, EDITOR)
     narrow = act(base, 0, demote(2, VIEWER, (0, 5)))

@@ -169,6 +169,31 @@ async def test_who_takes_up_the_folder_anew_publishes_files_from_before() -> Non
 
 
 @simulated
+async def test_who_loses_the_index_after_a_return_publishes_from_the_first_scan_on() -> None:
+    async with told() as story:
+        await story.start("owner", "other")
+        story.user("owner").write(b"shared", b"1")
+        await story.share("owner", other="editor")
+        device = await id_of(story, "other")
+        await story.nodes["owner"].folder_unshare(LABEL, device)
+        await story.nodes["owner"].folder_share(LABEL, device, "editor")
+        await story.settle("owner")
+        apart(story, "owner", "other")
+        await story.stop("other")
+        story.user("other").write(b"draft", b"new")
+        database = story.device("other").database
+        (index,) = [path for path in database.paths() if path.endswith(b"/index")]
+        database.restore(index, None)
+        await story.again("other")
+        await scan(story, "other")
+        await trio.sleep(3600)
+        together(story, "owner", "other")
+        await story.until(lambda: b"draft" in shown(story, "owner"))
+        await story.settle("owner")
+        assert shown(story, "owner") == shown(story, "other")
+
+
+@simulated
 async def test_a_viewer_who_is_promoted_later_publishes_what_it_had_done_long_ago() -> None:
     async with told() as story:
         await story.start("owner", "viewer")
