@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable, Collection, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Collection
+from contextlib import AbstractContextManager
+from types import TracebackType
 from typing import TypeVar
 
 from p2psync.errors import IntegrityError, StateError, StoreFailedError
@@ -17,12 +18,36 @@ from p2psync.index.verify import Finding, verify
 from p2psync.index.writer import Writer
 from p2psync.model.ids import replica
 from p2psync.model.paths import display
-from p2psync.ports import Database, KvStore, WriteTxn
+from p2psync.ports import Database, KvStore, ReadTxn, WriteTxn
 
 T = TypeVar("T")
 
 _UPGRADES: dict[int, Callable[[WriteTxn], None]] = {}
 """How an index of schema n becomes one of schema n + 1."""
+
+
+class _View(AbstractContextManager[Reader]):
+    """A view being read. Not made of generators, as there are many views, and most are over at once."""
+
+    __slots__ = ("_damaged", "_is_conflict", "_view")
+
+    def __init__(
+        self,
+        view: AbstractContextManager[ReadTxn],
+        damaged: dict[tuple[str, bytes], None] | None,
+        is_conflict: Callable[[bytes], bool],
+    ) -> None:
+        self._view = view
+        self._damaged = damaged
+        self._is_conflict = is_conflict
+
+    def __enter__(self) -> Reader:
+        return Reader(Sealed(self._view.__enter__(), self._damaged), self._is_conflict)
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> bool | None:
+        return self._view.__exit__(kind, error, traceback)
 
 
 class Index:
@@ -81,14 +106,12 @@ class Index:
             raise
         return cls(database, path, store, is_conflict, identity)
 
-    @contextmanager
-    def read(self, *, passing_over: dict[tuple[str, bytes], None] | None = None) -> Iterator[Reader]:
+    def read(self, *, passing_over: dict[tuple[str, bytes], None] | None = None) -> AbstractContextManager[Reader]:
         """One consistent view. Keep it short: pages freed meanwhile cannot be reused. No `write` from within.
 
         Damaged rows raise IntegrityError, or are noted in `passing_over` (table, key) and seem not to exist.
         """
-        with self._store.read(passing_over) as txn:
-            yield Reader(txn, self._is_conflict)
+        return _View(self._rows.read(), passing_over, self._is_conflict)
 
     def write(self, work: Callable[[Writer], T]) -> T:
         """Run `work` in one transaction; all of it is durable on return, or none when it raises.

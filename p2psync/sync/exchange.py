@@ -371,7 +371,10 @@ class Exchange:
         theirs = self.theirs.announce
         if theirs is None or not self.peer_reads or trio.current_time() - self.theirs.heard < seconds:
             return False
-        return theirs.root != self._announce(b"", 0).root and theirs.heads == list(self._context.membership.heads)
+        if theirs.heads != list(self._context.membership.heads):
+            return False
+        with self._context.index.read() as reader:
+            return theirs.root != reader.root()
 
     async def _send_feed(self) -> None:
         context = self._context
