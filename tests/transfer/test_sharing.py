@@ -46,6 +46,8 @@ class Sharing(RuleBasedStateMachine):
         self.stages: list[Stage] = []
         self.open: list[tuple[Request[str], Piece]] = []
         self.storing: list[Storing] = []
+        self.useless: set[tuple[int, Piece]] = set()
+        """What is under way although nobody lacked it any more: whoever wants it later has it asked for anew."""
 
     @property
     def jobs(self) -> list[Stage]:
@@ -70,6 +72,7 @@ class Sharing(RuleBasedStateMachine):
         assert stage.want is not None
         self.swarm.drop(stage.want)
         stage.want = None
+        self.tidy()
 
     @rule(peer=st.sampled_from(PEERS))
     def meet(self, peer: str) -> None:
@@ -90,13 +93,13 @@ class Sharing(RuleBasedStateMachine):
     @rule(seconds=st.sampled_from([0.0, 0.1, 3.0, STALL + 1]))
     def ask(self, seconds: float) -> None:
         self.now += seconds
-        carried = {piece for _, piece in self.open}
+        carried = {piece for request, piece in self.open if (request.id, piece) not in self.useless}
         for request in self.swarm.next_requests(self.now):
             for piece in request.pieces:
                 assert self.swarm.lacking(piece), "what nobody lacks is not asked for"
                 assert seconds or piece not in carried, "asked for twice"
                 self.open.append((request, piece))
-        self.forget_cancelled()
+        self.tidy()
 
     @precondition(lambda self: self.open)
     @rule(data=st.data())
@@ -119,7 +122,7 @@ class Sharing(RuleBasedStateMachine):
         for stage in fresh:
             stage.stored.add(storing.piece)
         assert self.swarm.delivered(storing.request.id, storing.piece, wants) == bool(fresh)
-        self.forget_cancelled()
+        self.tidy()
 
     @precondition(lambda self: self.open)
     @rule(data=st.data(), why=st.sampled_from(Refusal))
@@ -128,9 +131,10 @@ class Sharing(RuleBasedStateMachine):
         self.open.remove((request, piece))
         self.swarm.refused(request.id, piece, why, self.now)
 
-    def forget_cancelled(self) -> None:
+    def tidy(self) -> None:
         cancelled = {request_id for _, request_id in self.swarm.take_cancelled()}
         self.open = [(request, piece) for request, piece in self.open if request.id not in cancelled]
+        self.useless |= {(request.id, piece) for request, piece in self.open if not self.swarm.lacking(piece)}
 
     @invariant()
     def a_want_ends_when_its_own_stage_has_everything(self) -> None:
