@@ -35,6 +35,7 @@ class Judge(Oracle):
         # Visible between the truncation and the write of a program that overwrites in place.
         self.existed([content_id(b"")])
         self._latest: dict[bytes, bytes | None] = {}
+        self._deleted_by: dict[bytes, str] = {}
         self._concurrent: dict[bytes, float] = {}
         self._touched: dict[bytes, dict[str, float]] = {}
         self._known_copies: set[bytes] = set()
@@ -50,12 +51,13 @@ class Judge(Oracle):
     def wrote(self, device: str, path: bytes, content: bytes, before: bytes | None, *, durable: bool) -> None:
         """As `Oracle.wrote`; an edit of something else than the latest version is a concurrent one."""
         super().wrote(device, path, content, before, durable=durable)
-        self._follows(path, before, content)
+        self._follows(device, path, before, content)
 
     def deleted(self, device: str, path: bytes, before: bytes) -> None:
         """As `Oracle.deleted`."""
         super().deleted(device, path, before)
-        self._follows(path, before, None)
+        self._follows(device, path, before, None)
+        self._deleted_by[path] = device
 
     def touched(self, user: str, names: Iterable[bytes]) -> None:
         """A user is about to have to do with entries of these names, anywhere."""
@@ -63,8 +65,10 @@ class Judge(Oracle):
         for one in names:
             self._touched.setdefault(one, {})[user] = now
 
-    def _follows(self, path: bytes, before: bytes | None, after: bytes | None) -> None:
-        if self._latest.get(path, before) != before:
+    def _follows(self, device: str, path: bytes, before: bytes | None, after: bytes | None) -> None:
+        # Where there is nothing, either another user's deletion has arrived or not even what it deleted.
+        unseen = before is None and self._deleted_by.get(path, device) != device
+        if unseen or self._latest.get(path, before) != before:
             self._concurrent[path] = time.monotonic()
         self._latest[path] = after
 
@@ -88,6 +92,7 @@ class Judge(Oracle):
         self.copies += len(copies)
         self._known_copies |= copies
         self._latest = {path: shown.content or None for path, shown in now.items()}
+        self._deleted_by = {}
         return self.check(trees, history), spurious
 
     def _explained(self, original: bytes, since: float) -> bool:

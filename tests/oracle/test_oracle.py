@@ -103,6 +103,27 @@ def test_the_judge_knows_which_conflicts_are_explained(tmp_path: Path, area: str
     assert judge.copies == 1
 
 
+@pytest.mark.parametrize(("told", "spurious"), [(False, False), (True, True)])
+def test_nothing_seen_where_another_user_deleted_may_be_nothing_heard(
+    tmp_path: Path, told: bool, spurious: bool
+) -> None:
+    """Ann writes and deletes; bob, whose folder never had it, begins a file of that name: he may know nothing."""
+    judge = Judge()
+    began = time.monotonic()
+    ann, bob = (tmp_path / name for name in ("ann", "bob"))
+    for folder in (ann, bob):
+        (folder / "flat").mkdir(parents=True)
+    user = real_user("ann", ann, judge)
+    user.write(b"flat/a.txt", b"by ann")
+    user.delete(b"flat/a.txt")
+    if told:
+        judge.at_quiet({"ann": tree(ann)}, {"ann": {content_id(b"by ann")}}, began)
+    real_user("bob", bob, judge).write(b"flat/a.txt", b"by bob")
+    (bob / "flat" / f"a{COPY}.txt").write_bytes(b"by ann")
+    _, found = judge.at_quiet({"bob": tree(bob)}, {}, began)
+    assert [violation.invariant for violation in found] == ["I4"] * spurious
+
+
 def test_failures_are_spread_over_all_calls_that_are_made() -> None:
     most = Counter({"fsync": 9, "syncfs": 1})
     assert strace.spread(most, ("fsync", "fdatasync", "syncfs"), 6) == [
