@@ -185,8 +185,7 @@ class Folder:
         """As `Scrubber.mend_again`; False as well when the index cannot be mended now."""
         try:
             return await self.scrubber.mend_again()
-        except (OSError, P2PSyncError) as error:
-            _log.error("the index cannot be mended now", folder=self.context.name, error=str(error))
+        except (OSError, P2PSyncError):
             return False
 
     async def _run_once(self) -> None:

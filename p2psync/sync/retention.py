@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import msgspec
+import structlog
 import trio
 
 from p2psync.index.values import HistoryEntry
@@ -15,6 +18,8 @@ INTERVAL = 3600.0
 DAY_NS = 86_400 * 1_000_000_000
 PAGE = 1000
 
+_log = structlog.get_logger(__name__)
+
 
 class Retention:
     """Keeps one folder's history store within its policy."""
@@ -24,12 +29,19 @@ class Retention:
 
     async def run(self) -> None:
         """Prune at the start and every hour; look at displaced files a minute after. Never returns."""
-        offload = self._context.world.offload
         async with trio.open_nursery() as nursery:
             nursery.start_soon(self._follow_late_writers)
             while True:
-                await offload.run(self._prune)
+                await self._attempt(self._prune)
                 await trio.sleep(INTERVAL)
+
+    async def _attempt(self, work: Callable[[], None]) -> None:
+        """Do it in a thread. What the disk refuses now is tried again later: it is no reason to stop the folder."""
+        context = self._context
+        try:
+            await context.world.offload.run(work)
+        except OSError as error:
+            _log.warning("cannot look after kept versions", folder=context.name, error=str(error))
 
     def _prune(self) -> None:
         context, settings = self._context, self._context.settings
@@ -53,10 +65,9 @@ class Retention:
 
     async def _follow_late_writers(self) -> None:
         """A program that still had a displaced file open may write into it: that becomes a version of its own."""
-        context = self._context
         while True:
             await trio.sleep(history.LATE_BYTES_DELAY)
-            await context.world.offload.run(self._look_again)
+            await self._attempt(self._look_again)
 
     def _look_again(self) -> None:
         context = self._context

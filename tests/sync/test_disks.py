@@ -6,6 +6,7 @@ import errno
 
 import pytest
 import trio
+from structlog.testing import capture_logs
 
 from p2psync.ports import Rename
 from tests.sync.conftest import FOLDER, Story, simulated, told
@@ -47,7 +48,7 @@ def problems(story: Story, name: str) -> list[str]:
 
 @pytest.mark.parametrize("moment", ["commit", "committed"])
 @pytest.mark.parametrize("nth", range(1, 11))
-def test_an_index_whose_disk_failed_is_opened_again(moment: str, nth: int, caplog: pytest.LogCaptureFixture) -> None:
+def test_an_index_whose_disk_failed_is_opened_again(moment: str, nth: int) -> None:
     @simulated
     async def tell() -> None:
         async with told() as story:
@@ -66,8 +67,35 @@ def test_an_index_whose_disk_failed_is_opened_again(moment: str, nth: int, caplo
             assert problems(story, "two") == []
             assert story.folder("two").context.index.check() == []
 
-    tell()
-    assert [record for record in caplog.records if record.exc_info] == []
+    with capture_logs() as log:
+        tell()
+    assert [entry for entry in log if "exc_info" in entry] == []
+
+
+@pytest.mark.parametrize("number", [errno.EIO, errno.EMFILE])
+@pytest.mark.parametrize("nth", range(1, 120, 7))
+def test_whatever_the_disk_refuses_is_told_in_words_and_passes(nth: int, number: int) -> None:
+    @simulated
+    async def tell() -> None:
+        async with told() as story:
+            await story.start("one", "two")
+            story.user("one").write(b"before", b"1")
+            await story.share("one", two="editor")
+            await story.stop("two")
+            story.user("one").write(b"after", b"2")
+            story.user("two").write(b"mine", b"3")
+            faults = story.device("two").disk.faults
+            faults.fail(nth, number, prefix=FOLDER)
+            await story.again("two")
+            await trio.sleep(60)
+            assert faults.happened
+            await story.settle("two")
+            assert contents(story, "one") == contents(story, "two") == {b"before": b"1", b"after": b"2", b"mine": b"3"}
+            assert problems(story, "two") == []
+
+    with capture_logs() as log:
+        tell()
+    assert [entry for entry in log if "exc_info" in entry] == []
 
 
 @simulated
@@ -90,6 +118,31 @@ async def test_an_index_that_stays_away_is_one_problem_until_it_is_back() -> Non
         await trio.sleep(60)
         await story.settle("two")
         assert contents(story, "two") == {b"f": b"1"}
+        assert problems(story, "two") == []
+
+
+@simulated
+async def test_an_index_that_is_gone_when_it_is_opened_again_is_begun_anew_at_a_start_only() -> None:
+    async with told() as story:
+        await story.start("one", "two")
+        story.user("one").write(b"f", b"1")
+        await story.share("one", two="editor")
+        device = story.device("two")
+        device.disk.faults.fail(1, errno.EIO, {"commit"})
+        device.disk.faults.fail(1, errno.EIO, {"open_store"})
+        story.user("one").write(b"g", b"2")
+        await story.until(lambda: device.disk.faults.happened.total() == 2)
+        path, *_ = device.database.paths()
+        device.database.restore(path, None)
+        await trio.sleep(60)
+        (view,) = (await story.nodes["two"].status()).folders
+        assert (view.state, len(view.problems)) == ("error", 1)
+        assert "gone" in view.problems[0].text
+        await story.stop("two")
+        await story.again("two")
+        await trio.sleep(60)
+        await story.settle("two")
+        assert contents(story, "one") == contents(story, "two") == {b"f": b"1", b"g": b"2"}
         assert problems(story, "two") == []
 
 
