@@ -81,15 +81,23 @@ def path_key(path: bytes) -> PathKey:
     return PathKey(blake3(b"p2psync path\0" + path).digest(KEY_SIZE))
 
 
-def fold(path: bytes) -> bytes:
-    """The key two names share when a case-insensitive or normalising disk cannot hold both (Unicode TR 15, NFC)."""
+def fold(path: bytes, *, case: bool = True, form: bool = True) -> bytes:
+    """The key two paths share on a disk that does not tell `case`, or `form` (Unicode TR 15, NFC), apart."""
+    if path.isascii():
+        return path.lower() if case else path
+    return b"/".join(_folded(part, case, form) for part in path.split(b"/"))
+
+
+def _folded(part: bytes, case: bool, form: bool) -> bytes:
     try:
-        text = path.decode()
+        text = part.decode()
     except UnicodeDecodeError:
-        return path.lower()
-    if text.isascii():
-        return text.lower().encode()
-    return unicodedata.normalize("NFC", unicodedata.normalize("NFC", text).casefold()).encode()
+        return part.lower() if case else part
+    if form:
+        text = unicodedata.normalize("NFC", text)
+    if case:
+        text = text.casefold()
+    return (unicodedata.normalize("NFC", text) if form else text).encode()
 
 
 def composed(path: bytes) -> bytes:

@@ -7,9 +7,10 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 
 from p2psync.model.entries import Synced
-from p2psync.model.paths import RelPath, ancestors, depth, display, fold, name
+from p2psync.model.paths import RelPath, ancestors, depth, display, name
 from p2psync.model.records import FileRecord
-from p2psync.ports import Kind
+from p2psync.ports import FsCapabilities, Kind
+from p2psync.reconcile.clash import folded
 from p2psync.reconcile.plan import Action, Create, Displace, MakeDirectory, Nothing, Remove, Replace, SetMetadata
 
 
@@ -51,19 +52,23 @@ class Batch:
     held: tuple[Held, ...]
 
 
-def arrange(actions: Iterable[Action], entry: Callable[[RelPath], Synced | None], *, folding: bool = False) -> Batch:
+def arrange(
+    actions: Iterable[Action],
+    entry: Callable[[RelPath], Synced | None],
+    capabilities: FsCapabilities,
+) -> Batch:
     """Order `actions` (at most one per path); `entry` gives the synced entry of a path.
 
-    First what must be out of the way, deepest first: entries below a directory that becomes a file and, with `folding`
-    (a disk where names that differ in case or form collide), names that clash with one to be created. Then everything
-    that builds, parents first; missing parents are added as implied directories. Last the removals, deepest first, so
-    that an interruption leaves too much rather than too little.
+    First what must be out of the way, deepest first: entries below a directory that becomes a file and names that clash
+    on this disk with one to be created. Then everything that builds, parents first; missing parents are added as
+    implied directories. Last the removals, deepest first, so that an interruption leaves too much rather than too
+    little.
     """
     todo = {a.path: a for a in sorted(actions, key=lambda a: a.path) if not isinstance(a, Nothing)}
     removals = {p: a for p, a in todo.items() if isinstance(a, Remove)}
     builders: dict[RelPath, Step] = {p: a for p, a in todo.items() if not isinstance(a, Remove)}
     held = _add_parents(builders, removals, entry)
-    early = _in_the_way(builders, removals, folding)
+    early = _in_the_way(builders, removals, capabilities)
     _pair_moves(builders, removals, early, entry)
     steps: list[Step] = sorted((removals[p] for p in early), key=_deepest_first)
     steps += sorted(builders.values(), key=lambda a: (depth(a.path), a.path))
@@ -109,17 +114,22 @@ def _add_parents(
     return held
 
 
-def _in_the_way(builders: dict[RelPath, Step], removals: dict[RelPath, Remove], folding: bool) -> set[RelPath]:
+def _in_the_way(
+    builders: dict[RelPath, Step], removals: dict[RelPath, Remove], capabilities: FsCapabilities
+) -> set[RelPath]:
     """Removals that must come before the builders."""
     replaced = {p for p, a in builders.items() if isinstance(a, Replace) and a.record.kind is not Kind.DIRECTORY}
-    folded: dict[bytes, set[RelPath]] = defaultdict(set)
+    places: dict[bytes, set[RelPath]] = defaultdict(set)
+    folding = capabilities.case_insensitive or capabilities.normalising
     if folding:
         for path in builders:
-            folded[fold(path)].add(path)
+            places[folded(path, capabilities)].add(path)
     early: set[RelPath] = set()
     for path in removals:
         line = [*ancestors(path), path]
-        if any(p in replaced for p in line) or any(folded.get(fold(p), set()) - {p} for p in line if folding):
+        if any(p in replaced for p in line) or any(
+            places.get(folded(p, capabilities), set()) - {p} for p in line if folding
+        ):
             early.add(path)
     return early
 

@@ -28,15 +28,16 @@ def clashes(
 ) -> dict[RelPath, Problem]:
     """Which of the live paths must be held because another one has their name on this disk.
 
-    Of several that collide the one that is on the disk already stays, else the one with the smaller bytes. What stands
-    below a held directory is held with it. Empty on a disk that tells all names apart.
+    Of several that collide what is on the disk already stays, for the disk has shown that it can hold it, else the one
+    with the smaller bytes. What stands below a held directory is held with it. Empty on a disk that tells all names
+    apart.
     """
     if not (capabilities.case_insensitive or capabilities.normalising):
         return {}
     groups: dict[bytes, set[RelPath]] = defaultdict(set)
     for path in live:
         for part in (*ancestors(path), path):
-            groups[fold(part)].add(part)
+            groups[folded(part, capabilities)].add(part)
     held: dict[RelPath, Problem] = {}
     # Outermost first: what a held directory takes away needs no place of its own.
     for key in sorted(groups, key=lambda k: (k.count(b"/"), k)):
@@ -47,10 +48,15 @@ def clashes(
             reason = above[path]
             if reason is not None:
                 held[path] = Problem(path, f"its directory is held: {reason.problem}", reason.remedy)
-            elif stays is not None and path != stays:
+            elif stays is not None and path != stays and not on_disk(path):
                 problem = f"this disk cannot hold it beside {display(stays)}"
                 held[path] = Problem(path, problem, "rename one of them on a device that holds both")
     return held
+
+
+def folded(path: RelPath, capabilities: FsCapabilities) -> bytes:
+    """The key that two paths share when this disk takes them for one."""
+    return fold(path, case=capabilities.case_insensitive, form=capabilities.normalising)
 
 
 def clash(path: RelPath, shown: Callable[[RelPath], Iterable[RelPath]], capabilities: FsCapabilities) -> Problem | None:

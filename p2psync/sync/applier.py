@@ -210,7 +210,6 @@ class Applier:
         context = self._context
         may_write = context.may_write()
         lost_here: list[RelPath] = []
-        folding = context.root.capabilities.case_insensitive or context.root.capabilities.normalising
         actions: list[plan.Action] = []
         held: list[Problem] = []
         coming: defaultdict[RelPath, set[RelPath]] = defaultdict(set)
@@ -227,7 +226,7 @@ class Applier:
                         coming[_parent(part)].add(part)
                 else:
                     held.append(problem)
-            arranged = order.arrange(actions, reader.synced, folding=folding)
+            arranged = order.arrange(actions, reader.synced, context.root.capabilities)
         if held:
 
             def hold(writer: Writer) -> None:

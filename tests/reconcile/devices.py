@@ -277,7 +277,7 @@ class Device:
             else:
                 actions.append(action)
                 coming += [*ancestors(path), path]
-        return list(arrange(actions, self.synced.get, folding=self.folding).steps)
+        return list(arrange(actions, self.synced.get, self.capabilities).steps)
 
     def holds(self, content: bytes) -> bool:
         return any(e.content == content and e.kind is Kind.FILE for e in self.synced.values())

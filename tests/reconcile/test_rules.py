@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from p2psync.model.paths import RelPath, ancestors
-from p2psync.ports import Kind
+from p2psync.ports import FsCapabilities, Kind
 from p2psync.reconcile.batch import Move, arrange
 from p2psync.reconcile.conflicts import conflict_name
 from p2psync.reconcile.observe import Adopt, Forget, Publish, Refresh, Unchanged, observe
@@ -17,6 +17,8 @@ from p2psync.reconcile.plan import Create, Displace, MakeDirectory, Nothing, Rem
 from tests.reconcile.devices import Device, Node, World, exchange, until_quiet
 
 P = RelPath(b"p.txt")
+PLAIN = FsCapabilities()
+FOLDING = FsCapabilities(case_insensitive=True, normalising=True)
 D, DX = RelPath(b"d"), RelPath(b"d/x")
 
 
@@ -256,10 +258,10 @@ def test_a_directory_becomes_a_file_after_what_was_below_is_gone() -> None:
 def test_missing_parents_are_implied_and_files_in_the_way_hold() -> None:
     _, a, b = both_have(b"1", DX)
     record = a.records[DX][0]
-    batch = arrange([Create(DX, record, "")], lambda _: None)
+    batch = arrange([Create(DX, record, "")], lambda _: None, PLAIN)
     assert [(type(s), s.path) for s in batch.steps] == [(MakeDirectory, D), (Create, DX)]
     in_the_way = b.synced[DX]
-    batch = arrange([Create(DX, record, "")], lambda p: in_the_way if p == D else None)
+    batch = arrange([Create(DX, record, "")], lambda p: in_the_way if p == D else None, PLAIN)
     assert not batch.steps
     assert [h.action.path for h in batch.held] == [DX]
 
@@ -271,9 +273,9 @@ def test_a_change_of_case_deletes_first_where_names_collide() -> None:
     exchange(a, b)
     removed = Remove(P, b.records.get(P, a.records[P])[0], "")
     created = Create(RelPath(b"P.TXT"), a.records[RelPath(b"P.TXT")][0], "")
-    folding = arrange([created, removed], b.synced.get, folding=True)
+    folding = arrange([created, removed], b.synced.get, FOLDING)
     assert [type(s) for s in folding.steps] == [Remove, Create]
-    assert [type(s) for s in arrange([created, removed], b.synced.get).steps] == [Move]
+    assert [type(s) for s in arrange([created, removed], b.synced.get, PLAIN).steps] == [Move]
 
 
 names = st.lists(st.sampled_from([b"a", b"b"]), min_size=1, max_size=3).map(lambda p: RelPath(b"/".join(p)))
@@ -286,13 +288,14 @@ def test_every_step_finds_what_it_needs(wanted: dict[RelPath, str], folding: boo
     made = {p for p, w in wanted.items() if w == "create"}
     if any(x in made for p in wanted for x in ancestors(p)):
         return
+    disk = FOLDING if folding else PLAIN
     build = {"create": Create, "remove": Remove, "make": MakeDirectory}
     actions = [build[w](p, record, "") for p, w in wanted.items()]
     present = {p for p, w in wanted.items() if w == "remove"}
     kept = [p for p in wanted if any(x in present for x in ancestors(p)) and wanted[p] != "remove"]
     if kept:
         return
-    batch = arrange([*actions, Nothing(RelPath(b"z"), "")], lambda p: entry if p in present else None, folding=folding)
+    batch = arrange([*actions, Nothing(RelPath(b"z"), "")], lambda p: entry if p in present else None, disk)
     there: set[bytes] = set(present) | {b""}
     for step in batch.steps:
         if isinstance(step, Remove):
@@ -303,7 +306,7 @@ def test_every_step_finds_what_it_needs(wanted: dict[RelPath, str], folding: boo
                 there.discard(step.source)
             assert all(x in there for x in ancestors(step.path))
             there.add(step.path)
-    assert batch == arrange(actions[::-1], lambda p: entry if p in present else None, folding=folding)
+    assert batch == arrange(actions[::-1], lambda p: entry if p in present else None, disk)
 
 
 @pytest.mark.parametrize("order", list(itertools.permutations(range(3))))

@@ -9,6 +9,7 @@ from p2psync.testing.disk import DiskProfile
 from tests.sync.conftest import FOLDER, LABEL, Story, simulated, told
 
 FOLDS = FsCapabilities(case_insensitive=True)
+NO_LINKS = FsCapabilities(case_insensitive=True, symlinks=False)
 NORMALISES = FsCapabilities(case_insensitive=True, normalising=True)
 COMPOSED, DECOMPOSED = "é".encode(), "e\u0301".encode()
 
@@ -110,3 +111,34 @@ async def test_a_name_keeps_its_form_where_a_disk_normalises() -> None:
         await later(story)
         assert shown(story, "plain") == [COMPOSED, COMPOSED + b"/one"]
         assert plain.read(COMPOSED + b"/one") == b"edited"
+
+
+@simulated
+async def test_forms_that_a_disk_tells_apart_are_two_names_there() -> None:
+    async with told() as story:
+        await shared(story, FOLDS)
+        plain, folding = story.user("plain"), story.user("folding")
+        folding.write(DECOMPOSED, b"1")
+        folding.mkdir(COMPOSED)
+        await story.settle("plain")
+        plain.write(COMPOSED + b"/in", b"2")
+        plain.write(DECOMPOSED, b"3")
+        await story.settle("plain")
+        assert shown(story, "folding") == [DECOMPOSED, COMPOSED, COMPOSED + b"/in"]
+        assert folding.read(DECOMPOSED) == b"3"
+
+
+@simulated
+async def test_what_a_disk_cannot_show_is_said_and_what_it_showed_before_stays() -> None:
+    async with told() as story:
+        await shared(story, NO_LINKS)
+        plain = story.user("plain")
+        plain.write(b"a", b"1")
+        await story.settle("plain")
+        plain.delete(b"a")
+        plain.symlink(b"b", b"a")
+        plain.write(b"A", b"2")
+        await later(story)
+        (view,) = (await story.nodes["folding"].status()).folders
+        assert {problem.path: problem.code for problem in view.problems} == {"a": "symlink", "A": "name-clash"}
+        assert (view.state, story.user("folding").read(b"a")) == ("idle", b"1")
