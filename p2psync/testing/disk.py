@@ -133,16 +133,7 @@ class SimDisk:
     # ── names ───────────────────────────────────────────────────────────────────────────────────────────────────────
     def key(self, name: bytes) -> bytes:
         """What lookups compare: the name itself unless the file system folds."""
-        capabilities = self.profile.capabilities
-        if not (capabilities.case_insensitive or capabilities.normalising):
-            return name
-        try:
-            text = name.decode()
-        except UnicodeDecodeError:
-            return name
-        if capabilities.normalising:
-            text = unicodedata.normalize("NFC", text)
-        return (text.casefold() if capabilities.case_insensitive else text).encode()
+        return lookup_key(name, self.profile.capabilities)
 
     def stored_name(self, name: bytes) -> bytes:
         """The name a new entry gets; OSError(EILSEQ) when the file system holds only UTF-8."""
@@ -414,6 +405,21 @@ class SimDisk:
         """Tell the watchers."""
         for listener in list(self._listeners.values()):
             listener(directory, name, settled)
+
+
+def lookup_key(name: bytes, capabilities: FsCapabilities) -> bytes:
+    """What lookups on such a disk compare; of a whole path too."""
+    if not (capabilities.case_insensitive or capabilities.normalising):
+        return name
+    if b"/" in name:
+        return b"/".join(lookup_key(part, capabilities) for part in name.split(b"/"))
+    try:
+        text = name.decode()
+    except UnicodeDecodeError:
+        return name
+    if capabilities.normalising:
+        text = unicodedata.normalize("NFC", text)
+    return (text.casefold() if capabilities.case_insensitive else text).encode()
 
 
 def _apply(change: Change) -> None:

@@ -6,13 +6,14 @@ It never looks inside a node. It hears what users do (`User` tells it), and is s
 from __future__ import annotations
 
 import unicodedata
-from collections.abc import Container, Iterable, Mapping
+from collections.abc import Collection, Container, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from itertools import islice
 
-from p2psync.model.paths import RelPath, ancestors, display, fold, name, unrepresentable
+from p2psync.model.paths import RelPath, ancestors, display, name, unrepresentable
 from p2psync.ports import FsCapabilities, Kind
 from p2psync.reconcile.conflicts import parse_conflict_name
+from p2psync.testing.disk import lookup_key
 from p2psync.testing.snapshot import Shown, Tree
 
 SCRATCH = b".save~"
@@ -54,29 +55,31 @@ class Allowance:
     touched: frozenset[bytes] = frozenset()
     """Paths that a user who may only read has acted on."""
 
-    def excuses(self, path: bytes, shown: Shown | None, wanted: Shown | None, tree: Tree) -> bool:
-        """Whether `tree` may show this at `path` where others show `wanted`."""
-        line = (*ancestors(RelPath(path)), path)
-        if self.touched and self._local(path, line):
-            return True
-        return shown is None and wanted is not None and self._unholdable(line, wanted, tree)
-
-    def _local(self, path: bytes, line: Iterable[bytes]) -> bool:
-        if any(part in self.touched or _original(part) in self.touched for part in line):
+    def local(self, path: bytes) -> bool:
+        """Whether a change that stays on the device may show at `path`."""
+        if any(part in self.touched or _original(part) in self.touched for part in (*ancestors(RelPath(path)), path)):
             return True
         return any(acted.startswith(path + b"/") for acted in self.touched)
 
-    def _unholdable(self, line: Iterable[bytes], wanted: Shown, tree: Tree) -> bool:
-        """A name that this disk cannot hold, or not beside another one that is there."""
+    def unholdable(self, path: bytes, shown: Shown | None, wanted: Shown | None, tree: Tree) -> bool:
+        """Whether a disk with this `tree` cannot show `wanted` at `path`, or not beside what is there.
+
+        What it has shown under that name stays, if it is older.
+        """
         has = self.capabilities
+        if wanted is None:
+            return False
         if wanted.kind is Kind.SYMLINK and not has.symlinks:
             return True
+        if shown is not None:
+            return False
+        line = (*ancestors(RelPath(path)), path)
         if any(unrepresentable(name(RelPath(p)), utf8_only=has.utf8_only, name_max=has.name_max) for p in line):
             return True
         if not (has.case_insensitive or has.normalising):
             return False
-        present = {fold(path): path for path in tree}
-        return any(present.get(fold(part), part) != part for part in line)
+        keys = {lookup_key(part, has): part for part in line}
+        return any(keys.get(lookup_key(other, has), other) != other for other in tree)
 
     def as_recorded(self, tree: Tree, recorded: Tree) -> Tree:
         """The tree by the names that others use, where this disk has spelt a name in its own form."""
@@ -185,23 +188,26 @@ class Oracle:
         devices = list(trees)
         for other in devices[1:]:
             allowance = (allowed or {}).get(other, Allowance())
-            ours = trees[devices[0]]
-            theirs = allowance.as_recorded(trees[other], ours)
             different = (
-                path
-                for path in sorted(ours.keys() | theirs.keys())
-                if ours.get(path) != theirs.get(path)
-                and name(path) != SCRATCH
-                and not allowance.excuses(path, theirs.get(path), ours.get(path), theirs)
+                f"{display(path)}: {devices[0]} has {_text(wanted)}, {other} {_text(shown)}"
+                for path, wanted, shown, held in _differences(trees[devices[0]], trees[other], allowance)
+                if not held
             )
-            found.extend(
-                Violation(
-                    "I1",
-                    f"{display(path)}: {devices[0]} has {_text(ours.get(path))}, {other} {_text(theirs.get(path))}",
-                )
-                for path in islice(different, _SHOWN)
-            )
+            found.extend(Violation("I1", text) for text in islice(different, _SHOWN))
         return found
+
+    @staticmethod
+    def silence(
+        trees: Mapping[str, Tree], allowed: Mapping[str, Allowance], listed: Mapping[str, Collection[str]]
+    ) -> list[Violation]:
+        """I25: what a device's disk cannot show is among what its status says that it holds; `listed` by device."""
+        first, *others = trees
+        return [
+            Violation("I25", f"{other} does not show {display(path)} and does not say so")
+            for other in others
+            for path, _, _, held in _differences(trees[first], trees[other], allowed[other])
+            if held and display(path) not in listed[other]
+        ]
 
     def losses(self, trees: Mapping[str, Tree], history: Mapping[str, set[bytes]]) -> list[Violation]:
         """I2: what was written and not causally replaced is current, a conflict copy, or in history somewhere."""
@@ -241,6 +247,17 @@ class Oracle:
             for device, paths in temporaries.items()
             if paths
         ]
+
+
+def _differences(
+    ours: Tree, tree: Tree, allowance: Allowance
+) -> Iterator[tuple[bytes, Shown | None, Shown | None, bool]]:
+    """(path, what we show, what the other shows, whether its disk cannot show ours) where no local change is why."""
+    theirs = allowance.as_recorded(tree, ours)
+    for path in sorted(ours.keys() | theirs.keys()):
+        wanted, shown = ours.get(path), theirs.get(path)
+        if wanted != shown and name(path) != SCRATCH and not allowance.local(path):
+            yield path, wanted, shown, allowance.unholdable(path, shown, wanted, theirs)
 
 
 def _text(shown: Shown | None) -> str:

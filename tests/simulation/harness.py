@@ -4,7 +4,7 @@ Safety is judged always, convergence only in the second phase, after every fault
 """
 
 from collections import Counter
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Awaitable, Callable, Collection, Mapping
 from contextlib import AbstractAsyncContextManager
 from dataclasses import dataclass, field
 from typing import Any, Protocol
@@ -312,14 +312,21 @@ class Story:
 
     def _differences(self, trees: Mapping[str, Mapping[bytes, Shown]]) -> list[Violation]:
         """In what those who take part differ though nothing excuses it."""
-        allowed = {
+        return self.oracle.convergence({name: trees[name] for name in self.members}, self._allowances())
+
+    def silence(self, listed: Mapping[str, Collection[str]]) -> list[Violation]:
+        """What devices cannot show and do not list; see `Oracle.silence`."""
+        trees = self._trees()
+        return self.oracle.silence({name: trees[name] for name in listed}, self._allowances(), listed)
+
+    def _allowances(self) -> dict[str, Allowance]:
+        return {
             name: Allowance(
                 self.cast.profile(name).capabilities,
                 frozenset(self.hosts[name].touched if role == "viewer" else ()),
             )
             for name, role in self.members.items()
         }
-        return self.oracle.convergence({name: trees[name] for name in self.members}, allowed)
 
     def _trees(self) -> dict[str, dict[bytes, Shown]]:
         return {name: tree(host.top) for name, host in self.hosts.items()}

@@ -206,9 +206,10 @@ def ghosts(story: "Story", name: str) -> bool:
 
 
 async def unrest(story: "Story") -> list[str]:
-    """I1, I25: at the end every member has the folder, at rest, with the same Merkle root."""
+    """I1, I25: at the end every member has the folder, at rest, with the same Merkle root, and says what it holds."""
     found: list[str] = []
     roots: dict[str, str] = {}
+    listed: dict[str, list[str]] = {}
     for name in story.members:
         host = story.hosts[name]
         if host.dead or not host.up.is_set():
@@ -220,6 +221,7 @@ async def unrest(story: "Story") -> list[str]:
             continue
         (view,) = views
         roots[name] = view.root
+        listed[name] = [problem.path for problem in view.problems if problem.path is not None]
         if view.state != "idle" and not ghosts(story, name):
             texts = "; ".join(problem.text for problem in view.problems)
             found.append(
@@ -227,4 +229,6 @@ async def unrest(story: "Story") -> list[str]:
             )
     if len(set(roots.values())) > 1:
         found.append(f"the roots differ: {roots}")
+    if len(listed) == len(story.members):
+        found += [str(violation) for violation in story.silence(listed)]
     return found

@@ -1,7 +1,8 @@
 """The oracle must be able to say no: each violation it knows, and what is none."""
 
-from p2psync.ports import Hint, Kind
+from p2psync.ports import FsCapabilities, Hint, Kind
 from p2psync.testing import Oracle, SimDevice, SimWorld, User, run_deterministic
+from p2psync.testing.oracle import Allowance
 from p2psync.testing.snapshot import Shown, content_id
 
 
@@ -156,3 +157,24 @@ def test_clocks_lie_and_randomness_repeats() -> None:
         return first, tokens[0]
 
     assert run_deterministic(1, main) == run_deterministic(2, main)
+
+
+def test_what_a_disk_cannot_show_is_excused_and_must_be_said() -> None:
+    link, file, other = Shown(Kind.SYMLINK, target=b"x"), Shown(Kind.FILE, b"1"), Shown(Kind.FILE, b"2")
+    composed, decomposed = "\u00e9".encode(), "e\u0301".encode()
+    poor = Allowance(FsCapabilities(case_insensitive=True, symlinks=False))
+    for ours, theirs, excused in (
+        ({b"a": link}, {}, True),
+        ({b"a": link}, {b"a": file}, True),
+        ({b"a": file}, {b"a": other}, False),
+        ({b"a": file, b"A": file}, {b"A": file}, True),
+        ({b"a": file, b"A": file}, {}, False),
+        ({b"a": file}, {b"a": file, b"A": file}, False),
+        ({composed: file, decomposed: file}, {composed: file}, False),
+    ):
+        trees, allowed = {"a": ours, "b": theirs}, {"b": poor}
+        assert bool(Oracle.convergence(trees, allowed)) is not excused, (ours, theirs)
+        assert bool(Oracle.silence(trees, allowed, {"b": []})) is excused
+        assert Oracle.silence(trees, allowed, {"b": ["a"]}) == []
+    both = {"a": {composed: file, decomposed: other}, "b": {composed: file, decomposed: other}}
+    assert Oracle.convergence(both, {"b": poor}) == []
