@@ -60,8 +60,8 @@ class Cast:
         odd = rng.random() < 0.3
         disks = {name: rng.choice(sorted(DISKS)) for name in others} if odd else {}
         viewers = tuple(name for name in others if rng.random() < 0.1)
-        # Content that a disk cannot hold does not pass through its device.
-        topology: Topology = "full" if disks else rng.choice(("full", "line", "star", "ring"))
+        # Content that a disk cannot hold does not pass through its device, nor what a viewer has changed for itself.
+        topology: Topology = "full" if disks or viewers else rng.choice(("full", "line", "star", "ring"))
         return Cast(devices, topology, late, away, disks, viewers, sighted=rng.random() < 0.25)
 
     def within(self, faults: Iterable[str]) -> "Cast":
@@ -95,10 +95,7 @@ class Cast:
         return DISKS[self.disks.get(name, "plain")]
 
     def apart(self) -> list[tuple[str, str]]:
-        """Pairs of devices that never meet; what one writes reaches the other through others.
-
-        Viewers pass records on like everybody else, so they may stand anywhere.
-        """
+        """Pairs of devices that never meet; what one writes reaches the other through others."""
         count = len(self.devices)
         met: set[tuple[int, int]]
         match self.topology:
