@@ -96,15 +96,20 @@ class FolderOperations(Core):
                 )
 
     async def _take_up(self, membership: Membership, label: str, path: bytes) -> FolderRef:
-        """A folder is established on disk: enter it in the state, then run it."""
+        """A folder is established on disk: enter it in the state, then run it. Where it cannot be opened, do neither."""
         entry = FolderEntry(
             id=format_folder_id(membership.folder),
             label=label,
             path=os.fsdecode(path),
             added_at=self.world.clock.wall_ns() // 10**9,
         )
-        await self.save(folders=lambda known: [*known, entry])
-        self.synchronizer.add(await self.world.offload.run(lambda: self.open_folder(entry)))
+        taken_up = await self.world.offload.run(lambda: self.open_folder(entry))
+        try:
+            await self.save(folders=lambda known: [*known, entry])
+        except BaseException:
+            taken_up.close()
+            raise
+        self.synchronizer.add(taken_up)
         self.event_log.publish("folder.added", f"{label} is synchronised now", folder=entry.id)
         text, raw = path_fields(path)
         return FolderRef(entry.id, label, text, raw)

@@ -2,6 +2,12 @@
 
 from __future__ import annotations
 
+import pytest
+
+from p2psync.errors import StateError
+from p2psync.node.home import FolderEntry
+from p2psync.sync.folder import Folder
+from p2psync.workspace.layout import MARKER
 from tests.sync.conftest import FOLDER, LABEL, PORT, Story, simulated, told
 
 
@@ -45,3 +51,27 @@ async def test_who_joins_knows_the_members_that_any_offer_named() -> None:
         story.user("owner").write(b"note", b"by way of the bridge")
         await story.nodes["owner"].folder_scan(LABEL)
         await story.until(lambda: story.user("friend").stat(b"note") is not None, 120)
+
+
+@simulated
+async def test_a_folder_that_cannot_be_opened_is_not_taken_up(monkeypatch: pytest.MonkeyPatch) -> None:
+    async with told() as story:
+        await story.start("owner", "other")
+        ids = await acquaint(story)
+        node = story.nodes["other"]
+        folder = await story.nodes["owner"].folder_add(FOLDER, LABEL)
+        await story.nodes["owner"].folder_share(folder.id, ids["other"], "editor")
+        await story.until(lambda: bool(node.synchronizer.offers))
+
+        def fail(_: FolderEntry) -> Folder:
+            raise StateError("the disk fails")
+
+        with monkeypatch.context() as broken:
+            broken.setattr(node, "open_folder", fail)
+            with pytest.raises(StateError, match="the disk fails"):
+                await node.folder_accept(folder.id, FOLDER)
+        assert not node.state.folders
+        assert not (await node.status()).folders
+        story.user("other").delete(MARKER)
+        await node.folder_accept(folder.id, FOLDER)
+        await story.settle("owner")
