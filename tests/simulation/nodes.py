@@ -10,7 +10,7 @@ import msgspec
 import trio
 
 from p2psync.crypto.identity import SEED_SIZE, DeviceKeys
-from p2psync.errors import P2PSyncError
+from p2psync.errors import P2PSyncError, StoreFailedError
 from p2psync.node.config import Config, Device, Network, Sync
 from p2psync.node.home import HomeState
 from p2psync.node.node import NodeOperations, running
@@ -29,10 +29,16 @@ _STATE = b"state"
 class StoredHome:
     """A `HomeStore` in the device's simulated database, where it survives crashes and suffers the same faults."""
 
-    def __init__(self, path: bytes, store: KvStore, forget: Callable[[bytes], None]) -> None:
+    def __init__(self, path: bytes, open_store: Callable[[], KvStore], forget: Callable[[bytes], None]) -> None:
         self.path = Path(os.fsdecode(path))
         self._forget = forget
-        self._store = store
+        self._open = open_store
+        self._store: KvStore | None = open_store()
+
+    def close(self) -> None:
+        """Close the database."""
+        if self._store is not None:
+            self._store.close()
 
     @property
     def config_file(self) -> Path:
@@ -45,13 +51,20 @@ class StoredHome:
 
     def load_state(self) -> HomeState:
         """As `Home.load_state`."""
+        assert self._store is not None
         with self._store.read() as txn:
             data = txn.get("home", _STATE)
         return HomeState() if data is None else msgspec.msgpack.decode(data, type=HomeState)
 
     def save_state(self, state: HomeState) -> None:
-        """As `Home.save_state`."""
-        self._store.write(lambda txn: txn.put("home", _STATE, msgspec.msgpack.encode(state)))
+        """As `Home.save_state`; like a file, it can be written again after a failure."""
+        self._store = self._store or self._open()
+        try:
+            self._store.write(lambda txn: txn.put("home", _STATE, msgspec.msgpack.encode(state)))
+        except StoreFailedError:
+            self._store.close()
+            self._store = None
+            raise
 
     def forget_folder(self, folder_id: str) -> None:
         """As `Home.forget_folder`."""
@@ -80,9 +93,9 @@ async def make_node(world: World, home: bytes, name: str) -> AsyncIterator[NodeO
     while True:
         async with AsyncExitStack() as stack:
             try:
-                store = world.database.open(home + b"/state", ("home",))
-                stack.callback(store.close)
-                stored = StoredHome(home, store, partial(_forget, world.database))
+                open_store = partial(world.database.open, home + b"/state", ("home",))
+                stored = StoredHome(home, open_store, partial(_forget, world.database))
+                stack.callback(stored.close)
                 context = running(stored, world, keys, config, list(config.network.listen))
                 operations = await stack.enter_async_context(context)
             except (OSError, P2PSyncError):
