@@ -258,10 +258,10 @@ def _operation(item: Ready, entries: dict[RelPath, Synced | None]) -> ops.Operat
             return ops.PlaceDirectory(path)
         case plan.Displace(path=path, keep=keep):
             return ops.PlaceDirectory(path, expect, keep)
-        case order.Move(path=path, source=source):
+        case order.Move(path=path, source=source, record=r):
             moved = entries[source]
             assert moved is not None
-            return ops.Move(source, path, moved.fingerprint)
+            return ops.Move(source, path, moved.fingerprint, r.mode, r.mtime_ns)
 
 
 def _heals(entry: Synced | None) -> bool:

@@ -305,8 +305,16 @@ class _Batch:
             return Changed(op.target, self._root.stat(op.target))
         self._parents.clear()
         moved = self._root.stat(op.target)
-        if self._is(moved, op.expect):
-            return _Effect(op.target, moved)
+        if moved is not None and self._is(moved, op.expect):
+            as_wanted = (file_mode(op.mode, self._umask, moved), op.mtime_ns) == (moved.mode, moved.mtime_ns)
+            if as_wanted or moved.kind is not Kind.FILE:
+                return _Effect(op.target, moved)
+            try:
+                return self._dress(op.target, moved, op.mode, op.mtime_ns)
+            except OSError:
+                with suppress(FileExistsError):
+                    self._mover.rename_free(op.target, op.source)
+                raise
         try:
             self._mover.rename_free(op.target, op.source)
         except FileExistsError:
@@ -318,17 +326,21 @@ class _Batch:
         current = self._root.stat(op.path)
         if current is None or current.kind is not Kind.FILE or not op.expect.matches(current):
             return Changed(op.path, current)
-        mode = file_mode(op.mode, self._umask, current)
-        if mode != current.mode:
-            self._root.chmod(op.path, mode)
-        if op.mtime_ns != current.mtime_ns:
-            self._root.utime(op.path, op.mtime_ns)
+        return self._dress(op.path, current, op.mode, op.mtime_ns)
+
+    def _dress(self, path: RelPath, current: Stat, wanted: int, mtime_ns: int) -> Outcome | _Effect:
+        """Give the file that is `current` its metadata, where a person may see it."""
         self._metadata = True
-        self._mover.touch(op.path)
-        left = self._root.stat(op.path)
+        mode = file_mode(wanted, self._umask, current)
+        if mode != current.mode:
+            self._root.chmod(path, mode)
+        if mtime_ns != current.mtime_ns:
+            self._root.utime(path, mtime_ns)
+        self._mover.touch(path)
+        left = self._root.stat(path)
         if left is None or (left.ino, left.size) != (current.ino, current.size):
-            return Changed(op.path, left)
-        return _Effect(op.path, left, racy=True)
+            return Changed(path, left)
+        return _Effect(path, left, racy=True)
 
     # ── directories ─────────────────────────────────────────────────────────────────────────────────────────────────
     def _place_directory(self, op: PlaceDirectory) -> Outcome | _Effect:

@@ -54,11 +54,16 @@ class Remove:
 
 @dataclass(frozen=True, slots=True)
 class Move:
-    """Rename an entry that is `expect` to a name that is free. The outcome stands for the target."""
+    """Rename an entry that is `expect` to a name that is free, and give a file the metadata it has there.
+
+    The outcome stands for the target. `mode` and `mtime_ns` as in `SetMetadata`.
+    """
 
     source: RelPath
     target: RelPath
     expect: Fingerprint
+    mode: int
+    mtime_ns: int
 
 
 @dataclass(frozen=True, slots=True)

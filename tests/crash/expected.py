@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Mapping
-from dataclasses import replace
 from itertools import pairwise
 
 from p2psync.model.paths import display
@@ -53,9 +52,6 @@ class Expected:
             shown = _below(tree, top)
             if (contested or disk_failed) and not theirs and parse_conflict_name(top) is not None:
                 continue
-            if contested:
-                # What was moved away on one side may have become executable on the other.
-                theirs, shown = _plain(theirs), _plain(shown)
             for path in sorted(theirs.keys() | shown.keys()):
                 if theirs.get(path) != shown.get(path):
                     text = f"{display(path)} should be {theirs.get(path)} and is {shown.get(path)}"
@@ -76,10 +72,6 @@ class Expected:
     def _apply(self, changes: Mapping[bytes, Shown | None]) -> dict[bytes, Shown]:
         merged = {**self._base, **changes}
         return {path: shown for path, shown in merged.items() if shown is not None}
-
-
-def _plain(tree: Tree) -> dict[bytes, Shown]:
-    return {path: replace(shown, executable=False) for path, shown in tree.items()}
 
 
 def _top(path: bytes) -> bytes:

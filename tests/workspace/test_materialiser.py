@@ -141,7 +141,7 @@ def test_an_edit_between_any_two_calls_survives(limited: Hooked, edit, operation
             case "remove":
                 op = Remove(path, Kind.FILE, expect)
             case _:
-                op = Move(path, path + b" moved", expect)
+                op = Move(path, path + b" moved", expect, 0o755, MTIME)
         fired = []
 
         def interfere(number: int, *_: object, n=n, path=path, fired=fired) -> None:
@@ -250,15 +250,40 @@ def test_move(limited: Hooked) -> None:
     outcomes = apply(
         limited,
         [
-            Move(b"a", b"b", fingerprint(limited, b"a")),
-            Move(b"a", b"c", fingerprint(limited, b"b")),
-            Move(b"a", b"c", fingerprint(limited, b"a")),
-            Move(b"d", b"e", fingerprint(limited, b"d")),
+            Move(b"a", b"b", fingerprint(limited, b"a"), 0o755, MTIME),
+            Move(b"a", b"c", fingerprint(limited, b"b"), 0o755, MTIME),
+            Move(b"a", b"c", fingerprint(limited, b"a"), 0o755, MTIME),
+            Move(b"d", b"e", fingerprint(limited, b"d"), 0o755, MTIME),
         ],
         STAMP,
     )
     assert [type(o) for o in outcomes] == [Changed, Changed, Done, Done]
     assert (read(limited, b"c"), read(limited, b"b"), read(limited, b"e/x")) == (b"a", b"b", b"x")
+    assert (limited.stat(b"c").mode, limited.stat(b"c").mtime_ns) == (0o755, MTIME)
+    assert outcomes[2].fingerprint.matches(limited.stat(b"c"))
+
+
+def test_a_move_changes_nothing_of_a_file_that_is_as_wanted(limited: Hooked) -> None:
+    write(limited, b"a", b"a")
+    limited.chmod(b"a", 0o640)
+    before = limited.stat(b"a")
+    [done] = apply(limited, [Move(b"a", b"b", fingerprint(limited, b"a"), 0o644, before.mtime_ns)], STAMP)
+    assert (limited.stat(b"b").mode, limited.stat(b"b").mtime_ns) == (0o640, before.mtime_ns)
+    assert not done.fingerprint.racy(limited.capabilities.granularity_ns)
+
+
+@pytest.mark.parametrize("call", ["chmod", "utime"])
+def test_a_move_that_cannot_set_metadata_is_undone(limited: Hooked, call: str) -> None:
+    write(limited, b"a", b"a")
+
+    def refuse(number: int, name: str, _: object) -> None:
+        if name == call:
+            raise PermissionError(errno.EPERM, "not the owner")
+
+    limited.before = refuse
+    [outcome] = apply(limited, [Move(b"a", b"b", fingerprint(limited, b"a"), 0o755, MTIME)], STAMP)
+    assert isinstance(outcome, Failed)
+    assert (read(limited, b"a"), limited.stat(b"b")) == (b"a", None)
 
 
 def test_metadata_changes_are_hashed_again_at_the_next_scan(root: PosixRoot) -> None:

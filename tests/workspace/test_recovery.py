@@ -44,7 +44,7 @@ def prepare(root: Hooked) -> list[object]:
         Place(b"linked", Kind.SYMLINK, None, b"new target", 0o777, MTIME, fingerprint(root, b"linked")),
         Place(b"symlink", Kind.SYMLINK, None, b"newer target", 0o777, MTIME, fingerprint(root, b"symlink")),
         Remove(b"removed", Kind.FILE, fingerprint(root, b"removed")),
-        Move(b"moved", b"moved (conflict)", fingerprint(root, b"moved")),
+        Move(b"moved", b"moved (conflict)", fingerprint(root, b"moved"), 0o755, MTIME),
         Place(b"moved", Kind.FILE, staged[3], b"", 0o644, MTIME, None),
         PlaceDirectory(b"becomes-directory", fingerprint(root, b"becomes-directory")),
     ]
@@ -119,7 +119,7 @@ def test_after_a_crash_a_directory_may_have_become_anything(tmp_path: Path, inst
                 b"d/kept", Kind.FILE, staged[1], b"", 0o644, MTIME, fingerprint(root, b"d/kept"), b"d/kept (conflict)"
             ),
             Remove(b"d/removed", Kind.FILE, fingerprint(root, b"d/removed")),
-            Move(b"d/moved", b"d/moved (conflict)", fingerprint(root, b"d/moved")),
+            Move(b"d/moved", b"d/moved (conflict)", fingerprint(root, b"d/moved"), 0o755, MTIME),
         ]
         journal = [decode_intent(i.encode()) for i in intents(root, operations, STAMP)]
 
@@ -206,7 +206,8 @@ def test_a_power_cut_ahead_of_any_call_loses_nothing(seed: int) -> None:
     pytest.fail("never ended")
 
 
-def test_metadata_that_was_set_survives_a_power_cut() -> None:
+@pytest.mark.parametrize("moved", [False, True])
+def test_metadata_that_was_set_survives_a_power_cut(moved: bool) -> None:
     for seed in range(6):
         disk = SimDisk(DiskProfile(privileged=True), wall_ns=lambda: 10**18, now=lambda: 0.0)
         disk.make_directories(b"/folder")
@@ -214,11 +215,12 @@ def test_metadata_that_was_set_survives_a_power_cut() -> None:
         marker.create(root, FOLDER, MARKER_ID, 1)
         write(root, b"a", b"x")
         root.sync_all()
-        operation = SetMetadata(b"a", fingerprint(root, b"a"), 0o755, MTIME)
+        seen, path = fingerprint(root, b"a"), b"b" if moved else b"a"
+        operation = Move(b"a", path, seen, 0o755, MTIME) if moved else SetMetadata(path, seen, 0o755, MTIME)
         [done] = apply(root, [operation], STAMP, now_ns=lambda: 10**18, pause=lambda _: None)
         assert isinstance(done, Done)
         disk.crash(random.Random(seed))
-        stat = disk.open_root(b"/folder").stat(b"a")
+        stat = disk.open_root(b"/folder").stat(path)
         assert stat is not None
         assert (stat.mode & 0o100, stat.mtime_ns) == (0o100, MTIME)
 
