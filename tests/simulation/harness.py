@@ -45,10 +45,6 @@ class Keeper(Protocol):
         """Why the story cannot be at its end; empty when all is at rest."""
         ...
 
-    def ghosts(self, story: "Story", name: str, /) -> bool:
-        """Whether a device waits for what is rightly nowhere, and keeps what it has of it."""
-        ...
-
 
 @dataclass(frozen=True)
 class Scenario:
@@ -67,8 +63,8 @@ class Scenario:
     """Counters of what nodes rarely do; a campaign in which one stays at zero has not tested it."""
     settle_s: float = 3600.0
     """Virtual seconds within which everything must be equal once the faults have ended."""
-    quiet_s: float = 60.0
-    """How long nothing may change before it counts as quiet."""
+    quiet_s: float = 45.0
+    """How long nothing may change before it counts as quiet: longer than any node waits from one scan to the next."""
 
 
 @dataclass
@@ -288,12 +284,7 @@ class Story:
                 break
         trees = self._trees()
         history = {name: kept(host.top) for name, host in self.hosts.items()}
-        keeper = self.scenario.keeper
-        left = {
-            name: temporaries(self.hosts[name].top)
-            for name in self.members
-            if keeper is None or not keeper.ghosts(self, name)
-        }
+        left = {name: temporaries(self.hosts[name].top) for name in self.members}
         oracle = self.oracle
         # Where nothing breaks, history holds only what somebody replaced; the rest is to be seen, in a copy if need be.
         calm = self.plan.trouble_s == float("inf") or not self.scenario.faults

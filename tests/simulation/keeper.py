@@ -5,6 +5,7 @@ Everything is done through the operations that commands use, so a story never ne
 
 import random
 from contextlib import suppress
+from functools import cache
 from typing import TYPE_CHECKING
 
 import trio
@@ -12,11 +13,8 @@ import trio
 from p2psync.crypto.identity import SEED_SIZE, DeviceKeys
 from p2psync.errors import P2PSyncError
 from p2psync.model.ids import format_device_id
-from p2psync.model.paths import RelPath, path_key
-from p2psync.model.records import winner
 from p2psync.node.node import NodeOperations
 from p2psync.node.views import FolderView
-from p2psync.ports import Kind
 from p2psync.workspace.layout import MARKER
 
 if TYPE_CHECKING:
@@ -26,10 +24,10 @@ FOLDER = b"/sync/folder"
 LABEL = "shared"
 PORT = 22067
 PATIENCE_S = 60.0
-FORGETTING = ("database lost", "database restored", "home lost", "home restored", "keeper leave", "keeper remove")
 BRAKES = ("mass-delete", "mass-delete-incoming", "mass-overwrite")
 
 
+@cache
 def keys_of(name: str) -> DeviceKeys:
     """The keys of a device, made from its name."""
     return DeviceKeys(name.encode() * SEED_SIZE)
@@ -121,6 +119,12 @@ async def _heed(host: "Host", view: FolderView, advice: set[str]) -> None:
     """Do what the folder's problems advise, where it is for a person to do."""
     node: NodeOperations = host.node
     for problem in view.problems:
+        if problem.code == "unavailable" and problem.remedy in advice and host.story.calm:
+            # Not before everybody is back: who is away may have what nobody else has.
+            if "--accept-local" in problem.remedy:
+                await node.check(repair=True, quick=True, accept_local=True)
+                host.story.note(host.device.name, "keeper gives up")
+            continue
         if problem.code not in {"root", "index", "removed"} or problem.remedy not in advice:
             continue
         if "--adopt" in problem.remedy:
@@ -179,32 +183,6 @@ async def _keep_members(host: "Host") -> None:
 
 
 # ── at the end ──────────────────────────────────────────────────────────────────────────────────────────────────────
-def ghosts(story: "Story", name: str) -> bool:
-    """Whether a device waits for nothing but contents that went down with a lost index.
-
-    A file that was announced and not yet fetched, whose author lost the index and whose user deleted it before the
-    next scan, is on record and nowhere. Nobody lost anything; the records still ask for it.
-    """
-    if not any(story.counters[event] for event in FORGETTING):
-        return False
-    wanted: set[bytes] = set()
-    for folder in story.hosts[name].node.synchronizer.folders.values():
-        with folder.context.index.read() as reader:
-            for pending in reader.pending():
-                top = winner(reader.siblings(path_key(RelPath(pending.path))))
-                if top.deleted or top.kind is not Kind.FILE:
-                    return False
-                wanted.add(top.content)
-    for member in story.members:
-        for folder in story.hosts[member].node.synchronizer.folders.values():
-            with folder.context.index.read() as reader:
-                if any(reader.find_content(content) for content in wanted):
-                    return False
-    if wanted:
-        story.note(name, "ghost content")
-    return bool(wanted)
-
-
 async def unrest(story: "Story") -> list[str]:
     """I1, I25: at the end every member has the folder, at rest, with the same Merkle root, and says what it holds."""
     found: list[str] = []
@@ -222,7 +200,7 @@ async def unrest(story: "Story") -> list[str]:
         (view,) = views
         roots[name] = view.root
         listed[name] = [problem.path for problem in view.problems if problem.path is not None]
-        if view.state != "idle" and not ghosts(story, name):
+        if view.state != "idle":
             texts = "; ".join(problem.text for problem in view.problems)
             found.append(
                 f"{name} is {view.state}: {view.need_files} files needed, {view.need_deletes} deletes; {texts}"
