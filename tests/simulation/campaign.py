@@ -8,7 +8,7 @@ import signal
 import time
 import traceback
 from collections import Counter
-from collections.abc import Iterable, Iterator
+from collections.abc import Generator, Iterable
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from contextlib import ExitStack
 from dataclasses import dataclass, field
@@ -26,8 +26,11 @@ JUDGED_FROM = 300
 """Seeds from which on a counter at zero is a failure."""
 
 
-class StoryHangsError(Exception):
-    """A story has not ended within the time that any story may take."""
+class StoryHangsError(BaseException):
+    """A story has not ended within the time that any story may take.
+
+    Derives from BaseException so that no error handler of a node takes it for a failure that it can live with.
+    """
 
 
 @dataclass
@@ -55,16 +58,16 @@ def load(name: str) -> Scenario:
     return scenario
 
 
-def judge(scenario: str, seed: int) -> Report:
-    """Run one seed in this process; a story that raises or hangs is a problem like any other."""
+def judge(scenario: str, seed: int, limit_s: float = STORY_LIMIT_S) -> Report:
+    """Run one seed in this process; a story that raises, or takes more than `limit_s`, is a problem like any other."""
     report = Report(seed, str(Plan.draw(seed)), [], hashing=hash("p2psync"))
     began = time.process_time()
     before = signal.signal(signal.SIGALRM, _give_up)
     # Again and again, as a dying node may swallow one.
-    signal.setitimer(signal.ITIMER_REAL, STORY_LIMIT_S, 1.0)
+    signal.setitimer(signal.ITIMER_REAL, limit_s, 1.0)
     try:
         outcome = run_seed(load(scenario), seed)
-    except (Exception, BaseExceptionGroup, SimulatedCrash):  # noqa: BLE001 - whatever it is, the seed has failed
+    except (Exception, BaseExceptionGroup, SimulatedCrash, StoryHangsError):  # noqa: BLE001 - the seed has failed
         report.problems.append(traceback.format_exc())
     else:
         report.problems = [str(violation) for violation in outcome.violations]
@@ -78,12 +81,15 @@ def judge(scenario: str, seed: int) -> Report:
     return report
 
 
-def campaign(scenario: str, seeds: Iterable[int], *, jobs: int, twice_every: int = 0) -> Iterator[Report]:
-    """Reports as they come, `jobs` at a time.
+def campaign(
+    scenario: str, seeds: Iterable[int], *, jobs: int, twice_every: int = 0, limit_s: float = STORY_LIMIT_S
+) -> Generator[Report, None, None]:
+    """Reports as they come, `jobs` at a time; closing it early, or an error, ends the workers whatever they do.
 
     Every `twice_every`-th seed (none for 0) is told again in a process that hashes differently; another trace is a
     problem of its report.
     """
+    others = set(multiprocessing.active_children())
     with ExitStack() as stack:
         first, again = (stack.enter_context(_pool(size)) for size in (jobs, 1))
         rest, running = iter(seeds), set[Future[Report]]()
@@ -91,9 +97,9 @@ def campaign(scenario: str, seeds: Iterable[int], *, jobs: int, twice_every: int
         try:
             while True:
                 while len(running) < 2 * jobs and (seed := next(rest, None)) is not None:
-                    running.add(first.submit(judge, scenario, seed))
+                    running.add(first.submit(judge, scenario, seed, limit_s))
                     if twice_every and seed % twice_every == 0:
-                        repeated[seed] = again.submit(judge, scenario, seed)
+                        repeated[seed] = again.submit(judge, scenario, seed, limit_s)
                 if not running:
                     return
                 done, running = wait(running, return_when=FIRST_COMPLETED)
@@ -104,6 +110,8 @@ def campaign(scenario: str, seeds: Iterable[int], *, jobs: int, twice_every: int
         finally:
             for pool in (first, again):
                 pool.shutdown(wait=False, cancel_futures=True)
+            for worker in set(multiprocessing.active_children()) - others:
+                worker.kill()
 
 
 @dataclass
@@ -158,4 +166,4 @@ def _compare(report: Report, repetition: Report) -> None:
 
 
 def _give_up(_signal: int, _frame: FrameType | None) -> None:
-    raise StoryHangsError(f"not at its end after {STORY_LIMIT_S} s")
+    raise StoryHangsError("not at its end when its time was up")

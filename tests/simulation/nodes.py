@@ -9,7 +9,6 @@ from pathlib import Path
 import msgspec
 import trio
 
-from p2psync.crypto.identity import SEED_SIZE, DeviceKeys
 from p2psync.errors import P2PSyncError, StoreFailedError
 from p2psync.node.config import Config, Device, Network, Sync
 from p2psync.node.home import HomeState
@@ -89,7 +88,7 @@ def _forget(database: Database, path: bytes) -> None:
 async def make_node(world: World, home: bytes, name: str) -> AsyncIterator[NodeOperations]:
     """A whole node; one that cannot start because its disk fails is started again, as a service manager would."""
     config = settings(name)
-    keys = DeviceKeys(name.encode() * SEED_SIZE)
+    keys = keeper.keys_of(name)
     while True:
         async with AsyncExitStack() as stack:
             try:
@@ -123,8 +122,6 @@ async def introduce(nodes: Mapping[str, NodeOperations], folder: bytes) -> None:
         await nodes[other].folder_accept(shared.id, folder)
 
 
-UNSOLVED = frozenset({"expel"})
-"""Faults that still find what is not mended."""
-EVERY_FAULT = (ASPECTS | FAULTS.keys()) - UNSOLVED
+EVERY_FAULT = ASPECTS | FAULTS.keys()
 SCENARIO = Scenario(make_node, introduce, faults=EVERY_FAULT, keeper=keeper)
 GENTLE = Scenario(make_node, introduce, faults=frozenset())

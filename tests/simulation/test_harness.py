@@ -1,5 +1,6 @@
 """The harness itself, proven with a toy: it replays, it finds a planted loss, and every fault really happens."""
 
+import multiprocessing
 import subprocess
 import sys
 from collections import Counter
@@ -7,6 +8,7 @@ from dataclasses import replace
 
 import pytest
 
+from tests.simulation.campaign import campaign
 from tests.simulation.harness import run_seed
 from tests.simulation.plan import Plan
 from tests.simulation.toy import CARELESS, SCENARIO
@@ -55,3 +57,18 @@ def test_a_seed_replays_in_this_process_and_in_others() -> None:
     }
     assert len(printed) == 1
     assert run_seed(SCENARIO, 27).digest[:16] in printed.pop()
+
+
+def test_a_story_that_hangs_fails_alone() -> None:
+    (report,) = campaign("tests.simulation.toy:STUCK", [1], jobs=1, limit_s=1.0)
+    assert "StoryHangsError" in report.problems[0]
+
+
+def test_a_campaign_that_is_ended_leaves_no_worker_behind() -> None:
+    before = set(multiprocessing.active_children())
+    stories = campaign("tests.simulation.toy:STUCK", range(8), jobs=2, limit_s=1.0)
+    next(stories)
+    stories.close()
+    for worker in set(multiprocessing.active_children()) - before:
+        worker.join(timeout=10)
+    assert set(multiprocessing.active_children()) <= before

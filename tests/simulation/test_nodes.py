@@ -3,38 +3,31 @@
 import os
 import subprocess
 import sys
-from collections import Counter
-from concurrent.futures import ProcessPoolExecutor
+from contextlib import closing
 from dataclasses import replace
 
 import pytest
 
+from tests.simulation.campaign import Tally, campaign
 from tests.simulation.harness import Outcome, Plan, Scenario, run_seed
 from tests.simulation.nodes import SCENARIO
 
-SEEDS = range(40)
+SEEDS = range(300)
+STORY_LIMIT_S = 100.0
 REPLAYED = (3, 5)
 
 
-@pytest.mark.timeout(600)
+@pytest.mark.timeout(900)
 def test_nodes_survive_every_fault() -> None:
     """As many stories as the time of a test run allows, on all cores; `make sim SEEDS=N` tells more."""
-    counters: Counter[str] = Counter()
-    failed: dict[int, list[str]] = {}
-    with ProcessPoolExecutor(os.cpu_count()) as pool:
-        for seed, (found, counted) in zip(SEEDS, pool.map(_judge, SEEDS), strict=True):
-            counters += counted
-            if found:
-                failed[seed] = found
-    assert not failed, f"replay with: python -m tests.simulation --seed {min(failed)} --trace"
-    expected = {f"fault {kind}" for kind in SCENARIO.faults} | {f"user {action}" for action in SCENARIO.actions}
-    expected |= {"killed", "power cut", "fault: power cut"}
-    assert {name for name in expected if not counters[name]} == set()
-
-
-def _judge(seed: int) -> tuple[list[str], Counter[str]]:
-    outcome = run_seed(SCENARIO, seed)
-    return [str(violation) for violation in outcome.violations], outcome.counters
+    tally = Tally()
+    stories = campaign("tests.simulation.nodes:SCENARIO", SEEDS, jobs=os.cpu_count() or 1, limit_s=STORY_LIMIT_S)
+    with closing(stories):
+        for report in stories:
+            tally.add(report)
+    assert tally.seeds == len(SEEDS)
+    assert not tally.failed, f"replay with: python -m tests.simulation --seed {min(tally.failed)} --trace"
+    assert tally.never(SCENARIO) == []
 
 
 @pytest.mark.parametrize("seed", REPLAYED)

@@ -4,7 +4,7 @@
 """
 
 from collections.abc import AsyncIterator, Mapping
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 from functools import partial
 from typing import Any
 
@@ -178,3 +178,14 @@ async def introduce(nodes: Mapping[str, Any], _: bytes) -> None:
 
 SCENARIO = Scenario(make_toy, introduce, FLAT_ACTIONS)
 CARELESS = Scenario(partial(make_toy, careful=False), introduce, FLAT_ACTIONS)
+
+
+async def get_stuck(_: Mapping[str, Any], __: bytes) -> None:
+    """Work for ever, and let no exception stop it."""
+    while True:
+        with suppress(Exception):
+            while True:
+                pass
+
+
+STUCK = Scenario(make_toy, get_stuck, FLAT_ACTIONS)
