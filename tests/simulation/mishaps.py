@@ -51,6 +51,10 @@ def relent(story: "Story") -> None:
             _admit(story, name)
     for name in story.cast.away:
         _come_back(story, name)
+    if story.expelled:
+        # Those who are left may have met through the removed only.
+        for one, other in story.cast.apart():
+            story.sim.network.unite(one, other)
     for host in story.hosts.values():
         _plug_in(host)
         _make_room(host)
