@@ -6,11 +6,13 @@ It never looks inside a node. It hears what users do (`User` tells it), and is s
 from __future__ import annotations
 
 import unicodedata
+from collections import defaultdict
 from collections.abc import Collection, Container, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from itertools import islice
+from typing import Literal
 
-from p2psync.model.paths import RelPath, ancestors, display, name, unrepresentable
+from p2psync.model.paths import RelPath, ancestors, display, name, parent, unrepresentable
 from p2psync.ports import FsCapabilities, Kind
 from p2psync.reconcile.conflicts import parse_conflict_name
 from p2psync.testing.disk import lookup_key
@@ -19,6 +21,8 @@ from p2psync.testing.snapshot import Shown, Tree
 SCRATCH = b".save~"
 """Name that users' editors write to before they rename; a power cut may leave one behind, torn."""
 _SHOWN = 8
+Reason = Literal["held", "hollow"]
+"""Why a disk may not show what others do: it cannot; or a directory, because it cannot show anything that is in it."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -190,8 +194,8 @@ class Oracle:
             allowance = (allowed or {}).get(other, Allowance())
             different = (
                 f"{display(path)}: {devices[0]} has {_text(wanted)}, {other} {_text(shown)}"
-                for path, wanted, shown, held in _differences(trees[devices[0]], trees[other], allowance)
-                if not held
+                for path, wanted, shown, reason in _differences(trees[devices[0]], trees[other], allowance)
+                if reason is None
             )
             found.extend(Violation("I1", text) for text in islice(different, _SHOWN))
         return found
@@ -205,8 +209,8 @@ class Oracle:
         return [
             Violation("I25", f"{other} does not show {display(path)} and does not say so")
             for other in others
-            for path, _, _, held in _differences(trees[first], trees[other], allowed[other])
-            if held and display(path) not in listed[other]
+            for path, _, _, reason in _differences(trees[first], trees[other], allowed[other])
+            if reason == "held" and display(path) not in listed[other]
         ]
 
     def losses(self, trees: Mapping[str, Tree], history: Mapping[str, set[bytes]]) -> list[Violation]:
@@ -251,13 +255,24 @@ class Oracle:
 
 def _differences(
     ours: Tree, tree: Tree, allowance: Allowance
-) -> Iterator[tuple[bytes, Shown | None, Shown | None, bool]]:
-    """(path, what we show, what the other shows, whether its disk cannot show ours) where no local change is why."""
+) -> Iterator[tuple[bytes, Shown | None, Shown | None, Reason | None]]:
+    """(path, what we show, what the other shows, why its disk may) where no change that stays there is the reason."""
     theirs = allowance.as_recorded(tree, ours)
-    for path in sorted(ours.keys() | theirs.keys()):
+    children: defaultdict[bytes, list[bytes]] = defaultdict(list)
+    for path in ours:
+        children[parent(path)].append(path)
+
+    def reason(path: bytes) -> Reason | None:
         wanted, shown = ours.get(path), theirs.get(path)
-        if wanted != shown and name(path) != SCRATCH and not allowance.local(path):
-            yield path, wanted, shown, allowance.unholdable(path, shown, wanted, theirs)
+        if wanted is not None and wanted.kind is Kind.DIRECTORY and shown is None:
+            below = children[path]
+            if below and all(theirs.get(child) is None and reason(child) is not None for child in below):
+                return "hollow"
+        return "held" if allowance.unholdable(path, shown, wanted, theirs) else None
+
+    for path in sorted(ours.keys() | theirs.keys()):
+        if ours.get(path) != theirs.get(path) and name(path) != SCRATCH and not allowance.local(path):
+            yield path, ours.get(path), theirs.get(path), reason(path)
 
 
 def _text(shown: Shown | None) -> str:

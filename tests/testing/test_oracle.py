@@ -161,6 +161,7 @@ def test_clocks_lie_and_randomness_repeats() -> None:
 
 def test_what_a_disk_cannot_show_is_excused_and_must_be_said() -> None:
     link, file, other = Shown(Kind.SYMLINK, target=b"x"), Shown(Kind.FILE, b"1"), Shown(Kind.FILE, b"2")
+    directory = Shown(Kind.DIRECTORY)
     composed, decomposed = "\u00e9".encode(), "e\u0301".encode()
     poor = Allowance(FsCapabilities(case_insensitive=True, symlinks=False))
     for ours, theirs, excused in (
@@ -171,10 +172,15 @@ def test_what_a_disk_cannot_show_is_excused_and_must_be_said() -> None:
         ({b"a": file, b"A": file}, {}, False),
         ({b"a": file}, {b"a": file, b"A": file}, False),
         ({composed: file, decomposed: file}, {composed: file}, False),
+        ({b"d": directory}, {}, False),
+        ({b"d": directory, b"d/e": directory, b"d/e/f": file}, {}, False),
     ):
         trees, allowed = {"a": ours, "b": theirs}, {"b": poor}
         assert bool(Oracle.convergence(trees, allowed)) is not excused, (ours, theirs)
         assert bool(Oracle.silence(trees, allowed, {"b": []})) is excused
         assert Oracle.silence(trees, allowed, {"b": ["a"]}) == []
+    hollow = {"a": {b"d": directory, b"d/e": directory, b"d/e/l": link}, "b": {}}
+    assert Oracle.convergence(hollow, {"b": poor}) == []
+    assert Oracle.silence(hollow, {"b": poor}, {"b": ["d/e/l"]}) == [], "a directory stands for what is in it"
     both = {"a": {composed: file, decomposed: other}, "b": {composed: file, decomposed: other}}
     assert Oracle.convergence(both, {"b": poor}) == []
