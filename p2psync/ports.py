@@ -97,6 +97,8 @@ class FsCapabilities:
     hard_links: bool = True
     exchange: bool = True
     noreplace: bool = True
+    executable_bits: bool = True
+    """Whether a file shows the executable bit that it was given."""
     utf8_only: bool = False
     name_max: int = 255
     granularity_ns: int = 10_000_000

@@ -145,7 +145,7 @@ def observe(
     rotten = synced is not None and synced.rot and synced.rot == disk.content
     if synced is not None and rotten and not any(s.identity == disk.identity for s in siblings):
         # Somebody touched it, but what is in it is still not what anyone wrote.
-        return Refresh(replace(synced, fingerprint=disk.fingerprint))
+        return Refresh(replace(synced, fingerprint=disk.fingerprint, mode=disk.mode))
     if synced is not None and synced.identity == disk.identity and not (synced.diverged and may_write):
         return _same_content(path, disk, synced, siblings, may_write=may_write, look_up=look_up)
     wanted = winner(siblings) if siblings else None

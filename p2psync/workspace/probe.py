@@ -41,6 +41,7 @@ def _probe(root: Root, base: bytes) -> FsCapabilities:
         exchange=_works(lambda: root.rename(one, two, Rename.EXCHANGE)),
         noreplace=_works(lambda: root.rename(one, base + b"/free", Rename.NOREPLACE))
         and not _works(lambda: root.rename(two, base + b"/free", Rename.NOREPLACE)),
+        executable_bits=_keeps_executable_bits(root, base + b"/bits"),
         utf8_only=not _try_touch(root, base + b"/\xff"),
         name_max=255 if _try_touch(root, base + b"/" + b"n" * 255) else 143,
         granularity_ns=_granularity(root, base),
@@ -60,6 +61,18 @@ def _works(action: Callable[[], object]) -> bool:
         action()
     except OSError:
         return False
+    return True
+
+
+def _keeps_executable_bits(root: Root, path: bytes) -> bool:
+    """Some mounts refuse to change them, others take every change and show the same bits as before."""
+    _touch(root, path)
+    for mode in (0o700, 0o600):
+        with suppress(OSError):
+            root.chmod(path, mode)
+        stat = root.stat(path)
+        if stat is None or stat.mode & 0o700 != mode:
+            return False
     return True
 
 

@@ -32,6 +32,7 @@ from p2psync.workspace.layout import MARKER, stat_exact
 MAX_FINDINGS = 512
 MAX_EXAMINED = 8192
 """A batch is handed out when it holds this many findings or stands for this many entries."""
+_EXECUTABLE = 0o100
 
 Ignored = Callable[[bytes, bool], bool]
 """Whether a path (and whether it is a directory) is ignored. Nothing below an ignored directory is looked at."""
@@ -186,6 +187,7 @@ class _Scan:
         self._ignored = ignored
         self._recursive = recursive
         self._granularity = root.capabilities.granularity_ns
+        self._bits = _EXECUTABLE if root.capabilities.executable_bits else 0
         self._enter: list[RelPath] = []
         self.batch = Batch()
 
@@ -217,7 +219,7 @@ class _Scan:
         # A disk may list a name in another form than it was given; it goes on under the name that it was given.
         given = {composed(path): path for path in known} if self._root.capabilities.normalising else {}
         prefix = directory + b"/" if directory else b""
-        granularity, ignored = self._granularity, self._ignored
+        granularity, ignored, bits = self._granularity, self._ignored, self._bits
         self.batch.examined += len(listing) + 1
         for name, stat in listing:
             path = RelPath(prefix + name)
@@ -231,6 +233,7 @@ class _Scan:
                 synced is not None
                 and stat.kind is Kind.FILE is synced.kind
                 and synced.fingerprint.matches(stat)
+                and not (stat.mode ^ synced.mode) & bits
                 and not synced.fingerprint.racy(granularity)
                 and not synced.absent
             ):
@@ -310,6 +313,9 @@ class _Scan:
         if synced.kind is not stat.kind:
             return Why.KIND
         if not synced.fingerprint.matches(stat):
+            return Why.CHANGED
+        if stat.kind is Kind.FILE and (stat.mode ^ synced.mode) & self._bits:
+            # A power cut may take back a new mode and leave the times that came with it.
             return Why.CHANGED
         if stat.kind is not Kind.DIRECTORY and synced.fingerprint.racy(self._granularity):
             return Why.RACY

@@ -89,10 +89,9 @@ def _chmod(user: User, _: bytes) -> None:
 
 
 def _tool(user: User, stamp: bytes) -> None:
-    # Synced even by lazy programs: a bit that is lost while both times stay cannot be seen by a scan.
     user.write(b"b", text(stamp))
     user.chmod(b"b", 0o755)
-    _sync(user, b"b", lazily=False)
+    _sync(user, b"b")
 
 
 def _touch(user: User, _: bytes) -> None:
@@ -100,8 +99,8 @@ def _touch(user: User, _: bytes) -> None:
     _sync(user, b"a")
 
 
-def _sync(user: User, path: bytes, *, lazily: bool = True) -> None:
-    if not (lazily and isinstance(user, LazyUser)):
+def _sync(user: User, path: bytes) -> None:
+    if not isinstance(user, LazyUser):
         file = user.root.open(path)
         file.sync()
         file.close()

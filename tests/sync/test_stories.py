@@ -108,27 +108,6 @@ async def test_what_was_sent_during_a_pause_arrives_after_it() -> None:
 
 
 @simulated
-async def test_a_file_that_is_moved_gets_the_metadata_of_its_new_name() -> None:
-    async with told() as story:
-        await story.start("one", "two")
-        user, other = story.user("one"), story.user("two")
-        user.write(b"a", b"#!/bin/sh")
-        await story.share("one", two="editor")
-        before = other.stat(b"a")
-        await story.nodes["two"].folder_pause(LABEL)
-        user.chmod(b"a", 0o755)
-        user.touch(b"a", 10**18)
-        user.rename(b"a", b"b")
-        await story.nodes["one"].folder_scan(LABEL)
-        await story.nodes["two"].folder_resume(LABEL)
-        await story.settle("one")
-        after = other.stat(b"b")
-        assert before is not None and after is not None
-        assert after.ino == before.ino, "it was moved and not written anew"
-        assert (after.mode, after.mtime_ns) == (0o755, 10**18)
-
-
-@simulated
 async def test_a_folder_that_was_removed_is_offered_again_while_the_devices_stay_connected() -> None:
     async with told() as story:
         await story.start("one", "two")

@@ -269,8 +269,20 @@ def test_probe_leaves_nothing_behind(root: PosixRoot) -> None:
     assert capabilities.symlinks
     assert not capabilities.case_insensitive
     assert not capabilities.normalising
+    assert capabilities.executable_bits
     assert capabilities.granularity_ns == 10_000_000
     assert root.scan(b".p2psync/tmp") == []
+
+
+def test_a_disk_that_refuses_or_forgets_executable_bits_is_known(root: PosixRoot) -> None:
+    def refuse(_: int, name: str, __: object) -> None:
+        if name == "chmod":
+            raise PermissionError(errno.EPERM, "not here")
+
+    refusing, forgetful = Hooked(root), Hooked(root)
+    refusing.before = refuse
+    forgetful.chmod = lambda *_: None
+    assert [probe(disk).executable_bits for disk in (root, refusing, forgetful)] == [True, False, False]
 
 
 def test_a_disk_that_cannot_be_probed_is_taken_for_a_plain_one(tmp_path: Path) -> None:

@@ -97,6 +97,28 @@ def test_a_racy_fingerprint_is_hashed_again(root: PosixRoot) -> None:
     assert (b"a", "racy") in found(merged(scan(root, view, nothing)))
 
 
+def test_an_executable_bit_that_differs_is_a_change_though_all_times_are_the_same(root: PosixRoot) -> None:
+    view = snapshot(root)
+    view.add(replace(view.entry(b"a"), mode=0o755))
+    assert found(merged(scan(root, view, nothing))) == [(b"a", "changed")]
+    assert found(merged(examine(root, view, nothing, [b"a"]))) == [(b"a", "changed")]
+
+
+@pytest.mark.parametrize("mode", [0o600, 0o666])
+def test_only_the_executable_bit_of_a_mode_is_compared(root: PosixRoot, mode: int) -> None:
+    view = snapshot(root)
+    view.add(replace(view.entry(b"a"), mode=mode))
+    assert found(merged(scan(root, view, nothing))) == []
+
+
+def test_a_disk_that_does_not_keep_executable_bits_is_not_asked_for_them(root: PosixRoot) -> None:
+    view = snapshot(root)
+    view.add(replace(view.entry(b"a"), mode=0o755))
+    plain = Hooked(root, executable_bits=False)
+    assert found(merged(scan(plain, view, nothing))) == []
+    assert found(merged(examine(plain, view, nothing, [b"a"]))) == []
+
+
 def test_missing_subtrees_innermost_first(root: PosixRoot) -> None:
     view = snapshot(root)
     for path in (b"d/e/c", b"d/b"):
