@@ -63,8 +63,8 @@ class Scenario:
     """Counters of what nodes rarely do; a campaign in which one stays at zero has not tested it."""
     settle_s: float = 3600.0
     """Virtual seconds within which everything must be equal once the faults have ended."""
-    quiet_s: float = 45.0
-    """How long nothing may change before it counts as quiet: longer than any node waits from one scan to the next."""
+    quiet_s: float = 60.0
+    """How long nothing may change before it counts as quiet."""
 
 
 @dataclass
