@@ -95,8 +95,10 @@ class StatusOperations(DeviceOperations, FolderOperations):
             else None
         )  # fmt: skip
         text, raw = path_fields(context.path)
-        shown = [*context.problems.values(), *(p for p in problems if p.code != "ignored")][:SHOWN_PROBLEMS]
-        views = [Problem(p.code, p.text, p.remedy, display(p.path) if p.path else None) for p in shown]
+        told = [*context.problems.values(), *(p for p in problems if p.code != "ignored")]
+        views = [Problem(p.code, p.text, p.remedy, display(p.path) if p.path else None) for p in told[:SHOWN_PROBLEMS]]
+        if unlisted := len(told[SHOWN_PROBLEMS:]):
+            views.append(Problem("more", f"{unlisted} more problems are not listed", "solve some of those that are"))
         if totals.diverged:
             views.append(
                 Problem(
@@ -236,6 +238,8 @@ class StatusOperations(DeviceOperations, FolderOperations):
             return [f"{name}: {device} is still scanning"]
         if theirs.root != root:
             return [f"{name}: {device} has other records"]
+        if theirs.need_files and theirs.state == FolderState.IDLE:
+            return [f"{name}: {theirs.need_files} entries cannot be held on {device}; see there: p2psync status"]
         if theirs.need_files:
             return [f"{name}: {device} still needs {theirs.need_files} entries ({theirs.need_bytes} bytes)"]
         return []

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import pytest
 import trio
 
+from p2psync.node import status_operations
 from p2psync.ports import FsCapabilities, Kind, Rename
 from p2psync.testing.disk import DiskProfile
 from tests.sync.conftest import FOLDER, LABEL, Story, simulated, told
@@ -129,7 +131,7 @@ async def test_forms_that_a_disk_tells_apart_are_two_names_there() -> None:
 
 
 @simulated
-async def test_what_a_disk_cannot_show_is_said_and_what_it_showed_before_stays() -> None:
+async def test_what_a_disk_cannot_show_is_said_and_what_it_showed_before_stays(monkeypatch: pytest.MonkeyPatch) -> None:
     async with told() as story:
         await shared(story, NO_LINKS)
         plain = story.user("plain")
@@ -142,3 +144,9 @@ async def test_what_a_disk_cannot_show_is_said_and_what_it_showed_before_stays()
         (view,) = (await story.nodes["folding"].status()).folders
         assert {problem.path: problem.code for problem in view.problems} == {"a": "symlink", "A": "name-clash"}
         assert (view.state, story.user("folding").read(b"a")) == ("idle", b"1")
+        monkeypatch.setattr(status_operations, "SHOWN_PROBLEMS", 1)
+        (view,) = (await story.nodes["folding"].status()).folders
+        assert [problem.code for problem in view.problems][1:] == ["more"]
+        for name, where in (("folding", "here; see:"), ("plain", "on folding; see there:")):
+            waited = await story.nodes[name].wait(5)
+            assert f"{LABEL}: 2 entries cannot be held {where} p2psync status" in waited.missing
