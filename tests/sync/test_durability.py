@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from random import Random
 
 import pytest
 import trio
@@ -13,7 +14,9 @@ from p2psync.model.ids import replica_device_prefix
 from p2psync.model.manifest import MAX_CHUNK
 from p2psync.model.paths import RelPath, path_key
 from p2psync.model.records import winner
+from p2psync.sync import stored
 from p2psync.sync.life import LIFE
+from p2psync.testing.inodes import File
 from tests.sync.conftest import FOLDER, LABEL, Story, simulated, told
 
 
@@ -65,6 +68,34 @@ async def test_a_file_that_is_moved_gets_the_metadata_of_its_new_name() -> None:
         assert after is not None
         assert after.ino == before.ino, "it was moved and not written anew"
         assert (after.mode, after.mtime_ns) == (0o755, 10**18)
+
+
+@simulated
+async def test_a_kept_version_that_was_put_right_keeps_its_metadata_through_a_power_cut() -> None:
+    async with told() as story:
+        await story.start("one", "two")
+        user, device = story.user("one"), story.device("two")
+        for path in (b"f", b"twin"):
+            user.write(path, b"the old version")
+        user.chmod(b"f", 0o755)
+        user.touch(b"f", 10**18)
+        await story.share("one", two="editor")
+        user.write(b"f", b"the new version")
+        await story.nodes["one"].folder_scan(LABEL)
+        await story.settle("one")
+        context = story.folder("two").context
+        with context.index.read() as reader:
+            (entry,) = reader.history(RelPath(b"f"))
+        file = device.disk.find(FOLDER + b"/" + entry.stored)
+        assert isinstance(file, File)
+        file.put(0, b"THE")
+        (kept,) = stored.history(context)
+        assert stored.heal(context, kept)
+        await story.stop("two")
+        device.disk.crash(Random(0), "all")
+        healed = device.disk.find(FOLDER + b"/" + entry.stored)
+        assert isinstance(healed, File)
+        assert (healed.read(0, 100), healed.mode, healed.mtime_ns) == (b"the old version", 0o755, 10**18)
 
 
 @simulated
