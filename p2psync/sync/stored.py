@@ -18,7 +18,7 @@ from p2psync.ports import Kind, Rename
 from p2psync.sync.context import FolderContext
 from p2psync.workspace import chunker
 from p2psync.workspace.layout import PART, TMP
-from p2psync.workspace.staging import Stage
+from p2psync.workspace.staging import Stage, dress
 
 PAGE = 1000
 BLOCK = 4096
@@ -108,9 +108,8 @@ def _copy(context: FolderContext, source: bytes, manifest: Manifest, entry: Hist
                 stage.discard()
                 raise InputError("the file that has the content is damaged as well")
             stage.put(index, data)
+        dress(context.root, stage.path, entry.mode & 0o777, entry.mtime_ns)
         stage.sync()
-    context.root.chmod(stage.path, entry.mode & 0o777)
-    context.root.utime(stage.path, entry.mtime_ns)
     context.root.rename(stage.path, entry.stored, Rename.REPLACE)
     context.root.sync_directory(entry.stored.rpartition(b"/")[0])
 
