@@ -305,7 +305,8 @@ class _Batch:
             return Changed(op.target, self._root.stat(op.target))
         self._parents.clear()
         moved = self._root.stat(op.target)
-        if moved is not None and self._is(moved, op.expect):
+        if self._is(moved, op.expect):
+            assert moved is not None
             as_wanted = (file_mode(op.mode, self._umask, moved), op.mtime_ns) == (moved.mode, moved.mtime_ns)
             if as_wanted or moved.kind is not Kind.FILE:
                 return _Effect(op.target, moved)

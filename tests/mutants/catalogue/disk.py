@@ -98,10 +98,9 @@ MUTANTS = (
         "Files arrive without their executable bit (Dropbox and Seafile clients on Linux did so for years).",
         (
             edit(
-                "workspace/materialiser.py",
-                "        if not wanted & 0o100:\n            return base & ~0o111\n"
-                "        return base | (base & 0o444) >> 2",
-                "        return base & ~0o111",
+                "workspace/staging.py",
+                "    return base | (base & 0o444) >> 2 if wanted & 0o100 else base & ~0o111",
+                "    return base & ~0o111",
             ),
         ),
         (f"{MATERIALISER}::test_place_new_file",),
