@@ -85,6 +85,12 @@ class Allowance:
         keys = {lookup_key(part, has): part for part in line}
         return any(keys.get(lookup_key(other, has), other) != other for other in tree)
 
+    def spelt_as(self, path: bytes, recorded: Tree) -> list[bytes]:
+        """The path and those others that this disk spells the same: what it shows may be any of them."""
+        if not self.capabilities.normalising:
+            return [path]
+        return [other for other in recorded if _decomposed(other) == _decomposed(path)]
+
     def as_recorded(self, tree: Tree, recorded: Tree) -> Tree:
         """The tree by the names that others use, where this disk has spelt a name in its own form."""
         if not self.capabilities.normalising:
@@ -210,7 +216,8 @@ class Oracle:
             Violation("I25", f"{other} does not show {display(path)} and does not say so")
             for other in others
             for path, _, _, reason in _differences(trees[first], trees[other], allowed[other])
-            if reason == "held" and display(path) not in listed[other]
+            if reason == "held"
+            and not any(display(p) in listed[other] for p in allowed[other].spelt_as(path, trees[first]))
         ]
 
     def losses(self, trees: Mapping[str, Tree], history: Mapping[str, set[bytes]]) -> list[Violation]:

@@ -182,5 +182,12 @@ def test_what_a_disk_cannot_show_is_excused_and_must_be_said() -> None:
     hollow = {"a": {b"d": directory, b"d/e": directory, b"d/e/l": link}, "b": {}}
     assert Oracle.convergence(hollow, {"b": poor}) == []
     assert Oracle.silence(hollow, {"b": poor}, {"b": ["d/e/l"]}) == [], "a directory stands for what is in it"
+    mac = Allowance(FsCapabilities(case_insensitive=True, normalising=True))
+    alike = {"a": {composed: directory, decomposed: directory}, "b": {decomposed: directory}}
+    assert Oracle.silence(alike, {"b": mac}, {"b": [composed.decode()]}) == []
+    assert Oracle.silence(alike, {"b": mac}, {"b": [decomposed.decode()]}) == [], (
+        "nobody can see which of the two it is"
+    )
+    assert len(Oracle.silence(alike, {"b": mac}, {"b": []})) == 1
     both = {"a": {composed: file, decomposed: other}, "b": {composed: file, decomposed: other}}
     assert Oracle.convergence(both, {"b": poor}) == []
