@@ -179,10 +179,20 @@ def _same_content(
         if now == (wanted.mtime_ns, wanted.executable):
             # It is as the records ask: a crash came between setting it and recording that.
             return Adopt(_adopted(path, disk, synced, siblings))
-        if may_write:
+        if may_write and not _half_done(now, synced, wanted):
             return _edit(path, disk, _base(synced, siblings, disk.identity, look_up))
     entry = _entry(path, disk, synced.version, synced.sources, diverged=synced.diverged, implied=synced.implied)
     return Unchanged() if entry == synced else Refresh(entry)
+
+
+def _half_done(now: tuple[int, bool], synced: Synced, wanted: FileRecord) -> bool:
+    """Whether time and executable bit are each as they were or as a record asks that was not yet applied.
+
+    Nobody's choice is lost by going on with what it asks, and a crash between setting the two looks like this.
+    """
+    if synced.version.includes(wanted.dot):
+        return False
+    return now[0] in (synced.mtime_ns, wanted.mtime_ns) and now[1] in (synced.executable, wanted.executable)
 
 
 def _gone(

@@ -69,6 +69,40 @@ def test_a_touched_file_publishes_metadata_and_moves_no_content() -> None:
     assert (b.disk[P].mtime, b.disk[P].mode) == (99, 0o755)
 
 
+@pytest.mark.parametrize("set_first", [(0, 0o755), (99, 0o644)])
+def test_metadata_that_a_crash_left_half_set_is_completed(set_first: tuple[int, int]) -> None:
+    _, a, b = both_have(b"1")
+    old = (b.disk[P].mtime, b.disk[P].mode)
+    a.user_touch(P, 99, 0o755)
+    a.scan()
+    exchange(a, b)
+    mtime, mode = set_first
+    b.user_touch(P, mtime or old[0], mode)
+    assert isinstance(seen(b, P), Refresh)
+    b.scan()
+    assert [type(s) for s in b.plan()] == [SetMetadata]
+    b.apply_all()
+    assert (b.disk[P].mtime, b.disk[P].mode) == (99, 0o755)
+
+
+def test_metadata_that_nobody_asked_for_is_a_persons() -> None:
+    _, a, b = both_have(b"1")
+    a.user_touch(P, 99, 0o755)
+    a.scan()
+    exchange(a, b)
+    b.user_touch(P, 77, 0o755)
+    assert isinstance(seen(b, P), Publish)
+
+
+def test_metadata_that_is_put_back_after_it_was_applied_is_a_persons() -> None:
+    _, a, b = both_have(b"1")
+    before = b.disk[P].mtime
+    a.user_touch(P, 99, 0o755)
+    until_quiet([a, b])
+    b.user_touch(P, before, 0o755)
+    assert isinstance(seen(b, P), Publish)
+
+
 def test_a_file_touched_while_its_replacement_waits_says_nothing() -> None:
     _, a, b = both_have(b"1")
     b.user_write(P, Kind.FILE, b"2", 0)
