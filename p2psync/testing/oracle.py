@@ -65,17 +65,17 @@ class Allowance:
             return True
         return any(acted.startswith(path + b"/") for acted in self.touched)
 
-    def unholdable(self, path: bytes, shown: Shown | None, wanted: Shown | None, tree: Tree) -> bool:
-        """Whether a disk with this `tree` cannot show `wanted` at `path`, or not beside what is there.
+    def unholdable(self, path: bytes, tree: Tree, recorded: Tree) -> bool:
+        """Whether a disk with this `tree` cannot show what is `recorded` at `path`, or not beside what is there.
 
         What it has shown under that name stays, if it is older.
         """
-        has = self.capabilities
+        has, wanted = self.capabilities, recorded.get(path)
         if wanted is None:
             return False
         if wanted.kind is Kind.SYMLINK and not has.symlinks:
             return True
-        if shown is not None:
+        if path in tree:
             return False
         line = (*ancestors(RelPath(path)), path)
         if any(unrepresentable(name(RelPath(p)), utf8_only=has.utf8_only, name_max=has.name_max) for p in line):
@@ -83,7 +83,9 @@ class Allowance:
         if not (has.case_insensitive or has.normalising):
             return False
         keys = {lookup_key(part, has): part for part in line}
-        return any(keys.get(lookup_key(other, has), other) != other for other in tree)
+        if any(keys.get(lookup_key(other, has), other) != other for other in tree):
+            return True
+        return any(part in tree and len(self.spelt_as(part, recorded)) > 1 for part in line)
 
     def spelt_as(self, path: bytes, recorded: Tree) -> list[bytes]:
         """The path and those others that this disk spells the same: what it shows may be any of them."""
@@ -275,7 +277,7 @@ def _differences(
             below = children[path]
             if below and all(theirs.get(child) is None and reason(child) is not None for child in below):
                 return "hollow"
-        return "held" if allowance.unholdable(path, shown, wanted, theirs) else None
+        return "held" if allowance.unholdable(path, theirs, ours) else None
 
     for path in sorted(ours.keys() | theirs.keys()):
         if ours.get(path) != theirs.get(path) and name(path) != SCRATCH and not allowance.local(path):

@@ -189,5 +189,8 @@ def test_what_a_disk_cannot_show_is_excused_and_must_be_said() -> None:
         "nobody can see which of the two it is"
     )
     assert len(Oracle.silence(alike, {"b": mac}, {"b": []})) == 1
+    inside = {"a": {**alike["a"], decomposed + b"/f": file}, "b": alike["b"]}
+    assert Oracle.convergence(inside, {"b": mac}) == []
+    assert len(Oracle.silence(inside, {"b": mac}, {"b": [decomposed.decode()]})) == 1
     both = {"a": {composed: file, decomposed: other}, "b": {composed: file, decomposed: other}}
     assert Oracle.convergence(both, {"b": poor}) == []
