@@ -65,7 +65,7 @@ def test_a_fork_and_a_replay_come_to_the_same() -> None:
 @pytest.mark.parametrize("workload", ["R.chmod", "R.tool", "R.replace,R.move"])
 def test_a_power_cut_takes_no_metadata_back(workload: str) -> None:
     """It was set after the last sync of the file: what a power cut took back was published as an edit, over deletes."""
-    assert wrong(explored(Job(Workload.parse(workload), modes=("all",)))) == {}
+    assert wrong(explored(Job(Workload.parse(workload), 12, modes=("all",)))) == {}
 
 
 def test_metadata_that_was_set_and_not_recorded_is_no_change() -> None:
