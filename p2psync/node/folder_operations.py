@@ -96,7 +96,7 @@ class FolderOperations(Core):
                 )
 
     async def _take_up(self, membership: Membership, label: str, path: bytes) -> FolderRef:
-        """A folder is established on disk: enter it in the state, then run it. Where it cannot be opened, do neither."""
+        """A folder is established on disk: enter it in the state, then run it; neither where it cannot be opened."""
         entry = FolderEntry(
             id=format_folder_id(membership.folder),
             label=label,
