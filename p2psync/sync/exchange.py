@@ -168,7 +168,7 @@ class Exchange:
             # It paused or took the folder up anew: what we sent meanwhile was dropped.
             self._restart = True
             self._context.records_changed.fire()
-        if before is None or before.heads != announce.heads:
+        if before is None or announce.fresh or before.heads != announce.heads:
             self._links_known = tuple(announce.heads)
         if before is None or announce.need_files < before.need_files:
             self._possesses(self._link.device, ())

@@ -75,3 +75,26 @@ async def test_a_folder_that_cannot_be_opened_is_not_taken_up(monkeypatch: pytes
         story.user("other").delete(MARKER)
         await node.folder_accept(folder.id, FOLDER)
         await story.settle("owner")
+
+
+@simulated
+async def test_who_paused_hears_of_the_members_that_came_meanwhile() -> None:
+    async with told() as story:
+        await story.start("owner", "friend", "late")
+        ids, letter = await acquaint(story), story.letter
+        story.sim.network.part(letter("friend"), letter("late"))
+        folder = await story.nodes["owner"].folder_add(FOLDER, LABEL)
+        for name in ("friend", "late"):
+            await story.nodes["owner"].folder_share(folder.id, ids[name], "editor")
+            await story.until(lambda name=name: bool(story.nodes[name].synchronizer.offers))
+            await story.nodes[name].folder_accept(folder.id, FOLDER)
+            if name == "friend":
+                await story.until(lambda: story.nodes["friend"].synchronizer.folders != {})
+                await story.settle("owner")
+                await story.nodes["friend"].folder_pause(LABEL)
+        story.user("late").write(b"note", b"by a member who came during the pause")
+        await story.nodes["late"].folder_scan(LABEL)
+        await story.until(lambda: story.user("owner").stat(b"note") is not None, 60)
+        await story.nodes["friend"].folder_resume(LABEL)
+        await story.until(lambda: story.user("friend").stat(b"note") is not None, 60)
+        assert story.folder("friend").context.problems == {}
