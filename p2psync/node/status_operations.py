@@ -6,6 +6,7 @@ import os
 from collections.abc import AsyncIterator
 from contextlib import AbstractAsyncContextManager
 
+import msgspec
 import trio
 
 import p2psync
@@ -85,7 +86,8 @@ class StatusOperations(DeviceOperations, FolderOperations):
                 totals, root, problems = reader.totals(), reader.root(), reader.problems()
         except P2PSyncError as error:
             problem = Problem("index", _trouble(folder, error), REOPENS)
-            return self._unread_view(context.name, folder.label, context.path, problem)
+            view = self._unread_view(context.name, folder.label, context.path, problem)
+            return msgspec.structs.replace(view, state="paused") if folder.paused else view
         need = totals.need_bytes
         context.progress.sample(trio.current_time())
         progress = (

@@ -167,3 +167,19 @@ async def test_what_vanishes_under_a_look_is_no_problem() -> None:
         assert gone
         assert problems(story, "one") == []
         await story.settle("one")
+
+
+@simulated
+async def test_a_folder_that_is_paused_with_a_failed_index_says_that_it_is_paused() -> None:
+    """It is opened again only once it is resumed; who reads "error" would wait for ever."""
+    async with told() as story:
+        await story.start("one", "two")
+        await story.share("one", two="editor")
+        story.device("two").disk.faults.fail(1, errno.EIO, {"commit"})
+        story.user("two").write(b"mine", b"1")
+        await story.until(lambda: "index" in story.folder("two").context.problems)
+        await story.nodes["two"].folder_pause(LABEL)
+        (view,) = (await story.nodes["two"].status()).folders
+        assert (view.state, [problem.code for problem in view.problems]) == ("paused", ["index"])
+        await story.nodes["two"].folder_resume(LABEL)
+        await story.until(lambda: story.user("one").stat(b"mine") is not None, 60)
