@@ -9,7 +9,7 @@ import trio
 from structlog.testing import capture_logs
 
 from p2psync.ports import Rename
-from tests.sync.conftest import FOLDER, Story, simulated, told
+from tests.sync.conftest import FOLDER, LABEL, Story, simulated, told
 
 
 def contents(story: Story, name: str) -> dict[bytes, bytes]:
