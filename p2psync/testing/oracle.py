@@ -168,12 +168,15 @@ class Oracle:
     def crashed(self, device: str, before: Tree, after: Tree) -> None:
         """A power cut: what users of this device had not synced may be lost or torn, and is then nobody's fault.
 
-        A file whose unsynced content was replaced by something else shows that something legitimately.
+        A file whose unsynced content was replaced by something else shows that something legitimately. A file that was
+        synced goes with the directory that it was in, when nobody had synced the name of that.
         """
+        gone = {path for path, shown in before.items() if shown.kind is Kind.DIRECTORY and path not in after}
         for path, shown in before.items():
             known = self._written.get(shown.content)
             now = after.get(path)
-            if known is not None and device in known.unsynced_on and now != shown:
+            forgotten = now is None and not gone.isdisjoint(ancestors(RelPath(path)))
+            if known is not None and (device in known.unsynced_on or forgotten) and now != shown:
                 known.excused = True
                 if now is not None and now.kind is Kind.FILE:
                     self._legitimate.add(now.content)
