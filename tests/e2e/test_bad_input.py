@@ -234,10 +234,12 @@ def test_a_truncated_index(stopped: Device) -> None:
     (data,) = (stopped.home / "folders").glob("*/index/data.mdb")
     whole = data.read_bytes()
     os.truncate(data, len(whole) // 2)
-    for command in (("run", "--no-discovery"), ("check",)):
-        line = refused(stopped, *command)
-        assert "index" in line
-        assert "damaged" in line
+    line = refused(stopped, "run", "--no-discovery")
+    assert "index" in line
+    assert "damaged" in line
+    found = stopped.run("check", expect=1).stdout
+    assert "damaged" in found
+    assert "check --repair" in found
     assert data.read_bytes() == whole[: len(whole) // 2], "nothing is written over it"
 
     # What the message says to do works: the index is made anew from what stands beside the files.
