@@ -103,6 +103,12 @@ class Story:
                 await trio.sleep(0.05)
 
 
+def contents(story: Story, name: str) -> dict[bytes, bytes]:
+    """The files at the top of a device's folder."""
+    user = story.user(name)
+    return {n: user.read(n) for n in user.names() if n != b".p2psync"}
+
+
 @asynccontextmanager
 async def told() -> AsyncIterator[Story]:
     """A story that is over whatever happens."""

@@ -9,13 +9,7 @@ import trio
 from structlog.testing import capture_logs
 
 from p2psync.ports import Rename
-from tests.sync.conftest import FOLDER, LABEL, Story, simulated, told
-
-
-def contents(story: Story, name: str) -> dict[bytes, bytes]:
-    """The files at the top of a device's folder."""
-    user = story.user(name)
-    return {n: user.read(n) for n in user.names() if n != b".p2psync"}
+from tests.sync.conftest import FOLDER, LABEL, Story, contents, simulated, told
 
 
 @simulated

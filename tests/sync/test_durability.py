@@ -17,13 +17,7 @@ from p2psync.model.records import winner
 from p2psync.sync import stored
 from p2psync.sync.life import LIFE
 from p2psync.testing.inodes import File
-from tests.sync.conftest import FOLDER, LABEL, Story, simulated, told
-
-
-def contents(story: Story, name: str) -> dict[bytes, bytes]:
-    """The files at the top of a device's folder."""
-    user = story.user(name)
-    return {n: user.read(n) for n in user.names() if n != b".p2psync"}
+from tests.sync.conftest import FOLDER, LABEL, Story, contents, simulated, told
 
 
 def index_of(story: Story, name: str) -> bytes:

@@ -12,13 +12,7 @@ from p2psync.protocol.bulk import Absent
 from p2psync.reconcile.guards import Limits, MassChangeGuard
 from p2psync.sync import exchange
 from p2psync.workspace.chunker import zero_hash
-from tests.sync.conftest import LABEL, Story, simulated, told
-
-
-def contents(story: Story, name: str) -> dict[bytes, bytes]:
-    """The files at the top of a device's folder."""
-    user = story.user(name)
-    return {n: user.read(n) for n in user.names() if n != b".p2psync"}
+from tests.sync.conftest import LABEL, contents, simulated, told
 
 
 @simulated

@@ -2,7 +2,13 @@
 
 from __future__ import annotations
 
-from tests.sync.conftest import LABEL, simulated, told
+from tests.sync.conftest import LABEL, Story, simulated, told
+
+
+def work(story: Story) -> tuple[int, int]:
+    """How many entries the viewer holds back, and how many files it still needs."""
+    totals = story.folder("viewer").totals()
+    return totals.held, totals.need_files
 
 
 @simulated
@@ -18,19 +24,14 @@ async def test_what_a_viewers_own_file_is_in_the_way_of_is_held_until_it_goes() 
         story.user("owner").write(b"d/x", b"theirs")
         await story.nodes["owner"].folder_scan(LABEL)
 
-        def totals() -> tuple[int, int]:
-            with story.folder("viewer").context.index.read() as reader:
-                totals = reader.totals()
-                return totals.held, totals.need_files
-
-        await story.until(lambda: totals() == (1, 0), 60)
+        await story.until(lambda: work(story) == (1, 0), 60)
         folder = (await story.nodes["viewer"].status()).folders[0]
         assert [problem.code for problem in folder.problems if problem.path == "d/x"] == ["in-the-way"]
         story.user("viewer").delete(b"d")
         await story.nodes["viewer"].folder_scan(LABEL)
         await story.until(lambda: story.user("viewer").stat(b"d/x") is not None, 60)
         assert story.user("viewer").read(b"d/x") == b"theirs"
-        assert totals() == (0, 0)
+        assert work(story) == (0, 0)
 
 
 @simulated
@@ -44,14 +45,9 @@ async def test_a_viewers_own_directory_keeps_its_name_until_it_is_empty() -> Non
         story.user("owner").write(b"d", b"a file")
         await story.nodes["owner"].folder_scan(LABEL)
 
-        def totals() -> tuple[int, int]:
-            with story.folder("viewer").context.index.read() as reader:
-                totals = reader.totals()
-                return totals.held, totals.need_files
-
-        await story.until(lambda: totals() == (1, 0), 60)
+        await story.until(lambda: work(story) == (1, 0), 60)
         assert story.user("viewer").read(b"d/mine") == b"mine"
         story.user("viewer").delete(b"d/mine")
         await story.nodes["viewer"].folder_scan(LABEL)
-        await story.until(lambda: totals() == (0, 0), 60)
+        await story.until(lambda: work(story) == (0, 0), 60)
         assert story.user("viewer").read(b"d") == b"a file"
