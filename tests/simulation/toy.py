@@ -11,7 +11,7 @@ from typing import Any
 import msgspec
 import trio
 
-from p2psync.errors import StoreFullError
+from p2psync.errors import StateError, StoreFailedError, StoreFullError
 from p2psync.ports import ByteStream, Kind, KvStore, Rename, Root, World
 from p2psync.testing.contracts import get
 from p2psync.testing.snapshot import content_id
@@ -19,6 +19,8 @@ from tests.simulation.harness import FOLDER, Scenario
 from tests.simulation.people import FLAT_ACTIONS
 
 PORT = 7000
+TABLES = ("files", "peers")
+TROUBLE = (OSError, StoreFullError, StoreFailedError, trio.BrokenResourceError)
 
 
 class Known(msgspec.Struct, frozen=True, array_like=True):
@@ -32,11 +34,21 @@ class Known(msgspec.Struct, frozen=True, array_like=True):
 class ToyNode:
     """Scans once a second and shows everything to every peer."""
 
-    def __init__(self, world: World, name: str, store: KvStore, *, careful: bool) -> None:
+    def __init__(self, world: World, name: str, home: bytes, *, careful: bool) -> None:
         self.world = world
         self.name = name
-        self.store = store
+        self.home = home
         self.careful = careful
+        self.store: KvStore = world.database.open(home + b"/index", TABLES)
+
+    def reopen(self) -> None:
+        """A store whose disk failed is of no use until it is opened again."""
+        try:
+            with self.store.read():
+                return
+        except (StoreFailedError, StateError):
+            self.store.close()
+            self.store = self.world.database.open(self.home + b"/index", TABLES)
 
     def known(self, path: bytes) -> Known:
         with self.store.read() as txn:
@@ -68,6 +80,7 @@ class ToyNode:
 
     def take(self, root: Root, path: bytes, version: Known, data: bytes) -> None:
         """Show a peer's version if it wins over ours, keeping ours."""
+        self.reopen()
         present = root.stat(path) is not None
         if self.careful and present:
             self.look(root, path)
@@ -114,23 +127,24 @@ class ToyNode:
         while True:
             await trio.sleep(self.world.rng.uniform(0.5, 1.5))
             try:
-                shown = await self.world.offload.run(self.rescan)
-            except (OSError, StoreFullError):
+                shown, peers = await self.world.offload.run(self.rescan)
+            except TROUBLE:
                 continue
             message = msgspec.msgpack.encode(shown)
-            for peer in self.peers():
+            for peer in peers:
                 with trio.move_on_after(5):
                     try:
                         stream = await self.world.network.dial(f"{peer}:{PORT}")
                         await stream.send_all(len(message).to_bytes(4, "big") + message)
                         await stream.aclose()
-                    except (OSError, StoreFullError, trio.BrokenResourceError):
+                    except TROUBLE:
                         continue
 
-    def rescan(self) -> dict[bytes, tuple[Known, bytes]]:
+    def rescan(self) -> tuple[dict[bytes, tuple[Known, bytes]], list[str]]:
+        self.reopen()
         root = self.world.storage.open_root(FOLDER)
         self.clean(root)
-        return self.scan(root)
+        return self.scan(root), self.peers()
 
     async def hear(self, stream: ByteStream) -> None:
         received, buffer = bytearray(), memoryview(bytearray(16384))
@@ -143,7 +157,7 @@ class ToyNode:
             root = self.world.storage.open_root(FOLDER)
             for path, (version, data) in told.items():
                 await self.world.offload.run(partial(self.take, root, path, version, data))
-        except (OSError, StoreFullError, trio.BrokenResourceError):
+        except TROUBLE:
             return
         finally:
             with trio.CancelScope(shield=True):
@@ -155,18 +169,17 @@ async def make_toy(world: World, home: bytes, name: str, *, careful: bool = True
     """A toy node, running inside the context."""
     while True:
         try:
-            store = world.database.open(home + b"/index", ("files", "peers"))
+            node = ToyNode(world, name, home, careful=careful)
             break
-        except (OSError, StoreFullError):
+        except TROUBLE:
             await trio.sleep(1)
-    node = ToyNode(world, name, store, careful=careful)
     try:
         async with trio.open_nursery() as nursery:
             nursery.start_soon(node.run)
             yield node
             nursery.cancel_scope.cancel()
     finally:
-        store.close()
+        node.store.close()
 
 
 async def introduce(nodes: Mapping[str, Any], _: bytes) -> None:
