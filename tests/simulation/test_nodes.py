@@ -9,6 +9,7 @@ from dataclasses import replace
 import pytest
 
 from tests.simulation.campaign import Tally, campaign
+from tests.simulation.cast import Cast
 from tests.simulation.harness import Outcome, Plan, Scenario, run_seed
 from tests.simulation.nodes import SCENARIO
 
@@ -55,6 +56,6 @@ def test_quiet_devices_without_faults_lose_nothing(monkeypatch: pytest.MonkeyPat
 
 def _calm(monkeypatch: pytest.MonkeyPatch, scenario: Scenario, seed: int) -> Outcome:
     plan = replace(Plan.draw(seed), trouble_s=float("inf"), hint_loss=0.0, overflow=0.0)
-    plan = replace(plan, skews_s=tuple(0.0 for _ in plan.devices))
+    plan = replace(plan, skews_s=tuple(0.0 for _ in plan.devices), cast=Cast(plan.devices))
     monkeypatch.setattr(Plan, "draw", staticmethod(lambda _: plan))
     return run_seed(scenario, seed)
