@@ -110,8 +110,11 @@ def campaign(
         finally:
             for pool in (first, again):
                 pool.shutdown(wait=False, cancel_futures=True)
-            for worker in set(multiprocessing.active_children()) - others:
-                worker.kill()
+            # A worker that was just being started appears only later.
+            while workers := set(multiprocessing.active_children()) - others:
+                for worker in workers:
+                    worker.kill()
+                    worker.join()
 
 
 @dataclass
