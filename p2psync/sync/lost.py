@@ -17,12 +17,13 @@ import trio
 
 from p2psync.errors import ConnectionLost, ProtocolError
 from p2psync.index.writer import Writer
+from p2psync.membership.fold import Membership
 from p2psync.model.ids import DeviceId, replica_device_prefix, short_id
 from p2psync.model.manifest import decode_manifest
 from p2psync.model.paths import RelPath, display, path_key
 from p2psync.model.records import FileRecord, winner
 from p2psync.ports import Kind
-from p2psync.protocol.messages import FolderState
+from p2psync.protocol.messages import FolderAnnounce, FolderState
 from p2psync.reconcile import plan
 from p2psync.reconcile.lost import giving_up
 from p2psync.sync.contents import ContentJobs
@@ -60,6 +61,14 @@ class Lost:
     def author(self) -> bytes:
         """Prefix of the ID of the device that wrote it."""
         return replica_device_prefix(self.record.dot.replica)
+
+
+def may_lack(membership: Membership, device: DeviceId, announce: FolderAnnounce) -> bool:
+    """Whether a member that has our records may be without some content.
+
+    Who may only read has changes of its own in the place of what it misses, and does not count that as needed.
+    """
+    return announce.need_files > 0 or not membership.may_edit(device)
 
 
 class LostContents:
@@ -215,18 +224,18 @@ class LostContents:
         return AUTHOR_DELAY if heir == self._context.device else float("inf")
 
     def _agreed(self) -> bool:
-        """Whether all who are connected know what we know, and miss content as well."""
+        """Whether all who are connected know what we know, and may miss content as well."""
         with self._context.index.read() as reader:
             root = reader.root()
-        heads = set(self._context.membership.heads)
-        announced = [exchange.theirs.announce for exchange in self._exchanges.values()]
-        return (bool(announced) or self._alone) and all(
-            a is not None
+        membership = self._context.membership
+        heads = set(membership.heads)
+        return (bool(self._exchanges) or self._alone) and all(
+            (a := exchange.theirs.announce) is not None
             and a.root == root
             and set(a.heads) == heads
-            and a.need_files > 0
+            and may_lack(membership, device, a)
             and a.activity in {FolderState.IDLE, FolderState.SYNCING}
-            for a in announced
+            for device, exchange in self._exchanges.items()
         )
 
     async def _scanned_again(self) -> bool:

@@ -25,7 +25,7 @@ from p2psync.sync import mending, rot
 from p2psync.sync.contents import ContentJobs
 from p2psync.sync.context import FolderContext
 from p2psync.sync.exchange import Exchange
-from p2psync.sync.lost import LostContents
+from p2psync.sync.lost import LostContents, may_lack
 from p2psync.sync.observer import Observer
 from p2psync.sync.pulse import Pulse
 
@@ -300,11 +300,14 @@ class Scrubber:
         return paths
 
     def _all_lack_something(self) -> bool:
-        """Whether every connected member knows what we know and misses content as well: nobody can help."""
+        """Whether every connected member knows what we know and may miss content as well: nobody can help."""
+        membership = self._context.membership
         with self._context.index.read() as reader:
             root = reader.root()
-        announced = [exchange.theirs.announce for exchange in self._exchanges.values()]
-        return bool(announced) and all(a is not None and a.root == root and a.need_files for a in announced)
+        return bool(self._exchanges) and all(
+            (a := exchange.theirs.announce) is not None and a.root == root and may_lack(membership, device, a)
+            for device, exchange in self._exchanges.items()
+        )
 
     def agreed(self) -> bool:
         """Whether a connected member has exactly our records."""

@@ -129,6 +129,26 @@ async def test_an_older_version_that_is_left_comes_back_instead() -> None:
 
 
 @simulated
+async def test_a_viewer_with_a_change_of_its_own_lacks_what_it_changed() -> None:
+    async with told() as story:
+        await story.start("one", "two")
+        await story.share("one", two="viewer")
+        story.user("one").write(FILE, b"published")
+        await story.settle("one")
+        where = index_of(story, "one")
+        await story.stop("one")
+        story.user("two").append(FILE, b" and changed")
+        await story.nodes["two"].folder_scan(LABEL)
+        story.device("one").database.restore(where, None)
+        story.user("one").delete(FILE)
+        await story.again("one")
+        await story.until(lambda: named(story, "one") is not None)
+        await story.until(lambda: deleted(story, "one"), timeout=1200)
+        await story.until(lambda: named(story, "one") is None)
+        assert contents(story, "two") == {FILE: b"published and changed"}
+
+
+@simulated
 async def test_what_a_file_should_hold_is_not_called_gone() -> None:
     async with told() as story:
         await story.start("one", "two")
