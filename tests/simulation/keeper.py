@@ -104,12 +104,13 @@ async def _tend(host: "Host", rng: random.Random, before: set[str]) -> set[str]:
         if wanted:
             await _join(host)
         return set()
-    await _keep_members(host)
     (view,) = (await node.status()).folders
     if view.state == "paused" and (story.calm or rng.random() < 0.3):
         confirm = any(problem.code in BRAKES for problem in view.problems)
         await node.folder_resume(LABEL, confirm=confirm)
         story.note(host.device.name, "keeper resume")
+    # Only now: while a folder is paused with an index that has failed, nobody can change its members.
+    await _keep_members(host)
     advice = {problem.remedy for problem in view.problems} if wanted else set()
     await _heed(host, view, advice & before)
     return advice
