@@ -6,7 +6,7 @@ The crash model:
 - Names are volatile until fsync of their directory. In one directory operations survive in order: a power cut keeps a
   prefix of them, chosen per directory. A rename or exchange over two directories survives in both or in neither, and
   never without the operations that made the directories above its target; so no cut makes a cycle or a second name.
-  A directory is removed only together with what emptied it: no file system drops one that still holds something.
+  The removal of a directory may survive without the renames that emptied it, and takes what they moved with it.
 - Directories that a cut leaves without a name are gone, with all below them, whoever synced what inside: creating a
   directory durably takes a sync of its parent.
 - What is older than `DiskProfile.writeback_s` was written back in the background. Directories' own modes and times
@@ -172,18 +172,15 @@ class SimDisk:
         self,
         *sets: tuple[Directory, bytes, Entry | None],
         beside: Directory | None = None,
-        emptied: Directory | None = None,
         settled: bool = True,
     ) -> None:
         """Perform one namespace operation: counts links, stamps directories, notes it as unsynced, tells watchers.
 
-        `beside`: the target directory of a rename, whose ancestors the operation depends on. `emptied`: the directory
-        that is removed. `settled` is false for a file that was just made and is still empty.
+        `beside`: the target directory of a rename, whose ancestors the operation depends on. `settled` is false for a
+        file that was just made and is still empty.
         """
         self._change_number += 1
         needs = tuple(self._links_of(beside)) if beside is not None else ()
-        if emptied is not None:
-            needs += tuple(change for change in emptied.changes if not change.done)
         change = Change(self._change_number, self.now(), sets, needs)
         stamp = self.stamp()
         for directory, key, entry in sets:

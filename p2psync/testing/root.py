@@ -225,7 +225,7 @@ class SimRoot:
             raise oserror(errno.ENOTDIR, path)
         if entry[1].entries:
             raise oserror(errno.ENOTEMPTY, path)
-        self._disk.commit((directory, key, None), emptied=entry[1])
+        self._disk.commit((directory, key, None))
 
     def unlink(self, path: bytes) -> None:
         """As `ports.Root.unlink`."""

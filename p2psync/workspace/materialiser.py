@@ -2,14 +2,16 @@
 
 Every replacement is an exchange of two names: the old entry comes out, is compared with what was expected, and goes
 into history or a conflict copy; anything else is given back (invariant I3). A reader sees the old content or the new
-(I8). The order around it is the caller's: content staged and synced, intents journalled, `apply`, index commit.
+(I8). A directory is removed only after what was moved out of it is durable elsewhere: POSIX lets a removal survive a
+power cut without the renames before it. The order around it is the caller's: content staged and synced, intents
+journalled, `apply`, index commit.
 """
 
 from __future__ import annotations
 
 import errno
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
 
@@ -53,15 +55,16 @@ def apply(
     now_ns: Callable[[], int] = time.time_ns,
     pause: Callable[[float], None] = time.sleep,
 ) -> list[Outcome]:
-    """Carry out a batch in order; one outcome per operation, durable when this returns.
+    """Carry out a batch; one outcome per operation, durable when this returns.
 
-    `stamp` names the batch in history and must be the one its `intents` were made with. Operations are independent: an
-    error of one is its outcome. When a sync fails, everything this batch touched has failed. `now_ns` is the wall
-    clock; `pause` is called once to let the file system's clock tick, so that fingerprints are not racy.
+    Operations are carried out in order, but directories are removed last, after one sync for all of them. `stamp` names
+    the batch in history and must be the one its `intents` were made with. Operations are independent: an error of one
+    is its outcome. When a sync fails, everything this batch touched has failed. `now_ns` is the wall clock; `pause` is
+    called once to let the file system's clock tick, so that fingerprints are not racy.
     """
     work = _Batch(root, stamp, umask)
     with batch(root):
-        results = [work.run(number, operation) for number, operation in enumerate(operations)]
+        results = work.run_all(operations)
         ended_ns = now_ns()
         try:
             work.sync()
@@ -91,11 +94,25 @@ class _Batch:
         self._umask = umask
         self._mover = Mover(root)
         self._parents: set[RelPath] = set()
+        self._emptied: set[RelPath] = set()
+        """Directories that may be removed: what has left them is durable."""
+        self._refused: OSError | None = None
+        """Why a sync failed. A later one might succeed without what this one has given up."""
         self._metadata = False
         """Whether metadata was set after the last sync of a file; a sync of its directory need not include it.
 
         What a power cut takes back would be published as a change, and an edit beats a concurrent delete.
         """
+
+    def run_all(self, operations: Sequence[Operation]) -> list[Outcome | _Effect]:
+        """Carry out all; what came of each, in the order given."""
+        last = {n: o.path for n, o in enumerate(operations) if isinstance(o, Remove) and o.kind is Kind.DIRECTORY}
+        results = {number: self.run(number, o) for number, o in enumerate(operations) if number not in last}
+        if last:
+            with suppress(OSError):
+                self._settle(last.values())
+        results |= {number: self.run(number, operations[number]) for number in last}
+        return [results[number] for number in range(len(operations))]
 
     # ── one operation ───────────────────────────────────────────────────────────────────────────────────────────────
     def run(self, number: int, operation: Operation) -> Outcome | _Effect:
@@ -377,6 +394,8 @@ class _Batch:
         return _Effect(op.path, None) if self._remove_empty(op.path) else NotEmpty(op.path)
 
     def _remove_empty(self, path: RelPath) -> bool:
+        if path not in self._emptied:
+            self._settle([path])
         try:
             self._root.rmdir(path)
         except OSError as error:
@@ -387,9 +406,26 @@ class _Batch:
         self._mover.touch(path)
         return True
 
-    # ── the end of the batch ────────────────────────────────────────────────────────────────────────────────────────
+    # ── durability ──────────────────────────────────────────────────────────────────────────────────────────────────
+    def _settle(self, directories: Collection[RelPath]) -> None:
+        """Make durable what has left these directories: by us, then where it went is synced; or by others."""
+        self._mover.touched.update(dict.fromkeys(directories))
+        self.sync()
+        self._emptied.update(directories)
+
     def sync(self) -> None:
         """Make every touched directory durable, and what a sync of it would miss; OSError when none can be promised."""
+        if self._refused is not None:
+            raise self._refused
+        try:
+            self._sync()
+        except OSError as error:
+            self._refused = error
+            raise
+        self._mover.touched.clear()
+        self._metadata = False
+
+    def _sync(self) -> None:
         if self._metadata or len(self._mover.touched) > _MANY_DIRECTORIES:
             self._root.sync_all()
             return
@@ -398,6 +434,9 @@ class _Batch:
                 self._root.sync_directory(directory)
             except (FileNotFoundError, NotADirectoryError, EscapeError):
                 continue  # removed since, which its own parent records
+            except PermissionError:
+                self._root.sync_all()
+                return
             except OSError as error:
                 if error.errno not in UNSUPPORTED:
                     raise

@@ -232,13 +232,17 @@ def test_remove(limited: Hooked) -> None:
             Remove(b"d/y", Kind.FILE, stale),
             Remove(b"d", Kind.DIRECTORY, fingerprint(limited, b"d")),
             Remove(b"gone", Kind.FILE, stale),
-            Remove(b"d/y", Kind.FILE, fingerprint(limited, b"d/y")),
-            Remove(b"d", Kind.DIRECTORY, fingerprint(limited, b"d")),
-            place(limited, b"d/z"),
         ],
         STAMP,
     )
-    assert [type(o) for o in outcomes] == [Done, Changed, NotEmpty, Done, Done, Done, ParentMissing]
+    assert [type(o) for o in outcomes] == [Done, Changed, NotEmpty, Done]
+    operations = [
+        Remove(b"d", Kind.DIRECTORY, fingerprint(limited, b"d")),
+        Remove(b"d/y", Kind.FILE, fingerprint(limited, b"d/y")),
+    ]
+    assert [type(o) for o in apply(limited, operations, STAMP)] == [Done, Done], "directories go last"
+    [outcome] = apply(limited, [place(limited, b"d/z")], STAMP)
+    assert isinstance(outcome, ParentMissing)
     assert read(limited, HISTORY + b"d/y") == b"unseen"
 
 
@@ -398,3 +402,50 @@ def test_a_full_batch_touches_many_directories(root: PosixRoot) -> None:
         root.mkdir(b"d%d" % n)
     outcomes = apply(root, [place(root, b"d%d/x" % n) for n in range(40)], STAMP)
     assert all(isinstance(o, Done) for o in outcomes)
+
+
+def calls_of(hooked: Hooked, operations: list[object]) -> list[str]:
+    """The calls that carrying out this batch takes, in order."""
+    made: list[str] = []
+    hooked.before = lambda _, name, __: made.append(name)
+    assert all(isinstance(o, Done) for o in apply(hooked, operations, STAMP))
+    return made
+
+
+def removals(root: object, count: int) -> list[object]:
+    """What removes a tree of so many directories with a file in each, deepest first."""
+    top, found = b"top", []
+    root.mkdir(top)
+    for n in range(count - 1):
+        root.mkdir(b"%s/d%d" % (top, n))
+        write(root, b"%s/d%d/f" % (top, n), b"%d" % n)
+        found.append(Remove(b"%s/d%d/f" % (top, n), Kind.FILE, fingerprint(root, b"%s/d%d/f" % (top, n))))
+        found.append(Remove(b"%s/d%d" % (top, n), Kind.DIRECTORY, None))
+    return [*found, Remove(top, Kind.DIRECTORY, None)]
+
+
+@pytest.mark.parametrize("count", [1, 2, 200])
+def test_one_sync_serves_all_directories_that_a_batch_removes(root: PosixRoot, count: int) -> None:
+    made = calls_of(Hooked(root), removals(root, count))
+    assert root.stat(b"top") is None
+    assert made.count("rmdir") == count
+    syncs = [n for n, name in enumerate(made) if name.startswith("sync")]
+    first, last = made.index("rmdir"), len(made) - 1 - made[::-1].index("rmdir")
+    assert any(n < first for n in syncs)
+    assert not any(first < n < last for n in syncs)
+    assert len(syncs) <= (20 if count < 16 else 4)
+
+
+def test_no_directory_is_removed_when_what_has_left_it_may_not_last(root: PosixRoot) -> None:
+    operations = removals(root, 2)
+    hooked = Hooked(root)
+
+    def fail(_: int, name: str, __: object) -> None:
+        if name.startswith("sync"):
+            hooked.before = lambda *_: None
+            raise OSError(errno.EIO, "disk")
+
+    hooked.before = fail
+    outcomes = apply(hooked, operations, STAMP)
+    assert [type(o) for o in outcomes] == [Failed, Failed, Failed], "a later sync that succeeds proves nothing"
+    assert root.stat(b"top/d0") is not None

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import random
 from contextlib import suppress
+from itertools import product
 from pathlib import Path
 
 import pytest
@@ -247,3 +248,45 @@ def test_exchanged_entries_without_a_journal_go_to_history(tmp_path: Path) -> No
     assert result.displaced is not None
     assert [v.path for v in versions(root)] == [b"lost/20260131T081502.000000Z-7.swap"]
     assert b"somebody's" in contents(tmp_path)
+
+
+@pytest.mark.parametrize("mover", ["we", "a person"])
+def test_no_power_cut_keeps_the_removal_of_a_directory_without_what_emptied_it(mover: str) -> None:
+    clock = [1_700_000_000_000_000_000]
+
+    def now() -> int:
+        clock[0] += 1_000_000
+        return clock[0]
+
+    for n, seed in product(range(1, 100), range(8)):
+        disk = SimDisk(DiskProfile(privileged=True), wall_ns=now, now=lambda: clock[0] / 1e9)
+        disk.make_directories(b"/folder/d")
+        disk.make_directories(b"/folder/e")
+        plain = disk.open_root(b"/folder")
+        marker.create(plain, FOLDER, MARKER_ID, 1)
+        write(plain, b"d/x", b"moved away")
+        plain.sync_all()
+        operations = [Remove(b"d", Kind.DIRECTORY, None)]
+        if mover == "we":
+            operations.append(Remove(b"d/x", Kind.FILE, fingerprint(plain, b"d/x")))
+        journal = intents(plain, operations, STAMP)
+        if mover == "a person":
+            plain.rename(b"d/x", b"e/x", Rename.NOREPLACE)
+        root = Hooked(plain)
+
+        def crash(number: int, name: str, _: object, n=n) -> None:
+            if number >= n:
+                raise Crash(name)
+
+        root.before = crash
+        outcomes: list[object] = []
+        with suppress(Crash):
+            outcomes = apply(root, operations, STAMP, now_ns=now, pause=lambda _: None)
+        disk.crash(random.Random(seed))
+        again = disk.open_root(b"/folder")
+        recover(again, journal)
+        assert b"moved away" in everything(again), (n, seed)
+        if outcomes:
+            assert again.stat(b"d") is None
+            return
+    pytest.fail("never ended")
