@@ -9,13 +9,14 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import suppress
+from dataclasses import dataclass
 from functools import partial
 
 import structlog
 import trio
 
 from p2psync.errors import ConnectionLost, EscapeError, InputError, IntegrityError, ProtocolError, StateError
-from p2psync.model.hashing import digest
+from p2psync.model.hashing import DIGEST_SIZE, digest
 from p2psync.model.manifest import MAX_MANIFEST, Manifest, content_root, decode_manifest
 from p2psync.model.paths import PathKey, RelPath
 from p2psync.model.records import FileRecord
@@ -42,12 +43,23 @@ CERTAIN = 2
 """Times that a device must have said that it has not got something before it is believed."""
 COPY_BYTES = 32 * 1024 * 1024
 """Bytes of local content copied in one thread hop."""
+_OF_MANIFEST = b"m"
+"""Added to a content's root where it stands for its manifest, which others hold than its chunks."""
 
 Sink = Callable[[memoryview], None]
 """Verifies and stores one piece; runs in a worker thread. IntegrityError when the bytes are not what was asked for."""
 
 Staged = dict[PathKey, tuple[bytes, bytes]]
 """Path key → (staged path, encoded manifest)."""
+
+
+@dataclass(frozen=True, slots=True)
+class Denied:
+    """A content that nobody who was connected had all of: how often in a row, and what of it was said to be gone."""
+
+    times: int
+    lacking: Sequence[bytes]
+    """Hashes of pieces."""
 
 
 class UnavailableError(Exception):
@@ -76,7 +88,7 @@ class ContentJobs:
         self._changed = Pulse()
         self._stages: dict[Stage, Mapping[bytes, Sequence[int]]] = {}
         """What is being assembled, and where in it each chunk belongs."""
-        self._denied: dict[bytes, int] = {}
+        self._denied: dict[bytes, Denied] = {}
         self._gone: dict[bytes, dict[bytes, int]] = {}
         """Pieces, by hash, that devices said they have not got, and how often each said so."""
 
@@ -118,16 +130,16 @@ class ContentJobs:
 
     def denied(self, content: bytes) -> int:
         """How often in a row nobody who was connected had all of a content."""
-        return self._denied.get(content, 0)
+        return self._denied[content].times if content in self._denied else 0
 
-    def nowhere(self, pieces: Sequence[bytes], devices: Sequence[bytes]) -> bool:
-        """Whether there is a piece (by hash) among these that each device has said more than once it has not got.
+    def nowhere(self, content: bytes, devices: Sequence[bytes]) -> bool:
+        """Whether there is a piece of a content that each of these devices has said more than once it has not got.
 
         What a device said before it got new content, or before it last connected, does not count.
         """
-        return any(
+        return content in self._denied and any(
             all(answers.get(device, 0) >= CERTAIN for device in devices)
-            for answers in (self._gone.get(piece, {}) for piece in pieces)
+            for answers in (self._gone.get(piece, {}) for piece in self._denied[content].lacking)
         )
 
     def _forget_answers(self, device: bytes) -> None:
@@ -210,7 +222,7 @@ class ContentJobs:
         pieces = {Piece(root, MAX_MANIFEST, manifest=True): sink_for(root) for root in lacking}
         # Of what is lacking much may have to come from elsewhere first; the rest must not wait for it.
         with suppress(UnavailableError):
-            await self._gather({piece.hash + b"m": {piece: sink} for piece, sink in pieces.items()})
+            await self._gather({piece.hash + _OF_MANIFEST: {piece: sink} for piece, sink in pieces.items()})
         _log.debug("manifests fetched", folder=context.name, wanted=len(pieces), count=len(fetched))
         for record in records:
             if record.content in fetched:
@@ -374,10 +386,13 @@ class ContentJobs:
         if len(self._denied) > MAX_DENIED:
             self._denied.clear()
         for want, root in wants.items():
-            if not self._swarm.wants(want):
-                self._denied.pop(root, None)
-            elif self._links:
-                self._denied[root] = self._denied.get(root, 0) + 1
+            content = root.removesuffix(_OF_MANIFEST) if len(root) > DIGEST_SIZE else root
+            if self._swarm.wants(want):
+                if self._links:
+                    lacking = [piece.hash for piece in self._sinks[want] if piece.hash in self._gone]
+                    self._denied[content] = Denied(self.denied(content) + 1, lacking)
+            elif root == content:
+                self._denied.pop(content, None)
 
     async def _ask(self, request: Request[bytes]) -> None:
         """Send one request and store what comes."""

@@ -19,7 +19,6 @@ from p2psync.errors import ConnectionLost, ProtocolError
 from p2psync.index.writer import Writer
 from p2psync.membership.fold import Membership
 from p2psync.model.ids import DeviceId, replica_device_prefix, short_id
-from p2psync.model.manifest import decode_manifest
 from p2psync.model.paths import RelPath, display, path_key
 from p2psync.model.records import FileRecord, winner
 from p2psync.ports import Kind
@@ -164,9 +163,7 @@ class LostContents:
                     record = step.record
                     if entry is not None and (entry.rot or entry.diverged):
                         continue
-                    encoded = record.manifest or reader.manifest(record.content)
-                    pieces = [c for c, _, _ in decode_manifest(encoded).chunks()] if encoded else [record.content]
-                    nowhere = self._contents.nowhere(pieces, list(self._exchanges))
+                    nowhere = self._alone or self._contents.nowhere(record.content, list(self._exchanges))
                     found.append(Lost(path, record, nowhere, entry is not None and entry.kind is Kind.FILE))
         return found
 
