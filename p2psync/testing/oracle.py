@@ -60,10 +60,11 @@ class Allowance:
     """Paths that a user who may only read has acted on."""
 
     def local(self, path: bytes) -> bool:
-        """Whether a change that stays on the device may show at `path`."""
-        if any(part in self.touched or _original(part) in self.touched for part in (*ancestors(RelPath(path)), path)):
-            return True
-        return any(acted.startswith(path + b"/") for acted in self.touched)
+        """Whether a change that stays on the device may show at `path`, by whatever name the disk took it for."""
+        has = self.capabilities
+        touched = {lookup_key(acted, has) for acted in self.touched}
+        line = [lookup_key(part, has) for p in (*ancestors(RelPath(path)), path) for part in (p, _original(p))]
+        return any(part in touched for part in line) or any(acted.startswith(line[-2] + b"/") for acted in touched)
 
     def unholdable(self, path: bytes, tree: Tree, recorded: Tree) -> bool:
         """Whether a disk with this `tree` cannot show what is `recorded` at `path`, or not beside what is there.
