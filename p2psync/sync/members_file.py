@@ -82,5 +82,5 @@ def membership_of(world: World, index: Index, folder: FolderId, path: bytes) -> 
 def _lost(path: bytes) -> IntegrityError:
     return IntegrityError(
         f"the index of the folder {display(path)} is lost, and no membership to make a new one stands beside its "
-        "files; mount its disk, or put the index back from a backup"
+        "files; mount its disk, or put the index back from a backup; without these remove the folder and accept it anew"
     )

@@ -11,6 +11,7 @@ import trio
 
 from p2psync.model.paths import PRIVATE_DIRECTORY
 from p2psync.ports import Kind, Rename
+from p2psync.sync.members_file import MEMBERS
 from p2psync.testing.inodes import BLOCK, Directory, File
 from p2psync.testing.root import SimRoot
 from p2psync.testing.snapshot import content_id
@@ -124,11 +125,24 @@ def _store_mishap(story: "Story", host: "Host", rng: random.Random, what: str, *
         host.orphaned = True
 
     def change() -> None:
+        if snapshot is None and not of_home and not _has_members(host):
+            if not story.may_orphan(host):
+                return
+            host.orphaned = True
         database.restore(path, snapshot)
         story.note(name, f"{what} lost" if snapshot is None else f"{what} restored")
 
     host.meanwhile.append(change)
     host.die(power=rng.random() < 0.3, resting_s=rng.choice((0.1, 5.0)))
+
+
+def _has_members(host: "Host") -> bool:
+    """Whether a lost index can be made anew from what stands beside the files; else the device must join again."""
+    try:
+        host.device.disk.find(host.place + b"/" + MEMBERS)
+    except FileNotFoundError:
+        return False
+    return True
 
 
 # ── the folder's place ──────────────────────────────────────────────────────────────────────────────────────────────

@@ -2,19 +2,21 @@
 
 import os
 from collections.abc import AsyncIterator, Callable, Mapping
-from contextlib import AsyncExitStack, asynccontextmanager
+from contextlib import AsyncExitStack, asynccontextmanager, suppress
 from functools import partial
 from pathlib import Path
 
 import msgspec
 import trio
 
-from p2psync.errors import P2PSyncError, StoreFailedError
+from p2psync.errors import IntegrityError, P2PSyncError, StoreFailedError
 from p2psync.node.config import Config, Device, Network, Sync
 from p2psync.node.home import HomeState
 from p2psync.node.node import NodeOperations, running
 from p2psync.ports import Database, KvStore, World
+from p2psync.sync.members_file import MEMBERS
 from p2psync.testing.kv import MemoryDatabase
+from p2psync.workspace.layout import MARKER
 from tests.simulation import keeper
 from tests.simulation.cast import ASPECTS
 from tests.simulation.harness import Scenario
@@ -84,6 +86,21 @@ def _forget(database: Database, path: bytes) -> None:
         database.restore(path, None)
 
 
+async def _start_over(offline: NodeOperations) -> None:
+    """Remove a folder that has lost its index and whose files have no members beside them, as the node says."""
+    try:
+        await offline.load()
+        root = offline.world.storage.open_root(keeper.FOLDER)
+        try:
+            hopeless = root.stat(MARKER) is not None and root.stat(MEMBERS) is None
+        finally:
+            root.close()
+        for folder in list(offline.broken) if hopeless else ():
+            await offline.folder_remove(folder)
+    finally:
+        offline.close()
+
+
 @asynccontextmanager
 async def make_node(world: World, home: bytes, name: str) -> AsyncIterator[NodeOperations]:
     """A whole node; one that cannot start because its disk fails is started again, as a service manager would."""
@@ -97,7 +114,10 @@ async def make_node(world: World, home: bytes, name: str) -> AsyncIterator[NodeO
                 stack.callback(stored.close)
                 context = running(stored, world, keys, config, list(config.network.listen))
                 operations = await stack.enter_async_context(context)
-            except (OSError, P2PSyncError):
+            except (OSError, P2PSyncError) as error:
+                if isinstance(error, IntegrityError):
+                    with suppress(OSError, P2PSyncError):
+                        await _start_over(NodeOperations(stored, world, keys, config, online=False))
                 await stack.aclose()
                 await trio.sleep(START_AGAIN_S)
                 continue
