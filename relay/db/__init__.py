@@ -1,0 +1,1 @@
+"""The relay's metadata: one schema and transactions over SQLite or PostgreSQL."""

@@ -1,0 +1,190 @@
+"""Transactions: plain functions over a connection, run off the loop, all or nothing, repeated when they collide.
+
+SQLite runs in WAL mode with `synchronous=FULL` and one writer at a time, which waits its turn here rather than in a
+busy loop of the engine. PostgreSQL runs READ COMMITTED; a function that decides on what it read locks those rows
+(`SELECT … FOR UPDATE`) or decides in the `WHERE` of its `UPDATE`.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import sqlite3
+from collections.abc import AsyncIterator, Callable
+from typing import Any, Final, TypeVar
+
+import psycopg
+import trio
+from sqlalchemy import Connection, Engine, create_engine, event, make_url
+from sqlalchemy.exc import DBAPIError, SQLAlchemyError
+from sqlalchemy.exc import TimeoutError as PoolTimeoutError
+from sqlalchemy.pool import QueuePool, StaticPool
+
+from p2psync.errors import ConfigError
+from p2psync.ports import Offload, Rng
+from relay.errors import ApiError
+
+T = TypeVar("T")
+
+MAX_ATTEMPTS = 8
+"""Transactions that collide are repeated this often before the caller hears of it."""
+FIRST_PAUSE_S = 0.005
+BUSY_TIMEOUT_S = 10
+"""How long SQLite waits for another process, such as `p2psync-relay admin`, to end its transaction."""
+POOL_TIMEOUT_S = 10
+DEFAULT_POOL = 8
+IN_MEMORY: Final = "sqlite://"
+
+_SQLITE_COLLISIONS = {sqlite3.SQLITE_BUSY, sqlite3.SQLITE_LOCKED}
+_POSTGRES_COLLISIONS = {"40001", "40P01", "55P03"}
+"""serialization_failure, deadlock_detected, lock_not_available."""
+
+
+class Database:
+    """Runs functions in transactions; see the module for what they may rely on."""
+
+    def __init__(self, engine: Engine, offload: Offload, rng: Rng) -> None:
+        self.engine = engine
+        self._offload = offload
+        self._rng = rng
+        sqlite = engine.dialect.name == "sqlite"
+        self._writer = trio.Lock() if sqlite else None
+        # A database in memory is one connection, which readers and writers take in turns.
+        self._reader = self._writer if isinstance(engine.pool, StaticPool) else None
+
+    async def read(self, work: Callable[[Connection], T]) -> T:
+        """Run `work` on one consistent view (SQLite) or one transaction (PostgreSQL); what it writes is undone.
+
+        Raises:
+            ApiError: 503 `unavailable` when the database cannot be reached.
+        """
+        return await self._run(self._reader, lambda: self.read_now(work))
+
+    async def write(self, work: Callable[[Connection], T]) -> T:
+        """Run `work` in one transaction, durable once this returns; an exception out of `work` undoes all of it.
+
+        `work` may run several times, as transactions collide, so it must have no effect outside the transaction.
+
+        Raises:
+            ApiError: 503 `unavailable` when the database cannot be reached or collisions did not end.
+        """
+        return await self._run(self._writer, lambda: self.write_now(work))
+
+    def read_now(self, work: Callable[[Connection], T]) -> T:
+        """`read` in this very thread, without repetition: for the command line."""
+        with self.engine.connect().execution_options(**_READ) as connection:
+            return work(connection)
+
+    def write_now(self, work: Callable[[Connection], T]) -> T:
+        """`write` in this very thread, without repetition: for the command line."""
+        with self.engine.connect().execution_options(**_WRITE) as connection, connection.begin():
+            return work(connection)
+
+    def close(self) -> None:
+        """Close every connection; nothing may be called afterwards."""
+        self.engine.dispose()
+
+    async def _run(self, turn: trio.Lock | None, attempt: Callable[[], T]) -> T:
+        pause = FIRST_PAUSE_S
+        for attempts_left in reversed(range(MAX_ATTEMPTS)):
+            try:
+                async with _held(turn):
+                    return await self._offload.run(attempt)
+            except SQLAlchemyError as error:
+                if not _is_collision(error):
+                    if _is_loss(error):
+                        raise ApiError(503, "unavailable", "the database cannot be reached; try again later") from error
+                    raise
+                if not attempts_left:
+                    raise ApiError(503, "unavailable", "too many writers at once; try again later") from error
+            await trio.sleep(self._rng.uniform(pause / 2, pause))
+            pause *= 2
+        raise AssertionError("the last attempt returns or raises")
+
+
+@contextlib.asynccontextmanager
+async def _held(turn: trio.Lock | None) -> AsyncIterator[None]:
+    if turn is None:
+        yield
+    else:
+        async with turn:
+            yield
+
+
+# `begin` is our own option, read in `_begin_sqlite`; the other is the dialect's, ignored by SQLite.
+_READ: dict[str, Any] = {"begin": "BEGIN", "postgresql_readonly": True}
+_WRITE: dict[str, Any] = {"begin": "BEGIN IMMEDIATE", "postgresql_readonly": False}
+
+
+def _is_collision(error: SQLAlchemyError) -> bool:
+    match error:
+        case DBAPIError(orig=sqlite3.OperationalError() as cause):
+            # The low byte is the primary code; extended ones such as SQLITE_BUSY_SNAPSHOT share it.
+            return getattr(cause, "sqlite_errorcode", 0) & 0xFF in _SQLITE_COLLISIONS
+        case DBAPIError(orig=psycopg.Error(sqlstate=state)):
+            return state in _POSTGRES_COLLISIONS
+    return False
+
+
+def _is_loss(error: SQLAlchemyError) -> bool:
+    """Whether there is no connection (any more); nobody knows if a commit that was under way went through."""
+    match error:
+        case DBAPIError(connection_invalidated=True) | DBAPIError(orig=psycopg.OperationalError()) | PoolTimeoutError():
+            return True
+    return False
+
+
+def database_from_url(url: str, offload: Offload, rng: Rng, *, pool_size: int = DEFAULT_POOL) -> Database:
+    """Open `sqlite:///FILE`, `sqlite://` (in memory, for tests) or `postgresql://USER:PASSWORD@HOST:PORT/NAME`.
+
+    Nothing is connected yet. Raises ConfigError when the URL is of another kind.
+    """
+    return Database(engine_from_url(url, pool_size=pool_size), offload, rng)
+
+
+def engine_from_url(url: str, *, pool_size: int = DEFAULT_POOL) -> Engine:
+    """The engine behind `database_from_url`, for migrations too."""
+    try:
+        parsed = make_url(url)
+    except SQLAlchemyError as error:
+        raise ConfigError("database.url is not a database URL; see docs/operations.md") from error
+    match parsed.get_backend_name():
+        case "sqlite":
+            return _sqlite_engine(url, pool_size)
+        case "postgresql":
+            return create_engine(
+                parsed.set(drivername="postgresql+psycopg"),
+                poolclass=QueuePool,
+                pool_size=pool_size,
+                max_overflow=0,
+                pool_timeout=POOL_TIMEOUT_S,
+                pool_pre_ping=True,
+                # Statements prepared on the server would break behind a pooler that hands out its sessions by turns.
+                connect_args={"prepare_threshold": None, "connect_timeout": POOL_TIMEOUT_S},
+                hide_parameters=True,
+            )
+        case other:
+            raise ConfigError(f"database.url: the relay runs on sqlite and postgresql, not on {other}")
+
+
+def _sqlite_engine(url: str, pool_size: int) -> Engine:
+    pool: dict[str, Any] = (
+        {"poolclass": StaticPool}
+        if url == IN_MEMORY
+        else {"poolclass": QueuePool, "pool_size": pool_size, "max_overflow": 0, "pool_timeout": POOL_TIMEOUT_S}
+    )
+    engine = create_engine(
+        url, connect_args={"check_same_thread": False, "timeout": BUSY_TIMEOUT_S}, hide_parameters=True, **pool
+    )
+    event.listen(engine, "connect", _set_up_sqlite)
+    event.listen(engine, "begin", _begin_sqlite)
+    return engine
+
+
+def _set_up_sqlite(connection: sqlite3.Connection, _record: object) -> None:
+    connection.isolation_level = None  # the module's own implicit BEGIN comes too late to lock
+    for pragma in ("journal_mode=WAL", "synchronous=FULL", "foreign_keys=ON", "trusted_schema=OFF"):
+        connection.execute(f"PRAGMA {pragma}")
+
+
+def _begin_sqlite(connection: Connection) -> None:
+    connection.exec_driver_sql(connection.get_execution_options().get("begin", "BEGIN IMMEDIATE"))

@@ -1,0 +1,97 @@
+"""The relay's seams with the world, beside those of `p2psync.ports`: mail, sealed chunks, and who waits for news.
+
+`Mailer` and `BlockStore` are blocking, like the ports of the node: services call them inside `Offload.run`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Iterable, Iterator
+from contextlib import AbstractContextManager
+from dataclasses import dataclass
+from typing import Protocol
+
+
+@dataclass(frozen=True, slots=True)
+class Mail:
+    """One plain-text message. The body may hold a secret link: never log it."""
+
+    to: str
+    subject: str
+    body: str
+
+
+class Mailer(Protocol):
+    """Hands messages to whoever delivers them."""
+
+    @property
+    def target(self) -> str:
+        """Where messages go, for the operator: a directory, or HOST:PORT."""
+        ...
+
+    def send(self, mail: Mail) -> None:
+        """Hand over one message. OSError when it cannot be; the service tries again later."""
+        ...
+
+
+@dataclass(frozen=True, slots=True)
+class StoredBlock:
+    """What a listing knows of one object."""
+
+    key: str
+    size: int
+    modified: int
+    """Seconds since the epoch, by the store's own clock."""
+
+
+class BlockStore(Protocol):
+    """A store of immutable objects of some MiB by key; keys are ASCII, made by the block service, with `/` in them."""
+
+    def put(self, key: str, data: bytes) -> None:
+        """Store an object, durably before this returns; the same key always comes with the same bytes."""
+        ...
+
+    def get(self, key: str, start: int = 0, stop: int | None = None) -> bytes:
+        """The bytes from `start` to before `stop`. FileNotFoundError when there is no such object."""
+        ...
+
+    def size(self, key: str) -> int | None:
+        """Bytes of an object, None when there is none."""
+        ...
+
+    def delete(self, keys: Collection[str]) -> None:
+        """Remove objects; those that are gone already are no error."""
+        ...
+
+    def list(self, prefix: str, after: str = "") -> Iterator[StoredBlock]:
+        """Objects whose key begins with `prefix` and is greater than `after`, in key order."""
+        ...
+
+    def presign(self, method: str, key: str, expires_s: int) -> str | None:
+        """A URL at which anyone may `method` (GET or PUT) this one object until it expires; None when the store is
+        not reachable from outside, so that the relay must serve it itself.
+        """
+        ...
+
+    def probe(self) -> None:
+        """OSError when the store cannot be read or written now."""
+        ...
+
+
+class Wakeup(Protocol):
+    """One listener's bell."""
+
+    async def wait(self) -> None:
+        """Return at once when it rang since the last call, else when it rings. The caller sets the time limit."""
+        ...
+
+
+class Wakeups(Protocol):
+    """Tells listeners that a topic has news; what they are stands in the database, so a lost one is harmless."""
+
+    def wake(self, topics: Iterable[bytes]) -> None:
+        """Ring the bell of everyone who listens to any of these; call it after the commit."""
+        ...
+
+    def listen(self, topics: Collection[bytes]) -> AbstractContextManager[Wakeup]:
+        """A bell for these topics, for as long as the context lasts."""
+        ...
