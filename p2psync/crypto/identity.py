@@ -23,8 +23,13 @@ CARD_LABEL = b"p2psync device card"
 
 def verify_signature(public_key: bytes, label: bytes, message: bytes, signature: bytes) -> None:
     """Check an Ed25519 signature (RFC 8032) over `label`, NUL, `message`; AuthenticationError when it is not valid."""
+    verify_message(public_key, _signed_bytes(label, message), signature)
+
+
+def verify_message(public_key: bytes, message: bytes, signature: bytes) -> None:
+    """The same over exactly `message`; see `DeviceKeys.sign_message`."""
     try:
-        Ed25519PublicKey.from_public_bytes(public_key).verify(signature, _signed_bytes(label, message))
+        Ed25519PublicKey.from_public_bytes(public_key).verify(signature, message)
     except (InvalidSignature, ValueError):
         raise AuthenticationError("a signature is not valid") from None
 
@@ -77,7 +82,14 @@ class DeviceKeys:
 
     def sign(self, label: bytes, message: bytes) -> bytes:
         """64-byte Ed25519 signature over `label`, NUL, `message`. The label says what kind of statement this is."""
-        return self._signing.sign(_signed_bytes(label, message))
+        return self.sign_message(_signed_bytes(label, message))
+
+    def sign_message(self, message: bytes) -> bytes:
+        """64-byte Ed25519 signature over exactly `message`, for formats of others that leave no room for a label.
+
+        Such a format must begin unlike every label, that is not with a letter.
+        """
+        return self._signing.sign(message)
 
     @cached_property
     def card(self) -> DeviceCard:
