@@ -7,7 +7,7 @@ All of it blocks; the applier calls it in a worker thread.
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from p2psync.errors import EscapeError
 from p2psync.index.reader import Reader
@@ -55,7 +55,7 @@ class Performer:
         now_ns = context.world.clock.wall_ns()
         stamp = self._next_stamp(now_ns)
         with context.index.read() as reader:
-            current = [item for item in ready if self._still_wanted(reader, item)]
+            current = [item for given in ready if (item := self._still_wanted(reader, given)) is not None]
             entries = {s.path: reader.synced(s.path) for item in current for s in _touched(item.step)}
         if not self._brake_overwrites([i for i in current if not _heals(entries[i.step.path])], now):
             return []
@@ -125,22 +125,24 @@ class Performer:
         finally:
             file.close()
 
-    def _still_wanted(self, reader: Reader, item: Ready) -> bool:
-        """Whether planning the path now gives the same step."""
+    def _still_wanted(self, reader: Reader, item: Ready) -> Ready | None:
+        """The step as it is planned now: it may have to keep what has come there since. None if it is another."""
         step = item.step
         if isinstance(step, plan.MakeDirectory) and step.record is None:
             present = reader.synced(step.path)
-            return present is None or present.absent
+            return item if present is None or present.absent else None
         if isinstance(step, order.Move):
             removal = plan_now(self._context, reader, step.source)
             creation = plan_now(self._context, reader, step.path)
-            return (
+            same = (
                 isinstance(removal, plan.Remove)
                 and isinstance(creation, plan.Create)
                 and creation.record.content == step.record.content
             )
+            return item if same else None
         now = plan_now(self._context, reader, step.path)
-        return type(now) is type(step) and getattr(now, "record", None) == getattr(step, "record", None)
+        same = type(now) is type(step) and getattr(now, "record", None) == getattr(step, "record", None)
+        return None if isinstance(now, plan.Nothing) or not same else replace(item, step=now)
 
     def _is_as_synced(self, entry: Synced) -> bool:
         """Where timestamps cannot vouch for a file (I16), its content does."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from tests.sync.conftest import LABEL, Story, simulated, told
+from tests.sync.conftest import LABEL, Story, contents, simulated, told
 
 
 def work(story: Story) -> tuple[int, int]:
@@ -51,3 +51,24 @@ async def test_a_viewers_own_directory_keeps_its_name_until_it_is_empty() -> Non
         await story.nodes["viewer"].folder_scan(LABEL)
         await story.until(lambda: work(story) == (0, 0), 60)
         assert story.user("viewer").read(b"d") == b"a file"
+
+
+@simulated
+async def test_what_a_viewer_changes_while_its_successor_is_fetched_is_kept_beside_it() -> None:
+    async with told() as story:
+        await story.start("owner", "viewer")
+        story.user("owner").write(b"f", b"first")
+        await story.share("owner", viewer="viewer")
+        await story.settle("owner")
+        link = story.sim.network.link(story.letter("owner"), story.letter("viewer"))
+        link.bytes_per_s = 6_000
+        story.user("owner").write(b"f", b"second" * 20_000)
+        await story.nodes["owner"].folder_scan(LABEL)
+        await story.until(lambda: work(story) == (0, 1))
+        story.user("viewer").write(b"f", b"mine")
+        await story.nodes["viewer"].folder_scan(LABEL)
+        assert work(story) == (0, 1), "still on its way"
+        await story.until(lambda: work(story) == (0, 0))
+        (copy,) = [content for name, content in contents(story, "viewer").items() if name != b"f"]
+        assert copy == b"mine"
+        assert story.user("viewer").read(b"f") == b"second" * 20_000
