@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import queue
 import re
 import subprocess
 import sys
@@ -16,7 +17,7 @@ import msgspec
 from tests.fuzz import corpus
 from tests.fuzz.rules import Judge, Target, Violation
 from tests.fuzz.targets import TARGETS
-from tests.fuzz.worker import Figures, have_atheris
+from tests.fuzz.worker import ENDED, Figures, Job, have_atheris
 
 LEAST = 1000
 """Inputs that a target is given at least, however small its share."""
@@ -32,14 +33,15 @@ class Outcome:
     """What became of one target. `features` and `kept` are libFuzzer's, 0 without it."""
 
     target: Target
-    figures: Figures | None
+    figures: Figures
     features: int
     kept: int
+    failed: bool
     failures: list[Path]
 
     def __str__(self) -> str:
         """The target's line."""
-        if self.figures is None or self.failures:
+        if self.failed:
             replays = [f"python -m tests.fuzz {self.target.name} --replay {path}" for path in self.failures]
             return "\n".join([f"{self.target.name}: FAILED", *(f"  {replay}" for replay in replays)])
         f = self.figures
@@ -60,6 +62,7 @@ def main() -> int:
     parser.add_argument("--seed", type=int, default=1)
     parser.add_argument("--blind", action="store_true", help="without coverage, where atheris cannot be had")
     parser.add_argument("--keep", action="store_true", help="put what was found worth keeping into tests/fuzz/corpus")
+    parser.add_argument("--state", type=Path, help="a directory for what was done: a campaign that is cut off goes on")
     parser.add_argument("--replay", type=Path, help="feed this file to the one TARGET and show what happens")
     options = parser.parse_args()
     unknown = [name for name in options.targets if name not in TARGETS]
@@ -71,51 +74,78 @@ def main() -> int:
     if not options.blind and not have_atheris():
         print(_NO_ATHERIS, file=sys.stderr)
         return 2
+    with tempfile.TemporaryDirectory(prefix="fuzz-") as scratch:
+        return _campaign(targets, options, options.state or Path(scratch))
+
+
+def _campaign(targets: list[Target], options: argparse.Namespace, state: Path) -> int:
+    workers: queue.SimpleQueue[subprocess.Popen[str]] = queue.SimpleQueue()
+    for _ in range(options.jobs):
+        workers.put(_start_worker(blind=options.blind))
+
+    def run(target: Target) -> Outcome:
+        worker = workers.get()
+        try:
+            return _run(target, options, state / target.name, worker)
+        finally:
+            workers.put(worker)
+
     outcomes = []
     with ThreadPoolExecutor(options.jobs) as pool:
-        for outcome in pool.map(lambda target: _run(target, options), targets):
+        for outcome in pool.map(run, targets):
             print(outcome, flush=True)
             outcomes.append(outcome)
+    for _ in range(options.jobs):
+        workers.get().communicate()
     return _total(outcomes, blind=options.blind)
 
 
-def _run(target: Target, options: argparse.Namespace) -> Outcome:
-    """One target in a process of its own."""
+def _start_worker(*, blind: bool) -> subprocess.Popen[str]:
+    command = [sys.executable, "-m", "tests.fuzz.worker", *["--blind"] * blind]
+    pipe = subprocess.PIPE
+    return subprocess.Popen(command, stdin=pipe, stdout=subprocess.DEVNULL, stderr=pipe, text=True, errors="replace")
+
+
+def _run(target: Target, options: argparse.Namespace, directory: Path, worker: subprocess.Popen[str]) -> Outcome:
+    """One target, by a worker that is free."""
+    directory.mkdir(parents=True, exist_ok=True)
+    for old in directory.glob("failed-*"):
+        old.unlink()
     inputs = options.inputs if options.full else max(min(LEAST, options.inputs), int(options.inputs * target.share))
-    with tempfile.TemporaryDirectory(prefix=f"fuzz-{target.name}-") as scratch:
-        command = [sys.executable, "-m", "tests.fuzz.worker", target.name, str(inputs), str(options.seed), scratch]
-        worker = subprocess.Popen(
-            command + ["--blind"] * options.blind, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True
-        )
-        features, kept = _follow(target, worker)
-        directory = Path(scratch)
-        written = directory / "figures.json"
-        figures = msgspec.json.decode(written.read_bytes(), type=Figures) if written.exists() else None
-        if worker.returncode:
-            figures = None
-        failures = [_save(target, path) for path in sorted(directory.iterdir()) if path.is_file() and path != written]
-        if options.keep and not failures:
-            with target.setting():
-                found = [path.read_bytes() for path in (directory / "corpus").iterdir()]
-                corpus.save(target, [*corpus.load(target.name), *found])
-    return Outcome(target, figures, features, kept, failures)
+    job = Job(target.name, inputs, options.seed, str(directory))
+    assert worker.stdin is not None
+    worker.stdin.write(f"{msgspec.json.encode(job).decode()}\n")
+    worker.stdin.flush()
+    features, kept, code = _follow(target, worker)
+    known = {job.figures_file, directory / "corpus"}
+    failures = [_save(target, path) for path in sorted(directory.iterdir()) if path not in known]
+    if options.keep and not failures and (directory / "corpus").exists():
+        with target.setting():
+            found = [path.read_bytes() for path in (directory / "corpus").iterdir()]
+            corpus.save(target, [*corpus.load(target.name), *found])
+    return Outcome(target, job.figures(), features, kept, code != 0 or bool(failures), failures)
 
 
-def _follow(target: Target, worker: subprocess.Popen[str]) -> tuple[int, int]:
-    """Pass on what a worker says that is worth a line; (features, inputs kept) when it has ended."""
+def _follow(target: Target, worker: subprocess.Popen[str]) -> tuple[int, int, int]:
+    """Pass on what a worker says that is worth a line; (features, inputs kept, exit code) when a job has ended."""
     features = kept = 0
     assert worker.stderr is not None
     told: list[str] = []
     for line in worker.stderr:
+        if line.startswith(ENDED):
+            code = int(line.removeprefix(ENDED))
+            break
         if match := _STATUS.search(line):
             features, kept = int(match[3]), int(match[4].split("/")[0])
             if match[2] == "pulse":
                 print(f"{target.name}: {line.strip()}", file=sys.stderr, flush=True)
         elif not line.startswith(("INFO:", "WARNING: Failed to find")):
             told = [*told[-60:], line]
-    if worker.wait():
-        print("".join(told), f"exit code {worker.returncode}", file=sys.stderr)
-    return features, kept
+    else:
+        raise RuntimeError(f"the worker has ended:\n{''.join(told)}")
+    if code:
+        print("".join(told), f"exit code {code}", file=sys.stderr)
+    return features, kept, code
 
 
 def _save(target: Target, path: Path) -> Path:
@@ -140,8 +170,8 @@ def replay(target: Target, data: bytes) -> int:
 
 
 def _total(outcomes: list[Outcome], *, blind: bool) -> int:
-    done = [outcome.figures for outcome in outcomes if outcome.figures is not None]
-    failed = sum(outcome.figures is None or bool(outcome.failures) for outcome in outcomes)
+    done = [outcome.figures for outcome in outcomes]
+    failed = sum(outcome.failed for outcome in outcomes)
     inputs, cpu_s = sum(f.inputs for f in done), sum(f.cpu_s for f in done)
     print(
         f"{len(outcomes)} targets, {inputs:,} inputs {'without coverage' if blind else 'led by coverage'}, "

@@ -8,7 +8,6 @@ from collections.abc import Callable
 from pathlib import Path
 from random import Random
 
-import msgspec
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -104,14 +103,22 @@ def test_what_grows_too_much_is_a_violation(monkeypatch: pytest.MonkeyPatch) -> 
 
 def test_a_failure_is_saved_with_what_replays_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("resource.setrlimit", lambda *_: None)
-    worker.main(["size", "50", "1", str(tmp_path), "--blind"])
-    assert msgspec.json.decode((tmp_path / "figures.json").read_bytes(), type=worker.Figures).inputs == 50
+    job = worker.Job("size", 50, 1, str(tmp_path))
+    worker.run(job, blind=True)
+    assert job.figures().inputs == 50
+    job.inputs = 70
+    worker.run(job, blind=True)
+    assert job.figures().inputs == 70
+    worker.run(job, blind=True)
+    assert job.figures().inputs == 70
     bad = _target(_raise(ValueError("x")))
     monkeypatch.setitem(TARGETS, "size", bad)
     monkeypatch.setattr("os._exit", sys.exit)
+    job.inputs = 90
     with pytest.raises(SystemExit) as ended:
-        worker.main(["size", "50", "1", str(tmp_path), "--blind"])
+        worker.run(job, blind=True)
     assert ended.value.code == worker.FAILED
+    assert job.figures().inputs == 71
     [saved] = tmp_path.glob("failed-*")
     assert replay(bad, saved.read_bytes()) == 1
     assert replay(_target(len), saved.read_bytes()) == 0
