@@ -85,8 +85,8 @@ MUTANTS = (
         (
             edit(
                 "workspace/materialiser.py",
-                "    def _remove_empty(self, path: RelPath) -> bool:\n        try:\n",
-                "    def _remove_empty(self, path: RelPath) -> bool:\n        try:\n"
+                "            self._settle([path])\n        try:\n",
+                "            self._settle([path])\n        try:\n"
                 "            for name, _ in self._root.scan(path):\n"
                 '                self._root.unlink(path + b"/" + name)\n',
             ),
