@@ -1,4 +1,4 @@
-"""A device's keys, and the public card that proves which agreement key belongs to which device."""
+"""A device's keys, and the public card that proves which agreement and sealing keys belong to which device."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ from cryptography.exceptions import InvalidSignature
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey, Ed25519PublicKey
 from cryptography.hazmat.primitives.asymmetric.x25519 import X25519PrivateKey
 
+from p2psync.crypto.kdf import derive
 from p2psync.errors import AuthenticationError, InputError
 from p2psync.model.ids import DeviceId, device_id_of, short_id
 
@@ -16,9 +17,11 @@ SEED_SIZE = 64
 KEY_SIZE = 32
 SIGNATURE_SIZE = 64
 CARD_SUITE = 1
-"""Ed25519 signatures, X25519 agreement. Any other suite is refused: there is no negotiation downwards."""
-CARD_SIZE = 1 + 2 * KEY_SIZE + SIGNATURE_SIZE
+"""Ed25519 signatures, X25519 agreement and sealing. Any other suite is refused: there is no negotiation downwards."""
+CARD_SIZE = 1 + 3 * KEY_SIZE + SIGNATURE_SIZE
 CARD_LABEL = b"p2psync device card"
+
+_SEALING_LABEL = b"p2psync/1 sealing key"
 
 
 def verify_signature(public_key: bytes, label: bytes, message: bytes, signature: bytes) -> None:
@@ -36,14 +39,16 @@ def verify_message(public_key: bytes, message: bytes, signature: bytes) -> None:
 
 @dataclass(frozen=True, slots=True)
 class DeviceCard:
-    """The public side of a device: both public keys, and the signing key's signature that binds them."""
+    """The public side of a device: its public keys, and the signing key's signature that binds the others to it."""
 
     signing_key: bytes
     """Ed25519 public key, 32 bytes; its SHA-256 is the device ID."""
     agreement_key: bytes
     """X25519 public key, 32 bytes; the Noise static key."""
+    sealing_key: bytes
+    """X25519 public key, 32 bytes; what is meant for this device alone is sealed to it by HPKE."""
     binding: bytes
-    """Signature over suite byte and agreement key, 64 bytes."""
+    """Signature over suite byte, agreement key and sealing key, 64 bytes."""
 
     @property
     def device_id(self) -> DeviceId:
@@ -51,24 +56,29 @@ class DeviceCard:
         return device_id_of(self.signing_key)
 
     def encode(self) -> bytes:
-        """Suite byte, signing key, agreement key, binding: 129 bytes."""
-        return bytes((CARD_SUITE,)) + self.signing_key + self.agreement_key + self.binding
+        """Suite byte, signing key, agreement key, sealing key, binding: 161 bytes."""
+        return bytes((CARD_SUITE,)) + self.signing_key + self.agreement_key + self.sealing_key + self.binding
 
     @staticmethod
     def decode(data: bytes) -> DeviceCard:
         """Inverse of `encode`; AuthenticationError on any other length or suite. Does not check the signature."""
         if len(data) != CARD_SIZE or data[0] != CARD_SUITE:
             raise AuthenticationError("a device card has an unknown format")
-        agreement, binding = 1 + KEY_SIZE, 1 + 2 * KEY_SIZE
-        return DeviceCard(data[1:agreement], data[agreement:binding], data[binding:])
+        agreement, sealing, binding = (1 + count * KEY_SIZE for count in (1, 2, 3))
+        return DeviceCard(data[1:agreement], data[agreement:sealing], data[sealing:binding], data[binding:])
 
     def verify(self) -> None:
-        """AuthenticationError unless the signing key has signed the agreement key."""
-        verify_signature(self.signing_key, CARD_LABEL, _card_message(self.agreement_key), self.binding)
+        """AuthenticationError unless the signing key has signed the other two."""
+        message = _card_message(self.agreement_key, self.sealing_key)
+        verify_signature(self.signing_key, CARD_LABEL, message, self.binding)
 
 
 class DeviceKeys:
-    """The private keys of one device, made from 64 random bytes: 32 for Ed25519, 32 for X25519. Never changes."""
+    """The private keys of one device, made from 64 random bytes. Never changes.
+
+    The first 32 bytes are the Ed25519 key, the last 32 the X25519 key of the handshake; the X25519 key that things are
+    sealed to is derived from all of them. No key serves two purposes.
+    """
 
     def __init__(self, seed: bytes) -> None:
         if len(seed) != SEED_SIZE:
@@ -95,11 +105,18 @@ class DeviceKeys:
     def card(self) -> DeviceCard:
         """The public card of these keys."""
         agreement_key = self.agreement.public_key().public_bytes_raw()
+        sealing_key = self.sealing.public_key().public_bytes_raw()
         return DeviceCard(
             self._signing.public_key().public_bytes_raw(),
             agreement_key,
-            self.sign(CARD_LABEL, _card_message(agreement_key)),
+            sealing_key,
+            self.sign(CARD_LABEL, _card_message(agreement_key, sealing_key)),
         )
+
+    @cached_property
+    def sealing(self) -> X25519PrivateKey:
+        """Opens what was sealed to this device."""
+        return X25519PrivateKey.from_private_bytes(derive(self.seed, _SEALING_LABEL))
 
     @cached_property
     def device_id(self) -> DeviceId:
@@ -107,8 +124,8 @@ class DeviceKeys:
         return self.card.device_id
 
 
-def _card_message(agreement_key: bytes) -> bytes:
-    return bytes((CARD_SUITE,)) + agreement_key
+def _card_message(agreement_key: bytes, sealing_key: bytes) -> bytes:
+    return bytes((CARD_SUITE,)) + agreement_key + sealing_key
 
 
 def _signed_bytes(label: bytes, message: bytes) -> bytes:

@@ -1,6 +1,7 @@
-"""Identities: signatures say what they are for, and cards bind both keys."""
+"""Identities: signatures say what they are for, and cards bind all keys."""
 
 import hashlib
+from dataclasses import replace
 
 import pytest
 
@@ -62,7 +63,21 @@ def test_every_damaged_card_is_refused() -> None:
         DeviceCard.decode(encoded + b"\0")
 
 
-def test_a_foreign_agreement_key_cannot_be_claimed() -> None:
-    thief = DeviceKeys(bytes(64))
+@pytest.mark.parametrize("stolen", ["signing_key", "agreement_key", "sealing_key", "binding"])
+def test_a_foreign_key_cannot_be_claimed(stolen: str) -> None:
+    thief = DeviceKeys(bytes(64)).card
     with pytest.raises(AuthenticationError):
-        DeviceCard(KEYS.card.signing_key, thief.card.agreement_key, thief.card.binding).verify()
+        replace(thief, **{stolen: getattr(KEYS.card, stolen)}).verify()
+
+
+def test_keys_of_a_card_cannot_be_swapped() -> None:
+    card = KEYS.card
+    with pytest.raises(AuthenticationError):
+        replace(card, agreement_key=card.sealing_key, sealing_key=card.agreement_key).verify()
+
+
+def test_every_key_has_one_purpose() -> None:
+    card = KEYS.card
+    assert len({card.signing_key, card.agreement_key, card.sealing_key}) == 3
+    assert KEYS.sealing.private_bytes_raw() not in (KEYS.seed[:32], KEYS.seed[32:])
+    assert KEYS.sealing.public_key().public_bytes_raw() == card.sealing_key

@@ -21,6 +21,7 @@ def vectors() -> dict[str, str]:
     found: dict[str, bytes | str] = {
         "alice.signing_key": alice.card.signing_key,
         "alice.agreement_key": alice.card.agreement_key,
+        "alice.sealing_key": alice.card.sealing_key,
         "alice.device_id": alice.device_id,
         "alice.device_id.text": format_device_id(alice.device_id),
         "alice.card": alice.card.encode(),
