@@ -1,0 +1,1 @@
+"""Accounts: who may use the relay, with which devices, and how much of it."""

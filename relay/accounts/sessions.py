@@ -1,0 +1,133 @@
+"""Sessions: short-lived tokens that only the device they were made for can use.
+
+A token is the account's id and 32 random bytes, of which the relay keeps the hash. It is looked up under the device
+that signed the request: with another device's key it does not exist. There is one session per device. Refreshing makes
+both tokens anew; a refresh token that is not the newest was used before, by the device or by a thief, and ends the
+session. The device then opens another by its key.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import hmac
+from dataclasses import dataclass
+from typing import Final
+
+from sqlalchemy import ColumnElement, Connection, delete, insert, select, update
+
+from relay.accounts.tables import accounts, devices, sessions
+
+ACCOUNT_ID_SIZE: Final = 16
+SECRET_SIZE: Final = 32
+TOKEN_SIZE: Final = ACCOUNT_ID_SIZE + SECRET_SIZE
+SESSION_ENTROPY: Final = 2 * SECRET_SIZE
+"""Random bytes that opening or refreshing a session needs."""
+ACCESS_LIFETIME_S: Final = 15 * 60
+REFRESH_LIFETIME_S: Final = 90 * 24 * 3600
+
+
+@dataclass(frozen=True, slots=True)
+class Tokens:
+    """What a device gets. Never logged, never stored."""
+
+    access: bytes
+    refresh: bytes
+    access_expires: int
+    """Seconds since the epoch."""
+    refresh_expires: int
+
+    def __repr__(self) -> str:
+        return f"Tokens(expires={self.access_expires})"
+
+
+def open_session(c: Connection, account_id: bytes, device_id: bytes, now: int, entropy: bytes) -> Tokens:
+    """A new session of a device of this account; one it had ends. The caller has checked that it may have one."""
+    c.execute(delete(sessions).where(_is(account_id, device_id)))
+    tokens, row = _issue(account_id, now, entropy)
+    c.execute(insert(sessions).values(account_id=account_id, device_id=device_id, **row))
+    c.execute(update(devices).where(_is_device(account_id, device_id)).values(seen=now, logged_out=False))
+    return tokens
+
+
+def account_of(c: Connection, token: bytes, device_id: bytes, now: int) -> tuple[bytes, int] | None:
+    """The account of a live access token of this device and when the token expires; None when it is not one."""
+    account_id, secret = token[:ACCOUNT_ID_SIZE], token[ACCOUNT_ID_SIZE:]
+    found = c.execute(
+        select(sessions.c.access_hash, sessions.c.access_expires).where(_is(account_id, device_id))
+    ).one_or_none()
+    if found is None or not hmac.compare_digest(found.access_hash, _hash(secret)) or found.access_expires <= now:
+        return None
+    return account_id, found.access_expires
+
+
+def refresh_session(c: Connection, token: bytes, device_id: bytes, now: int, entropy: bytes) -> Tokens | None:
+    """Both tokens anew, for the newest refresh token of this device; anything else ends its session and gives None.
+
+    It returns and does not raise, so that the end of a session is not undone with the transaction.
+    """
+    account_id, secret = token[:ACCOUNT_ID_SIZE], token[ACCOUNT_ID_SIZE:]
+    tokens, row = _issue(account_id, now, entropy)
+    # One statement decides, so that of two requests with one token only one can win.
+    renewed = c.execute(
+        update(sessions)
+        .where(
+            _is(account_id, device_id),
+            sessions.c.refresh_hash == _hash(secret),
+            sessions.c.refresh_expires > now,
+            select(accounts.c.account_id)
+            .where(accounts.c.account_id == account_id, accounts.c.suspended.is_(False))
+            .exists(),
+        )
+        .values(**row)
+    )
+    if renewed.rowcount != 1:
+        end_session(c, account_id, device_id)
+        return None
+    c.execute(update(devices).where(_is_device(account_id, device_id)).values(seen=now))
+    return tokens
+
+
+def end_session(c: Connection, account_id: bytes, device_id: bytes) -> None:
+    """Both tokens of a device are worth nothing from now on."""
+    c.execute(delete(sessions).where(_is(account_id, device_id)))
+
+
+def end_all_sessions(c: Connection, account_id: bytes) -> None:
+    """As `end_session`, of every device of the account."""
+    c.execute(delete(sessions).where(sessions.c.account_id == account_id))
+
+
+def log_out(c: Connection, account_id: bytes, device_id: bytes) -> None:
+    """End the session; until the password is given again, the device's key alone opens none."""
+    end_session(c, account_id, device_id)
+    c.execute(update(devices).where(_is_device(account_id, device_id)).values(logged_out=True))
+
+
+def forget_expired(c: Connection, now: int) -> int:
+    """Delete sessions that can no longer be refreshed; returns how many."""
+    return c.execute(delete(sessions).where(sessions.c.refresh_expires <= now)).rowcount
+
+
+def _issue(account_id: bytes, now: int, entropy: bytes) -> tuple[Tokens, dict[str, object]]:
+    assert len(entropy) == SESSION_ENTROPY
+    access, refresh = entropy[:SECRET_SIZE], entropy[SECRET_SIZE:]
+    tokens = Tokens(account_id + access, account_id + refresh, now + ACCESS_LIFETIME_S, now + REFRESH_LIFETIME_S)
+    row: dict[str, object] = {
+        "access_hash": _hash(access),
+        "access_expires": tokens.access_expires,
+        "refresh_hash": _hash(refresh),
+        "refresh_expires": tokens.refresh_expires,
+    }
+    return tokens, row
+
+
+def _hash(secret: bytes) -> bytes:
+    return hashlib.sha256(secret).digest()
+
+
+def _is(account_id: bytes, device_id: bytes) -> ColumnElement[bool]:
+    return (sessions.c.account_id == account_id) & (sessions.c.device_id == device_id)
+
+
+def _is_device(account_id: bytes, device_id: bytes) -> ColumnElement[bool]:
+    return (devices.c.account_id == account_id) & (devices.c.device_id == device_id)
