@@ -18,7 +18,8 @@ MAX_SKEW_S: Final = 60
 """A request signed longer ago, or further in the future, is refused."""
 MAX_NONCES: Final = 1 << 19
 """Requests remembered per window of time; more are refused until the window has passed."""
-TOKEN_SIZE: Final = 32
+TOKEN_SIZE: Final = 48
+"""An account ID and 32 random bytes."""
 _BEARER = "Bearer "
 
 

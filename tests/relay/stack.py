@@ -60,7 +60,7 @@ class MemorySessions:
         self._tokens: dict[bytes, tuple[bytes, bytes]] = {}
 
     def open(self, account_id: bytes, device_id: bytes) -> str:
-        token = hashlib.sha256(b"token" + account_id + device_id).digest()
+        token = account_id + hashlib.sha256(b"token" + device_id).digest()
         self._tokens[token] = (account_id, device_id)
         return encode_id(token)
 
