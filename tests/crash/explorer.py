@@ -14,6 +14,7 @@ import traceback
 from collections.abc import Awaitable, Callable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
+from functools import cache
 from typing import Any, Final, NoReturn, TypeVar
 
 import msgspec
@@ -104,6 +105,8 @@ def replay(workload: Workload, strike: Strike | None) -> Verdict:
 
 # ── one bundle ──────────────────────────────────────────────────────────────────────────────────────────────────────
 def _explore_bundle(jobs: Sequence[Job]) -> list[Struck]:
+    _warm_up()
+
     async def work(pair: Pair) -> list[Struck]:
         return [found for job in jobs for found in await _explore(pair, job)]
 
@@ -119,6 +122,12 @@ def _explore_bundle(jobs: Sequence[Job]) -> list[Struck]:
             raise
 
     return _deterministic(main)
+
+
+@cache
+def _warm_up() -> None:
+    """Run what is made at its first use (decoders, patterns, imports), lest every fork make it for itself."""
+    replay(Workload.parse("R.replace"), Strike(1, "kill"))
 
 
 async def _explore(pair: Pair, job: Job) -> list[Struck]:
