@@ -89,6 +89,12 @@ def short_id(device_id: bytes) -> str:
     return format_device_id(device_id)[:_GROUP]
 
 
+def read32(text: str) -> str | None:
+    """Base32 digits as a person typed them: upper case, without '-' and spaces, misreadings corrected; None if not."""
+    characters = text.translate(_MISREAD).upper()
+    return characters if all(character in _VALUE for character in characters) else None
+
+
 def luhn32(digits: str) -> str:
     """Check character of base32 `digits`: Luhn mod N with N = 32, doubling every second digit from the right."""
     total = 0
