@@ -91,7 +91,7 @@ def campaign(
     """
     others = set(multiprocessing.active_children())
     with ExitStack() as stack:
-        first, again = (stack.enter_context(_pool(size)) for size in (jobs, 1))
+        first, again = (stack.enter_context(_pool(size, scenario)) for size in (jobs, 1))
         rest, running = iter(seeds), set[Future[Report]]()
         repeated: dict[int, Future[Report]] = {}
         try:
@@ -153,11 +153,20 @@ class Tally:
         )
 
 
-def _pool(size: int) -> ProcessPoolExecutor:
+def _pool(size: int, scenario: str) -> ProcessPoolExecutor:
     # Spawned processes draw a hash seed of their own, unless the environment sets one for all.
     os.environ.pop("PYTHONHASHSEED", None)
     context = multiprocessing.get_context("spawn")
-    return ProcessPoolExecutor(size, mp_context=context, max_tasks_per_child=STORIES_PER_WORKER)
+    return ProcessPoolExecutor(
+        size, context, initializer=_prepare, initargs=(scenario,), max_tasks_per_child=STORIES_PER_WORKER
+    )
+
+
+def _prepare(scenario: str) -> None:
+    """Load all code, and spare the collections between stories the sight of it."""
+    load(scenario)
+    gc.collect()
+    gc.freeze()
 
 
 def _compare(report: Report, repetition: Report) -> None:
