@@ -52,7 +52,7 @@ class Cast:
     @staticmethod
     def draw(rng: random.Random) -> "Cast":
         """A cast of 2 to 6 devices; large ones are rare, as their stories cost the most."""
-        (size,) = rng.choices((2, 3, 4, 5, 6), (38, 35, 20, 4, 3))
+        (size,) = rng.choices((2, 3, 4, 5, 6), (42, 36, 16, 4, 2))
         devices = tuple("abcdef"[:size])
         others = devices[1:]
         late = {name: rng.uniform(0.1, 0.9) for name in others if rng.random() < 0.15}

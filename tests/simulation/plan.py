@@ -7,7 +7,7 @@ from p2psync.model.manifest import MAX_CHUNK
 from tests.simulation.cast import Cast
 
 YEARS_S = 10 * 365 * 86_400.0
-LONG_SHARE = 0.1
+LONG_SHARE = 0.04
 
 
 @dataclass(frozen=True)
@@ -15,7 +15,7 @@ class Plan:
     """Every option of one story.
 
     Bugs are found by variety more than by length, and a story costs about its users' actions times its devices: most
-    stories are short, and one in ten is long for what only shows when much has piled up.
+    stories are short, and one in 25 is long for what only shows when much has piled up.
     """
 
     seed: int
@@ -45,7 +45,7 @@ class Plan:
         cast = Cast.draw(random.Random(f"{seed} cast"))
         devices = cast.devices
         long = rng.random() < LONG_SHARE
-        actions = _log_uniform(rng, 300, 600) if long else _log_uniform(rng, 30, 300)
+        actions = _log_uniform(rng, 150, 600) if long else _log_uniform(rng, 15, 150)
         troubles = 0 if rng.random() < 0.15 else _log_uniform(rng, 3, 30)
         duration_s = _log_uniform(rng, 10, 240 if long else 120)
         return Plan(
