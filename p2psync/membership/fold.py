@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 
 from p2psync.crypto.identity import DeviceCard, DeviceKeys
@@ -43,6 +43,21 @@ class Member:
     card: DeviceCard | None
 
 
+@dataclass(frozen=True, slots=True)
+class KeyEpoch:
+    """A span of the folder's life in which one key seals: what the Epoch links with this `key_id` say together."""
+
+    number: int
+    key_id: bytes
+    counts: bool
+    """Whether something may be sealed under its key. An epoch whose author was removed at the same time does not count,
+    but those who had not heard of that may have used it, so its key still opens things."""
+    stale: bool
+    """Whether somebody has lost rights that it does not know of."""
+    ladder: tuple[tuple[bytes, bytes], ...]
+    """(key id of an earlier epoch, its key sealed under this one's)."""
+
+
 @dataclass(slots=True)
 class _Window:
     """A span of counters a device may write in: above `floor`, and once closed up to the cuts of `closers`."""
@@ -69,8 +84,8 @@ class Membership:
     label: str
     algorithm: Algorithm
     chunker: Chunker
-    epoch: int
-    """Number of the newest key epoch, 0 before the first."""
+    epochs: Mapping[bytes, KeyEpoch]
+    """Key epochs by key id, the greatest (number, key id) first."""
     members: Mapping[DeviceId, Member]
     """In order of joining."""
     former: Mapping[DeviceId, Member]
@@ -98,6 +113,10 @@ class Membership:
         """Whether the device may write new records now."""
         return (self.role(device) or 0) >= Role.EDITOR
 
+    def has_edited(self, device: bytes) -> bool:
+        """Whether the device may write new records, or might at some time."""
+        return bool(self._windows.get(DeviceId(device)))
+
     def may_write(self, device: bytes, replica: bytes, counter: int) -> bool:
         """Whether a record with this dot counts when `device` has signed it, now or before it lost the right."""
         if replica_device_prefix(replica) != replica_device_prefix(device):
@@ -117,13 +136,49 @@ class Membership:
         """Whether a link by `author` with this action would count if it were made now."""
         target = target_of(action)
         target_role = self.role(target) if target else None
-        fits = not isinstance(action, Add) or self._has_room(action.device)
+        match action:
+            case Add(device=device):
+                fits = self._has_room(device)
+            case Epoch(number=number):
+                fits = number == self.next_epoch
+            case _:
+                fits = True
         return fits and permitted(author, self.role(author) or 0, target_role or 0, action)
 
     def _has_room(self, device: bytes) -> bool:
         prefix = replica_device_prefix(device)
         known = [d for d in (*self.members, *self.former) if replica_device_prefix(d) == prefix and d != device]
         return not known and len(self.members) < MAX_MEMBERS
+
+    # ── epochs ──────────────────────────────────────────────────────────────────────────────────────────────────────
+    @cached_property
+    def current_epoch(self) -> KeyEpoch | None:
+        """The epoch whose key seals what is sealed now: of those that count, the greatest by (number, key id)."""
+        return next((epoch for epoch in self.epochs.values() if epoch.counts), None)
+
+    @property
+    def epoch(self) -> int:
+        """Number of the current epoch, 0 before the first."""
+        return self.current_epoch.number if self.current_epoch else 0
+
+    @property
+    def epoch_stale(self) -> bool:
+        """Whether a new epoch is due before anything more is sealed: there is none yet, or somebody lost rights since.
+
+        Any removal or demotion makes it due, whatever the role: it may have voided invitations, and who was invited may
+        have been given the key.
+        """
+        return self.current_epoch is None or self.current_epoch.stale
+
+    @property
+    def next_epoch(self) -> int:
+        """The number an epoch would need that is started now."""
+        return max(self._graph.by_hash[head].epoch for head in self.heads[:MAX_PREVS]) + 1
+
+    @cached_property
+    def rungs(self) -> Mapping[bytes, tuple[tuple[bytes, bytes], ...]]:
+        """Key id → the epoch's ladder, for `KeyRing.climb`."""
+        return {epoch.key_id: epoch.ladder for epoch in self.epochs.values()}
 
     # ── links ───────────────────────────────────────────────────────────────────────────────────────────────────────
     @property
@@ -214,8 +269,8 @@ def _refusal(author: DeviceId, membership: Membership, action: Action) -> str:
         return f"this device is no member of {membership.label!r}, so it cannot change its membership ({what})"
     if role is Role.OWNER:
         return (
-            f"{what} does not fit the members of {membership.label!r}: owners cannot change their own role, a device "
-            f"is added once, and a folder has room for {MAX_MEMBERS} members"
+            f"{what} does not fit the state of {membership.label!r}: owners cannot change their own role, a device is "
+            f"added once, epochs are numbered in turn, and a folder has room for {MAX_MEMBERS} members"
         )
     return f"{what} in {membership.label!r} needs an owner; this device is {role.label}: ask an owner to do it"
 
@@ -280,8 +335,9 @@ def _snapshot(graph: LinkGraph) -> Membership:
     lives: dict[DeviceId, _Life] = {}
     genesis = graph.nodes[0].link
     assert isinstance(genesis.action, Genesis)
-    label, epoch = genesis.action.label, 0
-    for node in graph.ordered():
+    label = genesis.action.label
+    ordered = graph.ordered()
+    for node in ordered:
         if not node.valid:
             continue
         match node.link.action:
@@ -297,8 +353,6 @@ def _snapshot(graph: LinkGraph) -> Membership:
                 lives[DeviceId(device)].revoke(None, node)
             case Rename(label=new_label):
                 label = new_label
-            case Epoch(number=number):
-                epoch = max(epoch, number)
             case _:
                 pass
     members, former = _split(lives)
@@ -307,7 +361,7 @@ def _snapshot(graph: LinkGraph) -> Membership:
         label,
         genesis.action.algorithm,
         genesis.action.chunker,
-        epoch,
+        _epochs(ordered),
         members,
         former,
         graph.heads,
@@ -343,6 +397,25 @@ def _split(lives: dict[DeviceId, _Life]) -> tuple[dict[DeviceId, Member], dict[D
         if not first:
             life.windows.clear()
     return members, former
+
+
+def _epochs(nodes: list[Node]) -> dict[bytes, KeyEpoch]:
+    """Every epoch, the newest first. Links that count and name one key are one epoch: it knows what all of them do."""
+    revocations = sum(1 << node.index for node in nodes if node.valid and node.link.revokes)
+    found: dict[bytes, KeyEpoch] = {}
+    for node in sorted(nodes, key=lambda node: not node.valid):
+        action = node.link.action
+        if not isinstance(action, Epoch) or not node.starts:
+            continue
+        stale = bool(revocations & ~node.past)
+        same = found.get(action.key_id)
+        if same is None:
+            ladder = tuple(action.ladder)
+            found[action.key_id] = KeyEpoch(action.number, action.key_id, bool(node.valid), stale, ladder)
+        elif node.valid:
+            number, ladder = max(same.number, action.number), same.ladder + tuple(action.ladder)
+            found[action.key_id] = replace(same, number=number, stale=same.stale or stale, ladder=ladder)
+    return dict(sorted(found.items(), key=lambda item: (item[1].number, item[0]), reverse=True))
 
 
 def _cut(node: Node) -> list[tuple[bytes, int]]:

@@ -20,7 +20,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from p2psync.errors import AuthenticationError, InputError
-from p2psync.membership.links import Action, Add, Genesis, Link, Remove, Role, SetRole, target_of
+from p2psync.membership.links import Action, Add, Epoch, Genesis, Link, Remove, Role, SetRole, target_of
 from p2psync.model.ids import DeviceId, replica_device_prefix
 
 MAX_LINKS = 10_000
@@ -39,14 +39,20 @@ class Standing:
 
 
 class Node:
-    """A link with its place in the DAG. `past` has bit i set when node i is an ancestor; `valid` None means open."""
+    """A link with its place in the DAG. `past` has bit i set when node i is an ancestor; `valid` None means open.
 
-    __slots__ = ("index", "link", "past", "rank", "valid")
+    `starts` says that this is an Epoch link with the number that is next in its past, `epoch` is the greatest such
+    number up to here. Void links count for that too, so no later link changes either.
+    """
 
-    def __init__(self, index: int, link: Link, past: int) -> None:
+    __slots__ = ("epoch", "index", "link", "past", "rank", "starts", "valid")
+
+    def __init__(self, index: int, link: Link, past: int, epoch_before: int) -> None:
         self.index = index
         self.link = link
         self.past = past
+        self.starts = isinstance(link.action, Epoch) and link.action.number == epoch_before + 1
+        self.epoch = epoch_before + self.starts
         self.valid: bool | None = None
         self.rank = (past.bit_count(), not link.revokes, link.hash)
 
@@ -95,7 +101,8 @@ class LinkGraph:
         past = self._past_of(link)
         self._check_author(link, past)
         link.verify()
-        node = Node(len(self.nodes), link, past)
+        epoch_before = max((self.by_hash[prev].epoch for prev in link.prevs), default=0)
+        node = Node(len(self.nodes), link, past, epoch_before)
         self.nodes.append(node)
         self.by_hash[link.hash] = node
         self.heads = tuple(sorted({*self.heads, link.hash} - set(link.prevs)))
@@ -154,7 +161,7 @@ class LinkGraph:
 
     def _judge_all(self) -> None:
         for index, old in enumerate(self.nodes):
-            node = Node(index, old.link, old.past)
+            node = Node(index, old.link, old.past, old.epoch - old.starts)
             self.nodes[index] = self.by_hash[old.link.hash] = node
         for device, about in self._about.items():
             self._about[device] = [self.nodes[node.index] for node in about]
@@ -243,6 +250,8 @@ class LinkGraph:
         target = self.standing(link.target, node.past) if link.target is not None else Standing(_NOBODY, 0)
         if author is None or target is None:
             return None
+        if isinstance(link.action, Epoch) and not node.starts:
+            return False
         return permitted(link.author, author.role, target.role, link.action) and not self._collides(node)
 
     def _collides(self, node: Node) -> bool:
@@ -256,6 +265,8 @@ class LinkGraph:
 
 def permitted(author: bytes, author_role: int, target_role: int, action: Action) -> bool:
     """Whether a device with one role may do this to a device with the other (0: no member)."""
+    if isinstance(action, Epoch):
+        return author_role >= Role.EDITOR
     if author_role == Role.EDITOR:
         return isinstance(action, Add) and target_role == _NOBODY and action.role in {Role.EDITOR, Role.VIEWER}
     if author_role != Role.OWNER or target_of(action) == author:

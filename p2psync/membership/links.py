@@ -15,6 +15,7 @@ from functools import cached_property
 
 import msgspec
 
+from p2psync.crypto.epochs import KEY_ID_SIZE, RUNG_SIZE
 from p2psync.crypto.identity import KEY_SIZE, SIGNATURE_SIZE, DeviceCard, DeviceKeys, verify_signature
 from p2psync.errors import AuthenticationError, InputError
 from p2psync.model.hashing import DIGEST_SIZE, Algorithm, labelled
@@ -31,6 +32,8 @@ MAX_TEXT = 255
 """UTF-8 bytes of a label or a name."""
 MAX_CUT = 256
 """Incarnations of one device that a cut can name."""
+MAX_LADDER = 64
+"""Earlier epochs whose keys one epoch passes on; those reach the ones before them."""
 GENESIS_RANDOM = 16
 
 
@@ -51,6 +54,10 @@ class Role(IntEnum):
 
 Cut = list[tuple[bytes, int]]
 """(replica, counter): the highest counter of each replica of a device that the link's author has seen."""
+
+
+Ladder = list[tuple[bytes, bytes]]
+"""(key id of an earlier epoch, its key sealed under a later one)."""
 
 
 class Genesis(msgspec.Struct, frozen=True, array_like=True, forbid_unknown_fields=True, tag=0):
@@ -101,10 +108,15 @@ class Rename(msgspec.Struct, frozen=True, array_like=True, forbid_unknown_fields
 
 
 class Epoch(msgspec.Struct, frozen=True, array_like=True, forbid_unknown_fields=True, tag=5):
-    """Starts a key epoch: (device id, folder key sealed to that device) for each member."""
+    """Starts a key epoch. `number` is one more than the greatest in its past, `key_id` commits to the epoch's key.
+
+    `ladder` has (key id, that key sealed under this epoch's key) of earlier epochs, sorted: whoever is given the newest
+    key can read what is older. The key itself goes to each reader in a grant.
+    """
 
     number: int
-    sealed_keys: list[tuple[bytes, bytes]]
+    key_id: bytes
+    ladder: list[tuple[bytes, bytes]]
 
 
 @dataclass(frozen=True, slots=True)
@@ -262,10 +274,9 @@ def _check_action(action: Action) -> None:
             _check_text(label)
             if not label:
                 raise InputError("a folder's label cannot be empty")
-        case Epoch(number=number, sealed_keys=keys):
+        case Epoch(number=number, key_id=key_id, ladder=ladder):
             _check_counter(number)
-            for device, _ in keys:
-                _check_device(device)
+            _check_ladder(key_id, ladder)
         case Unknown():
             pass
 
@@ -295,6 +306,14 @@ def _check_cut(device: bytes, cut: Cut) -> None:
         raise InputError("a cut names replicas of its own device, sorted, each once")
     for _, counter in cut:
         _check_counter(counter)
+
+
+def _check_ladder(key_id: bytes, ladder: Ladder) -> None:
+    older = [rung for rung, _ in ladder]
+    if len(ladder) > MAX_LADDER or older != sorted(set(older)) or key_id in older:
+        raise InputError(f"an epoch passes on at most {MAX_LADDER} earlier keys, sorted, each once")
+    if any(len(k) != KEY_ID_SIZE for k in (key_id, *older)) or any(len(sealed) != RUNG_SIZE for _, sealed in ladder):
+        raise InputError("an epoch with a malformed key")
 
 
 def _signed_bytes(link: Link) -> bytes:

@@ -17,7 +17,7 @@ from p2psync.model.manifest import Chunker
 from .helpers import act, add, device, found, remove, team
 
 REFUSED = (InputError, AuthenticationError)
-CHAIN = act(act(team(Role.EDITOR, Role.VIEWER), 0, remove(1, (0, 3))), 0, Epoch(1, [(device(0).device_id, b"k")]))
+CHAIN = act(act(team(Role.EDITOR, Role.VIEWER), 0, remove(1, (0, 3))), 0, Epoch(1, b"k" * 16, [(b"o" * 16, b"s" * 48)]))
 
 
 def test_round_trip() -> None:

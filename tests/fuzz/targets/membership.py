@@ -107,7 +107,7 @@ def _history_seeds() -> list[bytes]:
         script(*joined, (0, 8, [3, ids(1), cut(1, 3)]), (1, 8, [3, ids(0), cut(0, 5)])),
         script(*joined, (0, 8, [2, ids(1), Role.VIEWER, cut(1, 3), 0]), (2, 8, [1, ids(4), Role.VIEWER, "", 0, b""])),
         script(*joined, (0, 8, [3, ids(2), []]), (3, 8, [4, "renamed"]), (1, 16, [2, ids(3), Role.OWNER, None, 7])),
-        script(*joined, (1, 8, [5, 1, [[ids(0), b"key"]]]), (0, 8, [9, "later", [1, 2]])),
+        script(*joined, (1, 8, [5, 1, b"k" * 16, []]), (0, 8, [9, "later", [1, 2]])),
         script((0, 1, [1, ids(1), Role.OWNER, "", 0, b""]), (1, 2, [3, ids(0), cut(0, 1)]), (0, 2, [3, ids(1), []])),
     ]
 

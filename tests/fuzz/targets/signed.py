@@ -61,7 +61,7 @@ assert len(open_batch(BATCH, TEAM, dict(enumerate(RECORDS)))) == len(RECORDS)
 
 HISTORY = act(act(act(TEAM, 0, demote(1, Role.VIEWER, (1, 9))), 0, promote(1, Role.OWNER, 10)), 1, remove(3, (0, 3)))
 LINKS = [
-    *act(act(HISTORY, 0, Rename("pictures")), 0, Epoch(1, [(AUTHOR.device_id, b"k" * 80)])).encoded_links(),
+    *act(act(HISTORY, 0, Rename("pictures")), 0, Epoch(1, b"k" * 16, [(b"o" * 16, b"s" * 48)])).encoded_links(),
     sign_link(AUTHOR, FOLDER, HISTORY.heads, Unknown(9, b"\x92\x09\xa5later")).encoded,
 ]
 LONG_MANIFEST = Manifest(
