@@ -77,6 +77,14 @@ class BlockStore(Protocol):
         ...
 
 
+class Sessions(Protocol):
+    """Where access tokens are known."""
+
+    async def account_of(self, token: bytes, device_id: bytes, now: int) -> bytes | None:
+        """The account of a live access token of this device, or None."""
+        ...
+
+
 class Wakeup(Protocol):
     """One listener's bell."""
 

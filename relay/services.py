@@ -1,17 +1,23 @@
 """What the relay is made of: every room's service, built once from the configuration and the ports.
 
-A room adds its field here and one line to `build_services`; nothing else knows how services come to be.
+A room adds its field to `Services` and one line to `build_services`, and work that never ends to `Services.background`;
+nothing else knows how services come to be.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Awaitable, Callable
+from dataclasses import dataclass, field
+from typing import Final
+
+import trio
 
 from p2psync.ports import Clock, Offload, Rng
 from relay.config import Config
 from relay.db.database import Database
+from relay.ports import Sessions
 
-NANOSECONDS = 1_000_000_000
+NANOSECONDS: Final = 1_000_000_000
 
 
 @dataclass(frozen=True, slots=True)
@@ -30,6 +36,9 @@ class Services:
 
     config: Config
     ports: Ports
+    sessions: Sessions
+    background: list[Callable[[], Awaitable[None]]] = field(default_factory=list)
+    """Runs as long as the relay; what is raised here ends it."""
 
     @property
     def database(self) -> Database:
@@ -40,7 +49,21 @@ class Services:
         """Seconds since the epoch."""
         return self.ports.clock.wall_ns() // NANOSECONDS
 
+    async def run(self) -> None:
+        """Run the background work until cancelled."""
+        async with trio.open_nursery() as nursery:
+            for work in self.background:
+                nursery.start_soon(work)
+
 
 def build_services(config: Config, ports: Ports) -> Services:
     """Compose the services; nothing runs yet."""
-    return Services(config, ports)
+    return Services(config, ports, NoSessions())
+
+
+class NoSessions:
+    """Nobody is logged in."""
+
+    async def account_of(self, token: bytes, device_id: bytes, now: int) -> bytes | None:
+        """None."""
+        return None

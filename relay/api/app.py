@@ -11,20 +11,19 @@ from typing import Any, Final
 from urllib.parse import parse_qsl
 
 import msgspec
-import structlog
 import trio
 from starlette.responses import Response
 from starlette.websockets import WebSocket
-from structlog.typing import FilteringBoundLogger
 
 from p2psync.ports import Clock
 from relay import errors
-from relay.api.auth import Authenticator, Sessions
+from relay.api.auth import Authenticator
 from relay.api.route import JSON, MSGPACK, Auth, Call, ClientGoneError, Raw, Route, Router, too_large
 from relay.errors import ApiError
+from relay.logs import get_logger
 from relay.services import Services
 
-_LOG: FilteringBoundLogger = structlog.get_logger(__name__)
+_LOG = get_logger(__name__)
 
 Message = MutableMapping[str, Any]
 Receive = Callable[[], Awaitable[Message]]
@@ -39,11 +38,11 @@ MAX_HEADERS: Final = 64
 class App:
     """The relay as an ASGI application; `stop` ends its streams."""
 
-    def __init__(self, services: Services, sessions: Sessions, routes: tuple[Route, ...]) -> None:
+    def __init__(self, services: Services, routes: tuple[Route, ...]) -> None:
         self._services = services
         self._clock: Clock = services.ports.clock
         self._router = Router(routes)
-        self._authenticator = Authenticator(sessions, services.now())
+        self._authenticator = Authenticator(services.sessions, services.now())
         self._streams: dict[trio.CancelScope, None] = {}
         self._stopped = False
 
@@ -66,8 +65,6 @@ class App:
                     _LOG.error("request failed", exc_info=error)
                     await answer.problem(ApiError(500, "internal"))
                 await answer.finish()
-            case "lifespan":
-                await _live(receive, send)
 
     async def _answer(self, scope: Mapping[str, Any], receive: Receive, answer: _Answer) -> None:
         now = self._services.now()
@@ -116,9 +113,9 @@ class App:
                 del self._streams[scope]
 
 
-def build_app(services: Services, sessions: Sessions, routes: tuple[Route, ...]) -> App:
-    """The application over these services; `routes` is the table of `relay.api.routes`."""
-    return App(services, sessions, routes)
+def build_app(services: Services, routes: tuple[Route, ...]) -> App:
+    """The application over these services; `routes` is `relay.api.routes.all_routes()`."""
+    return App(services, routes)
 
 
 class _Answer:
@@ -248,11 +245,3 @@ def _decode_query(query: bytes, kind: type[msgspec.Struct]) -> msgspec.Struct:
 
 def _short(error: Exception) -> str:
     return str(error)[:200].encode(errors="backslashreplace").decode()
-
-
-async def _live(receive: Receive, send: Send) -> None:
-    while True:
-        message = await receive()
-        await send({"type": f"{message['type']}.complete"})
-        if message["type"] == "lifespan.shutdown":
-            return

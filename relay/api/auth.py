@@ -7,12 +7,13 @@ the right time.
 from __future__ import annotations
 
 import hashlib
-from typing import Any, Final, Protocol
+from typing import Any, Final
 
 from p2psync.errors import AuthenticationError
 from p2psync.protocol.http_signature import Signed, verify_request
 from relay.api.route import Auth, Caller, decode_id
 from relay.errors import ApiError, unauthorized
+from relay.ports import Sessions
 
 MAX_SKEW_S: Final = 60
 """A request signed longer ago, or further in the future, is refused."""
@@ -21,14 +22,6 @@ MAX_NONCES: Final = 1 << 19
 TOKEN_SIZE: Final = 48
 """An account ID and 32 random bytes."""
 _BEARER = "Bearer "
-
-
-class Sessions(Protocol):
-    """Where access tokens are known."""
-
-    async def account_of(self, token: bytes, device_id: bytes, now: int) -> bytes | None:
-        """The account of a live access token of this device, or None."""
-        ...
 
 
 class Nonces:

@@ -29,4 +29,5 @@ def database() -> Iterator[Database]:
 def stack(database: Database) -> Stack:
     clock, sessions = ManualClock(), MemorySessions()
     services = build_services(Config(), Ports(clock, SimRng("relay"), Inline(), database))
-    return Stack(build_app(services, sessions, all_routes()), services, sessions, clock)
+    sessions.behind, services.sessions = services.sessions, sessions
+    return Stack(build_app(services, all_routes()), services, sessions, clock)

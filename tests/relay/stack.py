@@ -20,6 +20,7 @@ from p2psync.testing.world import SimRng
 from relay.api.app import App
 from relay.api.auth import TOKEN_SIZE
 from relay.api.route import encode_id
+from relay.ports import Sessions
 from relay.services import NANOSECONDS, Services
 
 T = TypeVar("T")
@@ -56,6 +57,8 @@ class Inline:
 class MemorySessions:
     """Access tokens that tests hand out, in front of the relay's own."""
 
+    behind: Sessions
+
     def __init__(self) -> None:
         self._tokens: dict[bytes, tuple[bytes, bytes]] = {}
 
@@ -66,7 +69,9 @@ class MemorySessions:
 
     async def account_of(self, token: bytes, device_id: bytes, now: int) -> bytes | None:
         assert len(token) == TOKEN_SIZE
-        account_id, owner = self._tokens.get(token, (None, None))
+        if token not in self._tokens:
+            return await self.behind.account_of(token, device_id, now)
+        account_id, owner = self._tokens[token]
         return account_id if owner == device_id else None
 
 

@@ -90,7 +90,7 @@ ROUTES = (
 
 @pytest.fixture
 def client(stack: Stack) -> Client:
-    stack.app = build_app(stack.services, stack.sessions, ROUTES)
+    stack.app = build_app(stack.services, ROUTES)
     return stack.client(ACCOUNT)
 
 

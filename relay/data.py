@@ -1,0 +1,61 @@
+"""The relay's data directory: what lies where, and the lock that lets only one relay run on it.
+
+DATA/relay.db   metadata (SQLite)      DATA/tls/     the self-made certificate and its key
+DATA/chunks/    sealed chunks          DATA/outbox/  messages, when no mail server is configured
+DATA/lock       held by the relay that runs
+"""
+
+from __future__ import annotations
+
+import fcntl
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+from p2psync.errors import StateError
+
+
+@dataclass(frozen=True, slots=True)
+class DataDirectory:
+    """Paths of what the relay keeps."""
+
+    path: Path
+
+    def create(self) -> None:
+        """Make it, readable by this user only. OSError when it cannot be."""
+        self.path.mkdir(mode=0o700, parents=True, exist_ok=True)
+
+    @property
+    def database_url(self) -> str:
+        """The SQLite database, unless the configuration names another."""
+        return f"sqlite:///{self.path / 'relay.db'}"
+
+    @property
+    def chunks(self) -> Path:
+        """The chunk store, unless the configuration names another."""
+        return self.path / "chunks"
+
+    @property
+    def outbox(self) -> Path:
+        """Where messages are written without a mail server."""
+        return self.path / "outbox"
+
+    @property
+    def tls(self) -> Path:
+        """The self-made certificate and its key."""
+        return self.path / "tls"
+
+    @contextmanager
+    def locked(self) -> Iterator[None]:
+        """Keep every other relay out. StateError when one runs on this directory already."""
+        descriptor = os.open(self.path / "lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+        try:
+            try:
+                fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                raise StateError(f"{self.path}: another relay runs on this directory; stop it first") from None
+            yield
+        finally:
+            os.close(descriptor)

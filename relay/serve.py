@@ -1,0 +1,97 @@
+"""The relay's process: everything composed over the real world, from the lock on its data to its orderly end."""
+
+from __future__ import annotations
+
+import os
+import signal
+import socket
+import ssl
+import sys
+from collections.abc import AsyncIterator
+from pathlib import Path
+
+import trio
+
+from p2psync.errors import ConfigError
+from relay.api.app import build_app
+from relay.api.route import encode_id
+from relay.api.routes import all_routes
+from relay.config import Config, parse_listen
+from relay.data import DataDirectory
+from relay.db.database import database_from_url
+from relay.db.migrate import upgrade
+from relay.logs import configure_logging, get_logger
+from relay.server import Server
+from relay.services import Ports, build_services
+from relay.tls import Certificate, find_certificate, make_context
+from relay.world import SystemClock, SystemRng, ThreadOffload
+
+_LOG = get_logger(__name__)
+
+
+def serve(config: Config, directory: Path) -> None:
+    """Run the relay until SIGTERM or SIGINT; SIGHUP loads the certificate anew.
+
+    Raises:
+        P2PSyncError: the configuration cannot be used, or another relay runs on the directory.
+        OSError: the directory cannot be written or the address is not free.
+    """
+    configure_logging(config.log.level)
+    os.umask(0o077)
+    data = DataDirectory(directory.absolute())
+    data.create()
+    with data.locked():
+        trio.run(_serve, config, data)
+
+
+async def _serve(config: Config, data: DataDirectory) -> None:
+    offload, rng = ThreadOffload(), SystemRng()
+    database = database_from_url(config.database.url or data.database_url, offload, rng, pool_size=config.database.pool)
+    try:
+        await offload.run(lambda: upgrade(database.engine))
+        services = build_services(config, Ports(SystemClock(), rng, offload, database))
+        host, port = parse_listen(config.server.listen)
+        name = host or socket.gethostname()
+        certificate = find_certificate(config.server, data.tls, name)
+        context = make_context(certificate, forwarding=False)
+        server = Server(build_app(services, all_routes()), context, config.server)
+        listeners = await trio.open_tcp_listeners(port, host=host)
+        url = config.server.url or _url(name, listeners[0])
+        stop = trio.Event()
+        with trio.open_signal_receiver(signal.SIGTERM, signal.SIGINT, signal.SIGHUP) as signals:
+            async with trio.open_nursery() as nursery:
+                nursery.start_soon(services.run)
+                nursery.start_soon(_obey, signals, certificate, context, stop)
+                sys.stdout.write(f"ready {relay_url(url, certificate)}\n")
+                sys.stdout.flush()
+                await server.run(listeners, stop)
+                nursery.cancel_scope.cancel()
+    finally:
+        database.close()
+    _LOG.info("stopped")
+
+
+async def _obey(
+    signals: AsyncIterator[int], certificate: Certificate, context: ssl.SSLContext, stop: trio.Event
+) -> None:
+    async for number in signals:
+        if number != signal.SIGHUP:
+            _LOG.info("stopping", signal=signal.Signals(number).name)
+            stop.set()
+            continue
+        try:
+            certificate.load(context)
+            _LOG.info("the certificate was loaded anew")
+        except ConfigError as error:
+            _LOG.error("the old certificate stays in use", reason=str(error))
+
+
+def relay_url(base: str, certificate: Certificate) -> str:
+    """What devices are given: the base, and the certificate's fingerprint where they must know it by that."""
+    fragment = f"#sha256={encode_id(certificate.fingerprint())}" if certificate.pinned else ""
+    return f"{base.rstrip('/')}/{fragment}"
+
+
+def _url(host: str, listener: trio.SocketListener) -> str:
+    port = listener.socket.getsockname()[1]
+    return f"https://[{host}]:{port}" if ":" in host else f"https://{host}:{port}"
