@@ -27,6 +27,7 @@ def main() -> int:
     parser.add_argument("--states", type=int, default=20_000, help="about how many states to explore (default 20,000)")
     parser.add_argument("--seed", type=int, default=0, help="chooses what is sampled (default 0)")
     parser.add_argument("--jobs", type=int, default=os.cpu_count() or 1, help="processes (default: all cores)")
+    parser.add_argument("--part", default="1/1", metavar="N/M", help="only the N-th of M shares of the campaign")
     parser.add_argument("--workload", help="only this one, such as 'R.replace,L.delete'")
     parser.add_argument("--point", type=int, help="strike only before this operation, and show what came of it")
     parser.add_argument("--mode", choices=get_args(Mode), help="what strikes at the point")
@@ -38,7 +39,8 @@ def main() -> int:
     if arguments.workload:
         jobs = [Job(Workload.parse(arguments.workload), seed=arguments.seed)]
     else:
-        jobs = agenda(arguments.states, arguments.seed)
+        number, of = map(int, arguments.part.split("/"))
+        jobs = agenda(arguments.states, arguments.seed)[number - 1 :: of]
     return _explore(jobs, arguments.jobs)
 
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import pytest
 import trio
 
@@ -12,6 +14,7 @@ from p2psync.model.records import winner
 from p2psync.node.views import Problem
 from p2psync.protocol.bulk import Absent
 from p2psync.protocol.messages import ChunkRequest
+from p2psync.sync.serving import Server
 from p2psync.testing.inodes import File
 from tests.sync.conftest import FOLDER, LABEL, Story, simulated, told
 from tests.sync.test_durability import contents, index_of
@@ -32,12 +35,19 @@ async def lose(story: Story, *others: str, older: bytes = b"") -> None:
     await story.stop("one")
     before = story.device("one").database.copy(where)
     await story.again("one")
-    for other in ("two", *others):
-        story.sim.network.link(story.letter("one"), story.letter(other)).bytes_per_s = 6_000
+    network, letter = story.sim.network, story.letter("one")
+    links = [network.link(letter, story.letter(other)) for other in ("two", *others)]
+    for link in links:
+        link.bytes_per_s = 6_000
     story.user("one").write(FILE, LARGE)
     await story.nodes["one"].folder_scan(LABEL)
     await story.until(lambda: all(story.folder(other).totals().need_files for other in ("two", *others)))
+    # What is on its way would still arrive after an orderly end.
+    network.reset(letter)
     await story.stop("one")
+    network.reset(letter)
+    for link in links:
+        link.bytes_per_s, link.busy_until = math.inf, 0.0
     story.device("one").database.restore(where, before)
     story.user("one").delete(FILE)
 
@@ -155,6 +165,19 @@ async def test_a_viewer_with_a_change_of_its_own_lacks_what_it_changed(longest_c
         await story.until(lambda: deleted(story, "one"), timeout=1200)
         await story.until(lambda: named(story, "one") is None)
         assert contents(story, "two") == {FILE: LARGE[:9999] + b" and changed"}
+
+
+@simulated
+async def test_who_cannot_answer_now_has_not_said_that_it_has_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    async with told() as story:
+        await lose(story)
+        monkeypatch.setattr(Server, "_chunk", lambda *_: Absent.LATER)
+        await story.again("one")
+        await story.until(lambda: named(story, "two") is not None)
+        await trio.sleep(1500)
+        assert not deleted(story, "two")
+        monkeypatch.undo()
+        await story.until(lambda: deleted(story, "two"), timeout=1200)
 
 
 @simulated

@@ -11,6 +11,7 @@ RULES = "tests/reconcile/test_rules.py"
 CONVERGE = "tests/reconcile/test_convergence.py::test_converge"
 CALM = "tests/simulation/test_calm.py"
 PEERS = "tests/sync/test_peers.py"
+LOST = "tests/sync/test_lost.py"
 
 MUTANTS = (
     Mutant(
@@ -249,5 +250,30 @@ MUTANTS = (
             ),
         ),
         (f"{PEERS}::test_a_mass_removal_by_another_device_waits_for_a_person_here",),
+    ),
+    Mutant(
+        "given-up-without-the-absent",
+        "What no connected member has is given up, though a member that is away may have it (a file that everyone "
+        "waits for for ever, cured by deleting it everywhere).",
+        (
+            edit(
+                "sync/lost.py",
+                "all(device in heard for device in self._context.membership.members) and self._agreed()\n",
+                "self._agreed()\n",
+            ),
+        ),
+        (f"{LOST}::test_nothing_is_given_up_while_a_member_is_away",),
+    ),
+    Mutant(
+        "not-now-taken-for-never",
+        "A device that cannot read a file just now counts as one that has not got it, and what it has is given up.",
+        (
+            edit(
+                "sync/contents.py",
+                "            if verdict in {None, Refusal.GONE}:\n",
+                "            if verdict in {None, Refusal.GONE, Refusal.LATER}:\n",
+            ),
+        ),
+        (f"{LOST}::test_who_cannot_answer_now_has_not_said_that_it_has_nothing",),
     ),
 )

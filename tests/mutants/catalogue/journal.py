@@ -39,6 +39,19 @@ MUTANTS = (
         (f"{RECOVERY}::test_a_power_cut_ahead_of_any_call_loses_nothing",),
     ),
     Mutant(
+        "directory-removed-before-what-left-it-is-safe",
+        "A directory is removed while the renames out of it are not durable: a power cut may keep the removal only: "
+        "what was moved out is then nowhere.",
+        (
+            edit(
+                "workspace/materialiser.py",
+                "        self._mover.touched.update(dict.fromkeys(directories))\n        self.sync()\n",
+                "",
+            ),
+        ),
+        (f"{RECOVERY}::test_no_power_cut_keeps_the_removal_of_a_directory_without_what_emptied_it",),
+    ),
+    Mutant(
         "metadata-not-synced",
         "A changed executable bit or time is recorded without being synced: after a power cut it is gone, and counts "
         "as a change by the person here.",
