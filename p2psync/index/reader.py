@@ -24,7 +24,7 @@ from p2psync.model import merkle
 from p2psync.model.entries import Synced, decode_synced
 from p2psync.model.hashing import DIGEST_SIZE
 from p2psync.model.ids import replica
-from p2psync.model.paths import PathKey, RelPath, join, path_key
+from p2psync.model.paths import PathKey, RelPath, join, parent, path_key
 from p2psync.model.records import FileRecord, SignedBatch, decode_record, decode_stored_record
 from p2psync.model.versions import Replica
 from p2psync.ports import Kind, ReadTxn
@@ -138,7 +138,11 @@ class Reader:
         """Synced entries directly in a directory (ROOT: the folder itself), in key order."""
         prefix = path_key(directory)
         for _, data in self.txn.range(tables.SYNCED, prefix, stop_of(prefix)):
-            yield decode_synced(data)
+            entry = decode_synced(data)
+            # A directory that says it is another one would lead whoever walks the tree round in circles.
+            if parent(entry.path) != directory or not entry.path:
+                raise damaged("a row of the synced tree is the entry of another path")
+            yield entry
 
     def synced_after(self, after: bytes, limit: int) -> list[tuple[bytes, Synced]]:
         """Up to `limit` entries of the whole tree past the place `after` (b"": from the first), with their places."""
