@@ -189,12 +189,12 @@ class Link:
         encoded = self.action.card if isinstance(self.action, Genesis | Add) else b""
         return DeviceCard.decode(encoded) if encoded else None
 
-    @property
+    @cached_property
     def target(self) -> DeviceId | None:
         """The device whose membership this link changes."""
         return target_of(self.action)
 
-    @property
+    @cached_property
     def revokes(self) -> bool:
         """Whether this takes rights away from its target."""
         return isinstance(self.action, Remove) or (isinstance(self.action, SetRole) and self.action.cut is not None)
