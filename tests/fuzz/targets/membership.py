@@ -12,10 +12,11 @@ from p2psync.membership.links import LINK_FORMAT
 from p2psync.model.ids import replica
 from p2psync.model.records import SignedBatch, record_id
 from tests.fuzz.rules import Target
-from tests.fuzz.targets.signed import BATCH, FOLDER, LINKS, RECORDS, TEAM, believing
+from tests.fuzz.targets.signed import BATCH, FOLDER, LINKS, RECORDS, TEAM, believing, remembering
 from tests.membership.helpers import device, found
 
 REFUSED = (InputError, AuthenticationError)
+_FOUNDED = found()
 _LIST = msgspec.msgpack.Decoder(list[bytes])
 _BATCH = msgspec.msgpack.Decoder(tuple[SignedBatch, dict[int, bytes]])
 _WRITTEN = msgspec.msgpack.Decoder(tuple[int, int, list[bytes]])
@@ -41,7 +42,7 @@ def feed_links(data: bytes) -> None:
     """The links of a message, to somebody who knows the beginning of the folder and to somebody who knows nothing."""
     links = _links(data)
     pool = LinkPool(8)
-    grown = pool.add(found(), links)
+    grown = pool.add(_FOUNDED, links)
     assert len(pool) <= 8
     assert_sound(grown)
     fold(links)
@@ -73,7 +74,7 @@ def feed_history(data: bytes) -> None:
         steps = _STEPS.decode(data)
     except (msgspec.MsgspecError, ValueError, RecursionError):
         raise InputError("no script") from None
-    membership = found()
+    membership = _FOUNDED
     hashes = [decode_link(membership.encoded_links()[0]).hash]
     for author, seen, action in steps[:24]:
         prevs = sorted({h for i, h in enumerate(hashes) if seen >> i & 1} or {hashes[-1]})
@@ -155,7 +156,7 @@ TARGETS = (
     Target("link-believed", feed_link, REFUSED, lambda: LINKS, "msgpack", believing),
     Target("links-believed", feed_links, REFUSED, lambda: [msgspec.msgpack.encode(LINKS)], "msgpack", believing),
     Target("written-believed", feed_written, (*REFUSED, PermissionDenied), written_seeds, "msgpack", believing),
-    Target("history-believed", feed_history, REFUSED, _history_seeds, "msgpack", believing, share=0.3),
+    Target("history-believed", feed_history, REFUSED, _history_seeds, "msgpack", believing),
     Target(
         "batch",
         feed_batch,
@@ -163,5 +164,5 @@ TARGETS = (
         lambda: [msgspec.msgpack.encode((BATCH, dict(enumerate(RECORDS))))],
         "msgpack",
     ),
-    Target("links", feed_links, REFUSED, lambda: [msgspec.msgpack.encode(LINKS)], "msgpack", share=0.3),
+    Target("links", feed_links, REFUSED, lambda: [msgspec.msgpack.encode(LINKS)], "msgpack", remembering),
 )

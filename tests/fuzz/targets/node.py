@@ -194,12 +194,10 @@ _REQUEST = msgspec.msgpack.Decoder(tuple[str, str, bytes, list[tuple[bytes, byte
 _API = ControlApi(cast("Any", Obedient()), "token")
 
 
-def feed_control(data: bytes) -> None:
-    """A request: it is answered once, in JSON, whatever it was."""
-    try:
-        method, path, query, headers, pieces = _REQUEST.decode(data)
-    except (msgspec.MsgspecError, ValueError):
-        method, path, query, headers, pieces = "POST", "/v1/restore", b"", _HEADERS, [data]
+async def _answer(
+    method: str, path: str, query: bytes, headers: list[tuple[bytes, bytes]], pieces: list[bytes]
+) -> list[Any]:
+    """What the API says to a request."""
     said: list[Any] = []
     coming: list[dict[str, object]] = [{"type": "http.request", "body": b, "more_body": True} for b in pieces[:8]]
     coming.append({"type": "http.request", "body": b"", "more_body": False})
@@ -218,7 +216,21 @@ def feed_control(data: bytes) -> None:
         "headers": headers,
         "server": ("127.0.0.1", 1),
     }
-    trio.run(_API, scope, receive, send)
+    await _API(scope, receive, send)
+    return said
+
+
+def feed_control(data: bytes) -> None:
+    """A request: it is answered once, in JSON, whatever it was."""
+    try:
+        method, path, query, headers, pieces = _REQUEST.decode(data)
+    except (msgspec.MsgspecError, ValueError):
+        method, path, query, headers, pieces = "POST", "/v1/restore", b"", _HEADERS, [data]
+    try:
+        said = at_once(_answer(method, path, query, headers, pieces))
+    except RuntimeError:
+        # An event loop takes most of the time, and few requests come so far as to need one.
+        said = trio.run(_answer, method, path, query, headers, pieces)
     if not said:
         return
     starts = [message for message in said if message["type"] == "http.response.start"]
@@ -285,7 +297,7 @@ _ANSWER = b'{"error":"no","exit_code":1,"kind":"InputError"}'
 
 TARGETS = (
     Target("config", feed_config, (ConfigError,), _config_seeds, "text"),
-    Target("config-set", feed_config_set, (ConfigError, InputError), _set_seeds, "msgpack", in_memory, share=0.3),
+    Target("config-set", feed_config_set, (ConfigError, InputError), _set_seeds, "msgpack", in_memory),
     Target("state", feed_state, (IntegrityError, StateError), _state_seeds, "json", in_memory),
     Target(
         "control-file", feed_control_file, (), lambda: [b'{"url":"http://x:1","token":"t","pid":1}'], "json", in_memory
@@ -293,6 +305,6 @@ TARGETS = (
     Target("size", feed_size, (InputError,), lambda: [b"10MiB", b"1.5 GB", b"4096"], "text"),
     Target("time", feed_time, (typer.BadParameter,), lambda: [b"90min", b"2026-01-31 08:15", b"3d"], "text"),
     Target("lookup", feed_lookup, (InputError,), lambda: [b"desk", b"abcd-efg", b"ABCDEFG"], "text"),
-    Target("control", feed_control, (P2PSyncError,), _control_seeds, "msgpack", share=0.2),
+    Target("control", feed_control, (P2PSyncError,), _control_seeds, "msgpack"),
     Target("control-answer", feed_control_answer, (StateError,), lambda: [_ANSWER, _EVENT * 2], "json"),
 )

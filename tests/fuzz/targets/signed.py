@@ -4,8 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import lru_cache
+from types import SimpleNamespace
+from typing import cast
 from unittest import mock
 
+from cryptography.exceptions import InvalidSignature
+from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PublicKey
+from cryptography.hazmat.primitives.asymmetric.x25519 import X25519PrivateKey, X25519PublicKey
+
+from p2psync.crypto.identity import DeviceKeys
 from p2psync.membership import Role, Unknown, open_batch, sign_batch
 from p2psync.membership.links import Epoch, Rename, sign_link
 from p2psync.model.hashing import Algorithm, digest
@@ -34,6 +42,69 @@ def believing() -> Iterator[None]:
         mock.patch("p2psync.membership.links.verify_signature", believe),
         mock.patch("p2psync.membership.batches.verify_signature", believe),
     ):
+        yield
+
+
+# ── arithmetic that was done before ─────────────────────────────────────────────────────────────────────────────────
+_REMEMBERED = 1 << 14
+
+
+class _Agreement:
+    """An X25519 key that computes each of its secrets once."""
+
+    def __init__(self, private: X25519PrivateKey) -> None:
+        public = private.public_key()
+        self.public_key = lambda: public
+        secret = lru_cache(_REMEMBERED)(lambda other: private.exchange(X25519PublicKey.from_public_bytes(other)))
+        self.exchange = lambda other: secret(other.public_bytes_raw())
+
+
+class _Verifier:
+    """An Ed25519 key that checks each signature once."""
+
+    def __init__(self, public_key: bytes) -> None:
+        self._public = Ed25519PublicKey.from_public_bytes(public_key)
+        self._holds = lru_cache(_REMEMBERED)(self._check)
+
+    def verify(self, signature: bytes, message: bytes) -> None:
+        if not self._holds(signature, message):
+            raise InvalidSignature
+
+    def _check(self, signature: bytes, message: bytes) -> bool:
+        try:
+            self._public.verify(signature, message)
+        except InvalidSignature:
+            return False
+        return True
+
+
+def remembering_keys(seed: bytes) -> DeviceKeys:
+    """A device's keys whose agreement key remembers."""
+    keys = DeviceKeys(seed)
+    keys.agreement = cast("X25519PrivateKey", _Agreement(keys.agreement))
+    return keys
+
+
+@contextmanager
+def remembering() -> Iterator[None]:
+    """Nothing is signed or agreed differently, but the arithmetic is done once for the same numbers.
+
+    Most of an input is what it was in others, so that this is nearly all of it.
+    """
+    agreement = lru_cache(64)(lambda seed: _Agreement(X25519PrivateKey.from_private_bytes(seed)))
+    with (
+        mock.patch("p2psync.crypto.noise.X25519PrivateKey", SimpleNamespace(from_private_bytes=agreement)),
+        mock.patch(
+            "p2psync.crypto.identity.Ed25519PublicKey", SimpleNamespace(from_public_bytes=lru_cache(64)(_Verifier))
+        ),
+    ):
+        yield
+
+
+@contextmanager
+def believing_and_remembering() -> Iterator[None]:
+    """Both."""
+    with believing(), remembering():
         yield
 
 

@@ -127,6 +127,5 @@ TARGETS = (
         (IntegrityError,),
         lambda: [msgspec.msgpack.encode(LINKS), msgspec.msgpack.encode(LINKS[:1])],
         "msgpack",
-        share=0.3,
     ),
 )
