@@ -40,7 +40,7 @@ def digest(algorithm: Algorithm, data: bytes | bytearray | memoryview) -> bytes:
     return blake3(data).digest() if algorithm is Algorithm.BLAKE3 else hashlib.sha256(data).digest()
 
 
-def labelled(label: bytes, *parts: bytes) -> bytes:
+def labelled(label: bytes, *parts: bytes | bytearray | memoryview) -> bytes:
     """32-byte BLAKE3 of label and parts; lengths are framed, so no two different calls hash the same bytes."""
     state = blake3(len(label).to_bytes(1, "big") + label)
     for part in parts:

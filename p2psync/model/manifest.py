@@ -66,7 +66,7 @@ class Manifest(msgspec.Struct, frozen=True, array_like=True):
         return content_root(self.encode())
 
 
-def content_root(encoded: bytes) -> bytes:
+def content_root(encoded: bytes | bytearray | memoryview) -> bytes:
     """Root of an encoded manifest."""
     return labelled(b"p2psync content", encoded)
 
