@@ -9,6 +9,7 @@ from __future__ import annotations
 import base64
 import binascii
 import hashlib
+import math
 import re
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from dataclasses import dataclass, field
@@ -108,6 +109,14 @@ class Route:
     """Of a success; 0 stands for 200, or 204 without an answer."""
     deadline_s: float = DEFAULT_DEADLINE_S
     """The whole request must be answered in this time; `math.inf` for streams, which end when the relay stops."""
+
+    logged: bool = True
+    """Whether the access log has a line for each call."""
+
+    @property
+    def is_stream(self) -> bool:
+        """Whether it goes on until the client or the relay ends it."""
+        return self.deadline_s == math.inf
 
     @property
     def success(self) -> int:

@@ -9,8 +9,9 @@ import pytest
 import trio
 from starlette.responses import StreamingResponse
 
-from relay.api.app import build_app, network_of
+from relay.api.app import build_app
 from relay.api.auth import MAX_SKEW_S
+from relay.api.limits import network_of
 from relay.api.route import RAW, Auth, Call, Route
 from relay.errors import ApiError
 from tests.relay.stack import Client, Stack
