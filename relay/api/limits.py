@@ -1,0 +1,89 @@
+"""How often who may call: one allowance per kind of call and account, and one per network; memory is bounded.
+
+This is the generic cell rate algorithm (ITU-T I.371): all that is kept of a caller is the time at which its allowance
+is whole again, and who has a whole allowance need not be kept at all.
+"""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+from collections.abc import Mapping
+from ipaddress import IPv6Address, ip_address, ip_network
+from math import ceil
+from typing import Final
+
+from p2psync.ports import Clock
+from relay import config
+from relay.api.route import Rate
+from relay.errors import ApiError
+
+WINDOW_S: Final = 60.0
+"""As many calls as are allowed in this time may come at once."""
+MAX_CALLERS: Final = 100_000
+
+
+class Limiter:
+    """The allowances of all callers."""
+
+    def __init__(self, settings: config.Limits, clock: Clock, *, most: int = MAX_CALLERS) -> None:
+        self._clock = clock
+        self._most = most
+        self._by_account: Mapping[Rate, int] = {
+            Rate.STANDARD: settings.standard_per_account,
+            Rate.BULK: settings.bulk_per_account,
+            Rate.SENSITIVE: settings.sensitive_per_account,
+        }
+        self._by_address: Mapping[Rate, int] = {
+            Rate.STANDARD: settings.standard_per_address,
+            Rate.BULK: settings.bulk_per_address,
+            Rate.SENSITIVE: settings.sensitive_per_address,
+        }
+        self._whole: OrderedDict[tuple[Rate, str | bytes], float] = OrderedDict()
+
+    def take_address(self, rate: Rate, network: str) -> None:
+        """One call from a network. ApiError 429 with `Retry-After` when it has none left."""
+        self._take(rate, network, self._by_address[rate])
+
+    def take_account(self, rate: Rate, account_or_device: bytes) -> None:
+        """One call of an account, or of a device without one. ApiError 429 with `Retry-After` when it has none left."""
+        self._take(rate, account_or_device, self._by_account[rate])
+
+    def _take(self, rate: Rate, caller: str | bytes, per_window: int) -> None:
+        now, key = self._clock.monotonic(), (rate, caller)
+        whole = max(self._whole.get(key, now), now) + WINDOW_S / per_window
+        # Rounding must not cost the last call of an allowance.
+        wait = whole - now - WINDOW_S
+        if wait > 1e-6:
+            retry_after = ceil(wait)
+            raise ApiError(
+                429,
+                "rate-limited",
+                f"try again in {retry_after} s",
+                headers={"Retry-After": str(retry_after)},
+                retry_after=retry_after,
+            )
+        self._whole[key] = whole
+        self._whole.move_to_end(key)
+        if len(self._whole) > self._most:
+            self._forget(now)
+
+    def _forget(self, now: float) -> None:
+        for key in [key for key, whole in self._whole.items() if whole <= now]:
+            del self._whole[key]
+        # So many callers at once that those longest silent have to go; a tenth, so that this stays rare.
+        while len(self._whole) > self._most * 9 // 10:
+            self._whole.popitem(last=False)
+
+
+def network_of(client: tuple[str, int] | None) -> str:
+    """The network that stands for an address in limits and logs: /24 of IPv4, /48 of IPv6, "" when there is none."""
+    try:
+        address = ip_address(client[0].partition("%")[0]) if client else None
+    except ValueError:
+        return ""
+    if address is None:
+        return ""
+    if isinstance(address, IPv6Address) and address.ipv4_mapped:
+        address = address.ipv4_mapped
+    prefix = 24 if address.version == 4 else 48
+    return str(ip_network((address, prefix), strict=False))
