@@ -22,7 +22,7 @@ EPOCH_KEY_SIZE = 32
 KEY_ID_SIZE = 16
 RUNG_SIZE = EPOCH_KEY_SIZE + 16
 SUITE = 1
-"""HKDF-SHA256, keyed BLAKE3 and AES-256-GCM. Any other suite is refused: there is no negotiation downwards."""
+"""HKDF-SHA256, keyed BLAKE3, AES-256-GCM. Any other suite is refused: there is no negotiation downwards."""
 NONCE = bytes(12)
 """Of every sealing here: each key is used for one plaintext only."""
 FAILED = "sealed bytes could not be opened"
@@ -78,6 +78,11 @@ class EpochKey:
         """The keys of mailbox entries are derived from it."""
         return self.subkey(b"body")
 
+    @cached_property
+    def ladder_key(self) -> bytes:
+        """The keys of rungs are derived from it."""
+        return self.subkey(b"ladder")
+
     # ── the ladder ──────────────────────────────────────────────────────────────────────────────────────────────────
     def seal_rung(self, older: EpochKey) -> tuple[bytes, bytes]:
         """(id of an earlier key, that key sealed under this one): a rung of this epoch's ladder."""
@@ -96,7 +101,7 @@ class EpochKey:
         return older
 
     def _rung_key(self, older_id: bytes) -> bytes:
-        return derive(self.subkey(b"ladder"), _RUNG_LABEL, older_id)
+        return derive(self.ladder_key, _RUNG_LABEL, older_id)
 
     def _rung_context(self, older_id: bytes) -> bytes:
         return b"%b\0%c%b%b%b" % (_RUNG_LABEL, SUITE, self.folder, self.id, older_id)

@@ -3,14 +3,18 @@
 import re
 from pathlib import Path
 
+from p2psync.crypto import hpke
+from p2psync.crypto.epochs import EpochKey
 from p2psync.crypto.handshake import SecureHandshake
 from p2psync.crypto.identity import DeviceKeys
 from p2psync.crypto.keyfile import encode_keys
 from p2psync.crypto.noise import Pattern
 from p2psync.crypto.pairing import PairingMachine, PairingSide, new_code
+from p2psync.crypto.seal import ChunkKind, ChunkName, chunk_id, ref_id, seal_body, seal_chunk, snapshot_hash
 from p2psync.crypto.transport import OVERHEAD, SealingCipher
-from p2psync.model.hashing import labelled
+from p2psync.model.hashing import Algorithm, digest, labelled
 from p2psync.model.ids import device_tag, format_device_id, format_folder_id, replica
+from p2psync.model.manifest import content_root
 
 DOCS = Path(__file__).parents[2] / "docs"
 
@@ -47,7 +51,7 @@ def vectors() -> dict[str, str]:
         found[f"{pattern.name}.handshake_hash"] = left.result.handshake_hash
         found[f"{pattern.name}.initiator_key"] = left.result.send_key
         found[f"{pattern.name}.responder_key"] = left.result.receive_key
-    found |= _frames() | _pairing(alice.device_id, bob.device_id)
+    found |= _frames() | _pairing(alice.device_id, bob.device_id) | _sealing(bob)
     return {name: value.hex() if isinstance(value, bytes) else value for name, value in found.items()}
 
 
@@ -60,6 +64,35 @@ def _frames() -> dict[str, bytes | str]:
     cipher._count(2**30)
     cipher.seal_into((b"hello",), memoryview(out))
     found["frame.after_rekey"] = bytes(out)
+    return found
+
+
+def _sealing(bob: DeviceKeys) -> dict[str, bytes | str]:
+    folder, content = bytes(range(16)), b"hello, relay"
+    older, key = EpochKey(folder, bytes([6] * 32)), EpochKey(folder, bytes([7] * 32))
+    found: dict[str, bytes | str] = {
+        "epoch.key_id": key.id,
+        "epoch.chunk_id_key": key.chunk_id_key,
+        "epoch.chunk_key": key.chunk_key,
+        "epoch.ref_id_key": key.ref_id_key,
+        "epoch.body_key": key.body_key,
+        "epoch.ladder_key": key.ladder_key,
+        "epoch.older_key_id": older.id,
+        "epoch.rung": key.seal_rung(older)[1],
+        "hpke.sealed": hpke.seal_to(bob.card.sealing_key, b"info", b"plaintext", bytes([8] * 32)),
+    }
+    hashes = {
+        ChunkKind.CONTENT: digest(Algorithm.BLAKE3, content),
+        ChunkKind.MANIFEST: content_root(content),
+        ChunkKind.SNAPSHOT: snapshot_hash(content),
+    }
+    for kind, content_hash in hashes.items():
+        name = ChunkName(kind, content_hash)
+        found[f"{kind.name.lower()}.hash"] = content_hash
+        found[f"{kind.name.lower()}.chunk_id"] = chunk_id(key, name)
+        found[f"{kind.name.lower()}.sealed"] = bytes(seal_chunk(key, name, content))
+    found["ref_id"] = ref_id(key, hashes[ChunkKind.MANIFEST])
+    found["body.sealed"] = seal_body(key, b"context", content, bytes([10] * 32))
     return found
 
 

@@ -299,8 +299,8 @@ def test_keys_are_of_one_folder_and_say_nothing() -> None:
         EpochKey(b"f" * 16, bytes(31))
     with pytest.raises(InputError):
         KeyRing(b"g" * 16, [key])
-    subkeys = {key.chunk_id_key, key.chunk_key, key.ref_id_key, key.body_key, key.secret}
-    assert len(subkeys) == 5
+    subkeys = {key.chunk_id_key, key.chunk_key, key.ref_id_key, key.body_key, key.ladder_key, key.secret}
+    assert len(subkeys) == 6
 
 
 def test_the_action_survives_the_wire() -> None:

@@ -5,8 +5,9 @@ from __future__ import annotations
 import re
 from pathlib import Path
 
+from p2psync.crypto.epochs import KeyRing
 from p2psync.crypto.identity import DeviceKeys
-from p2psync.membership import Add, Role, create_folder, make_link, sign_batch
+from p2psync.membership import Add, Role, create_folder, make_epoch, make_grant, make_link, sign_batch
 from p2psync.model.hashing import Algorithm
 from p2psync.protocol import codec
 from p2psync.protocol.bulk import Absent, reply_frames
@@ -19,6 +20,9 @@ def golden() -> dict[str, bytes]:
     first, second = DeviceKeys(b"\x01" * 64), DeviceKeys(b"\x02" * 64)
     folder = create_folder(first, "photos", Algorithm.BLAKE3, b"r" * 16, name="first")
     link = make_link(first, folder, Add(second.device_id, Role.EDITOR, "second", 7))
+    invited = folder.extend([link])
+    start, key = make_epoch(second, invited, KeyRing(folder.folder), b"k" * 32)
+    grant = make_grant(second, invited.extend([start]), key, first.card, b"e" * 32)
     batch = sign_batch(second, folder.folder, 0, [b"any record", b"another"])
     group = RecordGroup(batch.signer, 0, batch.signature, [b"r" * 50, b"i" * 32], b"\x01")
     announce = FolderAnnounce(
@@ -29,7 +33,9 @@ def golden() -> dict[str, bytes]:
         "genesis": folder.encoded_links()[0],
         "folder id": folder.folder,
         "add": link,
-        "head": folder.extend([link]).heads[0],
+        "head": invited.heads[0],
+        "epoch": start,
+        "grant": grant.encode(),
         "batch ids": batch.ids,
         "batch signature": batch.signature,
         "Hello": codec.encode(Hello(1, 1, ["a"], "first", b"n" * 16, 3, 1_700_000_000_000_000_000, "p2psync/0.1.0")),
