@@ -71,9 +71,10 @@ class Duplicate:
 
 @dataclass(frozen=True, slots=True)
 class Gap:
-    """`seen` proves that the entries after number `have` exist, and they were not shown: read again, take nothing in.
+    """`seen` proves that the entries after number `have` exist, and they were not shown. Take nothing in.
 
-    When they stay away the relay withholds them.
+    Read the feed anew, from its beginning or the snapshot, for a relay that leaves one out may have counted on without
+    it; what is known is a duplicate. When the missing ones stay away the relay withholds them.
     """
 
     have: int
@@ -159,7 +160,8 @@ class Chains:
         tips: The newest entry taken in of every chain; of own chains the newest that the relay acknowledged or showed.
         forks: What was found before.
         statements: The newest statement of freshness of every chain that made one.
-        signed: The newest entry this device has signed in that chain, posted or not; None before the first.
+        unsent: What this device has signed in that chain and nobody has acknowledged or shown yet, in order. It must
+            be stored before it is posted.
     """
 
     def __init__(
@@ -170,14 +172,14 @@ class Chains:
         tips: Iterable[Header] = (),
         forks: Iterable[ForkProof] = (),
         statements: Iterable[Statement] = (),
-        signed: Header | None = None,
+        unsent: Iterable[Header] = (),
     ) -> None:
         self.folder = folder
         self.own = own
         self.tips = {tip.key: tip for tip in tips}
         self.forks = {proof.signer: proof for proof in forks}
         self.statements = {statement.key: statement for statement in statements}
-        self.signed = signed
+        self.unsent = list(unsent)
 
     def judge(self, header: Header) -> Decision:
         """What to do with an entry; changes nothing.
@@ -211,6 +213,8 @@ class Chains:
         match decision:
             case Fresh(header=header):
                 self.tips[header.key] = header
+                if header.key == self.own:
+                    self.unsent = [own for own in self.unsent if own.seq > header.seq]
             case Fork(proof=proof):
                 self.forks[proof.signer] = proof
             case _:
@@ -303,14 +307,16 @@ class Chains:
     def _evidence(self, tip: Header | None, header: Header) -> Fork | OwnRollback | None:
         """Whether a verified header cannot belong to the history known here."""
         if header.key == self.own:
-            known = self.signed is not None and header.seq <= self.signed.seq
-            return None if known and not self._contradicts_own(header) else OwnRollback(header)
+            return None if self._is_own(tip, header) else OwnRollback(header)
         if tip is not None and _contradict(tip, header):
             return Fork(ForkProof(*sorted((tip, header), key=lambda one: one.seq)))
         return None
 
-    def _contradicts_own(self, header: Header) -> bool:
-        return any(own is not None and _contradict(own, header) for own in (self.tips.get(self.own), self.signed))
+    def _is_own(self, tip: Header | None, header: Header) -> bool:
+        """Whether this life of the index has signed an entry of its own chain, as far as it can tell."""
+        if tip is not None and header.seq <= tip.seq:
+            return not _contradict(tip, header)
+        return any(own.hash == header.hash for own in self.unsent)
 
 
 def decode_fork_proof(data: bytes) -> ForkProof:

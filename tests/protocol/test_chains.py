@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import replace
 
 import pytest
@@ -44,8 +45,8 @@ def history(keys: DeviceKeys, texts: str, chain: bytes = b"c" * 8, folder: bytes
     return [entry.header for entry in entries]
 
 
-def view(*tips: Header, signed: Header | None = None) -> Chains:
-    return Chains(FOLDER, OWN, tips=tips, signed=signed)
+def view(*tips: Header, unsent: Iterable[Header] = ()) -> Chains:
+    return Chains(FOLDER, OWN, tips=tips, unsent=unsent)
 
 
 def test_a_chain_is_taken_in_order() -> None:
@@ -118,13 +119,17 @@ def test_the_number_of_chains_is_bounded() -> None:
 def test_own_entries_that_an_earlier_life_signed() -> None:
     one, two, three = history(ME, "abc")
     assert view().judge(one) == OwnRollback(one)
-    chains = view(one, signed=two)
+    chains = view(one, unsent=[two])
     assert chains.judge(two) == Fresh(two)  # the answer was lost, the entry was not
     assert chains.judge(three) == OwnRollback(three)
     assert chains.judge(history(ME, "ax")[1]) == OwnRollback(history(ME, "ax")[1])
     assert chains.judge(history(ME, "x")[0]) == OwnRollback(history(ME, "x")[0])
     assert chains.judge_relay([three], caught_up=False) == [OwnRollback(three)]
     assert chains.judge_heads(three.key, Head(1, 0, (three,)), caught_up=False) == [OwnRollback(three)]
+    assert view(unsent=history(ME, "xyz")).judge(one) == OwnRollback(one)
+    assert view(two).judge(one) == Duplicate(one)
+    chains.apply(Fresh(two))
+    assert chains.unsent == []
     another = history(ME, "a", chain=b"d" * 8)[0]
     assert chains.judge(another) == Fresh(another)
 
