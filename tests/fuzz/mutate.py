@@ -10,6 +10,7 @@ from __future__ import annotations
 import json
 import struct
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from random import Random
 from typing import Any
 
@@ -285,6 +286,9 @@ def _read(data: bytes) -> Tree:
 
 def write_msgpack(tree: Tree, rng: Random | None) -> bytes:
     """MessagePack of a tree of any depth; with `rng`, here and there longer than need be or with a false length."""
+    if rng is None:
+        with suppress(RecursionError, OverflowError):
+            return msgspec.msgpack.encode(tree)[:_ENOUGH]
     out = bytearray()
     pending = [tree]
     while pending and len(out) < _ENOUGH:

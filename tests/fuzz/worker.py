@@ -174,18 +174,18 @@ def _feed_guided(feeder: _Feeder, target: Target, seeds: list[bytes]) -> None:
     found.mkdir(parents=True, exist_ok=True)
     for data in seeds:
         (found / hashlib.sha256(data).hexdigest()[:16]).write_bytes(data)
-    mutator = Mutator(seeds, target.shape)
+    # Another seed than that of the inputs before.
+    seed = job.seed + (job.inputs - feeder.left)
+    mutator, rng = Mutator(seeds, target.shape), Random(seed)
 
-    def mutate(data: bytes, limit: int, seed: int) -> bytes:
-        rng = Random(seed)
+    def mutate(data: bytes, limit: int, _seed: int) -> bytes:
+        # To begin a sequence with each seed that is given would take longer than most mutations.
         pick = rng.random()
         if pick < _ANEW:
             return mutator.fresh(rng, limit)
         changed: bytes = atheris.Mutate(data, limit) if pick < _ANEW + 0.2 else mutator.mutate(data, rng, limit)
         return changed
 
-    # Another seed than that of the inputs before.
-    seed = job.seed + (job.inputs - feeder.left)
     flags = [f"-atheris_runs={feeder.left}", f"-seed={seed or 1}", f"-max_len={MAX_INPUT}", "-timeout=10"]
     flags += ["-rss_limit_mb=1024", "-len_control=0", f"-artifact_prefix={job.directory}/", str(found)]
     atheris.Setup([sys.argv[0], *flags], feeder.feed, custom_mutator=mutate)

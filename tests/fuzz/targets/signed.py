@@ -41,6 +41,7 @@ def believing() -> Iterator[None]:
         mock.patch("p2psync.crypto.identity.verify_signature", believe),
         mock.patch("p2psync.membership.links.verify_signature", believe),
         mock.patch("p2psync.membership.batches.verify_signature", believe),
+        mock.patch("p2psync.membership.grants.verify_signature", believe),
     ):
         yield
 
