@@ -134,6 +134,11 @@ class Accounts(Section, frozen=True):
     signup: Annotated[
         Literal["open", "closed"], _about("Whether anyone may sign up, or only who the operator adds.")
     ] = "open"
+    hash_memory: Annotated[Size, _about("Memory that checking one password takes (Argon2id).")] = Size(19 << 20)
+    hash_passes: Annotated[Annotated[int, Meta(ge=1, le=64)], _about("How often that memory is filled.")] = 2
+    hash_parallel: Annotated[
+        Annotated[int, Meta(ge=1, le=64)], _about("Passwords checked at the same time; others wait, or are sent away.")
+    ] = 2
 
 
 class Allowance(Section, frozen=True):
@@ -159,6 +164,9 @@ class Billing(Section, frozen=True):
     webhook_secret: Annotated[
         Secret, _about("Key that the billing provider signs with; empty: nothing is accepted.")
     ] = Secret("")
+    checkout: Annotated[
+        Text, _about("URL where people pay for a plan; {plan} and {reference} in it are filled in. Empty: none.")
+    ] = ""
 
 
 class Limits(Section, frozen=True):

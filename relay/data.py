@@ -2,6 +2,7 @@
 
 DATA/relay.db   metadata (SQLite)      DATA/tls/     the self-made certificate and its key
 DATA/chunks/    sealed chunks          DATA/outbox/  messages, when no mail server is configured
+DATA/secret     32 random bytes, for what must not be read from the database alone
 DATA/lock       held by the relay that runs
 """
 
@@ -46,6 +47,22 @@ class DataDirectory:
     def tls(self) -> Path:
         """The self-made certificate and its key."""
         return self.path / "tls"
+
+    def secret(self, fresh: bytes) -> bytes:
+        """The relay's own secret, which is `fresh` when there is none yet. StateError when its file is damaged."""
+        path = self.path / "secret"
+        if not path.exists():
+            partial = path.with_suffix(".part")
+            partial.unlink(missing_ok=True)
+            with os.fdopen(os.open(partial, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600), "wb") as file:
+                file.write(fresh)
+                file.flush()
+                os.fsync(file.fileno())
+            partial.rename(path)
+        secret = path.read_bytes()
+        if len(secret) != len(fresh):
+            raise StateError(f"{path} is damaged: restore it from a backup, or remove it, which voids mailed codes")
+        return secret
 
     @contextmanager
     def locked(self) -> Iterator[None]:

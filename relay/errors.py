@@ -34,6 +34,10 @@ PROBLEMS: Final[Mapping[str, Problem]] = {
     "rate-limited": Problem(429, "Too many requests"),
     "internal": Problem(500, "The relay failed"),
     "unavailable": Problem(503, "The relay cannot do that now"),
+    # accounts
+    "device-unknown": Problem(403, "This device is not in the account"),
+    "suspended": Problem(403, "The account is suspended"),
+    "plan-limit": Problem(403, "The account's plan does not include that many"),
     # storage
     "conflict": Problem(409, "Something else came first"),
     "over-quota": Problem(507, "The account's storage is full"),

@@ -13,6 +13,8 @@ from pathlib import Path
 import trio
 
 from p2psync.errors import ConfigError
+from relay.accounts.mailers import make_mailer
+from relay.accounts.secrets import SECRET_SIZE
 from relay.api.app import build_app
 from relay.api.route import encode_id
 from relay.api.routes import all_routes
@@ -45,11 +47,13 @@ def serve(config: Config, directory: Path) -> None:
 
 
 async def _serve(config: Config, data: DataDirectory) -> None:
-    offload, rng = ThreadOffload(), SystemRng()
+    offload, clock, rng = ThreadOffload(), SystemClock(), SystemRng()
+    mailer = make_mailer(config.mail, data.outbox, clock, rng)
+    secret = data.secret(rng.token(SECRET_SIZE))
     database = database_from_url(config.database.url or data.database_url, offload, rng, pool_size=config.database.pool)
     try:
         await offload.run(lambda: upgrade(database.engine))
-        services = build_services(config, Ports(SystemClock(), rng, offload, database))
+        services = build_services(config, Ports(clock, rng, offload, database, mailer, secret))
         host, port = parse_listen(config.server.listen)
         name = host or socket.gethostname()
         certificate = find_certificate(config.server, data.tls, name)

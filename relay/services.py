@@ -13,9 +13,13 @@ from typing import Final
 import trio
 
 from p2psync.ports import Clock, Offload, Rng
+from relay.accounts.build import build_accounts
+from relay.accounts.context import Hooks
+from relay.accounts.service import Accounts, Usage
+from relay.api.metrics import Metrics
 from relay.config import Config
 from relay.db.database import Database
-from relay.ports import Sessions
+from relay.ports import Mailer, Sessions
 
 NANOSECONDS: Final = 1_000_000_000
 
@@ -28,6 +32,9 @@ class Ports:
     rng: Rng
     offload: Offload
     database: Database
+    mailer: Mailer
+    secret: bytes
+    """32 bytes that only this relay knows, and that are not in the database."""
 
 
 @dataclass(slots=True)
@@ -37,6 +44,10 @@ class Services:
     config: Config
     ports: Ports
     sessions: Sessions
+    accounts: Accounts
+    account_hooks: Hooks
+    """Where rooms hear of changed and deleted accounts."""
+    metrics: Metrics = field(default_factory=Metrics)
     background: list[Callable[[], Awaitable[None]]] = field(default_factory=list)
     """Runs as long as the relay; what is raised here ends it."""
 
@@ -58,12 +69,18 @@ class Services:
 
 def build_services(config: Config, ports: Ports) -> Services:
     """Compose the services; nothing runs yet."""
-    return Services(config, ports, NoSessions())
-
-
-class NoSessions:
-    """Nobody is logged in."""
-
-    async def account_of(self, token: bytes, device_id: bytes, now: int) -> bytes | None:
-        """None."""
-        return None
+    hooks = Hooks()
+    accounts = build_accounts(
+        config,
+        ports.database,
+        clock=ports.clock,
+        rng=ports.rng,
+        offload=ports.offload,
+        mailer=ports.mailer,
+        secret=ports.secret,
+        hooks=hooks,
+        meter=lambda _connection, _account: Usage(),
+    )
+    services = Services(config, ports, accounts.logins, accounts, hooks)
+    services.background.append(accounts.run)
+    return services

@@ -49,15 +49,15 @@ def open_session(c: Connection, account_id: bytes, device_id: bytes, now: int, e
     return tokens
 
 
-def account_of(c: Connection, token: bytes, device_id: bytes, now: int) -> tuple[bytes, int] | None:
-    """The account of a live access token of this device and when the token expires; None when it is not one."""
+def account_of(c: Connection, token: bytes, device_id: bytes, now: int) -> bytes | None:
+    """The account of a live access token of this device; None when it is not one."""
     account_id, secret = token[:ACCOUNT_ID_SIZE], token[ACCOUNT_ID_SIZE:]
     found = c.execute(
         select(sessions.c.access_hash, sessions.c.access_expires).where(_is(account_id, device_id))
     ).one_or_none()
     if found is None or not hmac.compare_digest(found.access_hash, _hash(secret)) or found.access_expires <= now:
         return None
-    return account_id, found.access_expires
+    return account_id
 
 
 def refresh_session(c: Connection, token: bytes, device_id: bytes, now: int, entropy: bytes) -> Tokens | None:

@@ -76,8 +76,8 @@ subscriptions = Table(
     Column("account_id", LargeBinary(16), primary_key=True),
     Column("reference", LargeBinary(16), nullable=False, unique=True, comment="what the billing provider names it by"),
     Column("plan", String(PLAN_LENGTH), nullable=False),
-    Column("paid", Boolean, nullable=False),
-    Column("asked", BigInteger, nullable=False),
+    Column("active", Boolean, nullable=False, comment="the provider says that it is paid"),
+    Column("changed", BigInteger, nullable=False, comment="by the provider's clock"),
     ForeignKeyConstraint(["account_id"], ["accounts.account_id"], ondelete="CASCADE"),
 )
 
@@ -102,10 +102,19 @@ signups = Table(
     comment="asked for and not yet verified; of an address that has an account, no code fits",
 )
 
+invitations = Table(
+    "invitations",
+    metadata,
+    Column("email", String(ADDRESS_LENGTH), primary_key=True, comment="normalised"),
+    Column("plan", String(PLAN_LENGTH), nullable=False),
+    comment="who may sign up although sign-up is closed, and under which plan",
+)
+
 resets = Table(
     "resets",
     metadata,
     Column("address_hash", LargeBinary(32), primary_key=True),
+    Column("device_id", LargeBinary(32), primary_key=True, comment="which asked, and may use the code"),
     Column("code_hash", LargeBinary(32), nullable=False),
     Column("tries_left", SmallInteger, nullable=False),
     Column("expires", BigInteger, nullable=False, index=True),

@@ -20,7 +20,8 @@ from p2psync.testing.world import SimRng
 from relay.api.app import App
 from relay.api.auth import TOKEN_SIZE
 from relay.api.route import encode_id
-from relay.ports import Sessions
+from relay.config import Accounts, Size
+from relay.ports import Mail, Sessions
 from relay.services import NANOSECONDS, Services
 
 T = TypeVar("T")
@@ -52,6 +53,22 @@ class Inline:
     async def run(self, work: Callable[[], T], /) -> T:
         await trio.lowlevel.checkpoint()
         return work()
+
+
+CHEAP = Accounts(hash_memory=Size(64 << 10), hash_passes=1)
+"""Passwords that cost nothing to check."""
+
+
+class MemoryMailer:
+    """Keeps what is mailed."""
+
+    target = "memory"
+
+    def __init__(self) -> None:
+        self.sent: list[Mail] = []
+
+    def send(self, mail: Mail) -> None:
+        self.sent.append(mail)
 
 
 class MemorySessions:

@@ -1,0 +1,45 @@
+"""Puts the accounts together from the configuration and the ports."""
+
+from __future__ import annotations
+
+from p2psync.ports import Clock, Offload, Rng
+from relay.accounts.context import Context, Hooks
+from relay.accounts.outbox import Outbox
+from relay.accounts.passwords import Cost, PasswordHasher
+from relay.accounts.plans import Plans
+from relay.accounts.secrets import Secrets
+from relay.accounts.service import Accounts, Meter
+from relay.config import Config
+from relay.db.database import Database
+from relay.ports import Mailer
+
+
+def build_accounts(
+    config: Config,
+    database: Database,
+    *,
+    clock: Clock,
+    rng: Rng,
+    offload: Offload,
+    mailer: Mailer,
+    secret: bytes,
+    hooks: Hooks,
+    meter: Meter,
+) -> Accounts:
+    """The room's front over this world; `secret` is 32 bytes that only this relay knows."""
+    secrets = Secrets(secret)
+    given = config.accounts
+    context = Context(
+        database=database,
+        clock=clock,
+        rng=rng,
+        hasher=PasswordHasher(
+            offload, Cost(given.hash_memory // 1024, given.hash_passes), parallel=given.hash_parallel
+        ),
+        secrets=secrets,
+        outbox=Outbox(database, offload, clock, secrets, mailer),
+        plans=Plans(config.free, config.plans),
+        hooks=hooks,
+        open_signup=given.signup == "open",
+    )
+    return Accounts(context, meter, config.billing.webhook_secret)

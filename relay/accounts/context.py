@@ -1,0 +1,79 @@
+"""What the services of this room share, and where other rooms hear of what happens to accounts."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+
+from sqlalchemy import Connection
+
+from p2psync.crypto.password import normalise_email
+from p2psync.errors import InputError
+from p2psync.ports import Clock, Rng
+from relay.accounts.outbox import Outbox
+from relay.accounts.passwords import PasswordHasher
+from relay.accounts.plans import Plans
+from relay.accounts.secrets import Secrets
+from relay.accounts.throttle import Policy, count_try, too_often
+from relay.db.database import Database
+from relay.errors import ApiError
+
+AccountHook = Callable[[Connection, bytes, int], None]
+"""Called with (connection, account id, now) in the transaction that changes the account, which it joins."""
+DeviceHook = Callable[[Connection, bytes, bytes, int], None]
+"""As `AccountHook`, with the device's id after the account's."""
+
+
+@dataclass(slots=True)
+class Hooks:
+    """What other rooms do when an account changes; each one is called in the order it was added."""
+
+    deleted: list[AccountHook] = field(default_factory=list)
+    """Delete everything stored for this account; its row still exists."""
+    changed: list[AccountHook] = field(default_factory=list)
+    """The chain or the plan has changed."""
+    committed: list[Callable[[bytes], None]] = field(default_factory=list)
+    """Called with the account's id once a change of it is committed: ring bells here."""
+    device_removed: list[DeviceHook] = field(default_factory=list)
+    """A device has left the chain: forget what is kept for it."""
+
+
+@dataclass(frozen=True, slots=True)
+class Origin:
+    """Where a request without a session comes from."""
+
+    device_id: bytes
+    """Of the device that signed it."""
+    network: str
+    """What stands for the client's address; see `relay.api.app.network_of`."""
+    now: int
+    """Seconds since the epoch when it arrived."""
+
+
+@dataclass(frozen=True, slots=True)
+class Context:
+    """The relay as this room sees it."""
+
+    database: Database
+    clock: Clock
+    rng: Rng
+    hasher: PasswordHasher
+    secrets: Secrets
+    outbox: Outbox
+    plans: Plans
+    hooks: Hooks
+    open_signup: bool = True
+
+    async def throttle(self, subjects: list[tuple[bytes, Policy]], now: int) -> None:
+        """Count a try for each subject. ApiError 429 when one of them must wait."""
+        wait = await self.database.write(lambda c: count_try(c, subjects, now))
+        if wait:
+            raise too_often(wait)
+
+
+def read_email(text: str) -> str:
+    """The normalised address. ApiError 400 when it is none."""
+    try:
+        return normalise_email(text)
+    except InputError as error:
+        raise ApiError(400, "bad-request", str(error)) from None
