@@ -19,6 +19,7 @@ from typing import Annotated, NamedTuple
 
 import msgspec
 
+from p2psync.crypto.epochs import KEY_ID_SIZE
 from p2psync.crypto.identity import KEY_SIZE as SIGNING_KEY_SIZE
 from p2psync.crypto.identity import SIGNATURE_SIZE, DeviceKeys, verify_signature
 from p2psync.errors import InputError
@@ -30,12 +31,12 @@ from p2psync.model.versions import MAX_COUNTER
 ENTRY_FORMAT = 1
 ENTRY_LABEL = b"p2psync mailbox entry"
 CHAIN_SIZE = 8
-KEY_ID_SIZE = 16
 NO_ENTRY = bytes(DIGEST_SIZE)
 """What the first entry of a chain names as the one before."""
 
 MAX_BODY = 1024 * 1024
-"""Bytes of a sealed body: a Records message of `limits.RECORDS_TARGET`, padded, with room to spare."""
+"""Bytes of a sealed body: a Records message of `limits.RECORDS_TARGET`, padded, with room to spare. Longer ones that
+`crypto.seal` could make are refused."""
 MAX_HEADER = 512
 MAX_ENTRY = MAX_BODY + MAX_HEADER
 MAX_KIND = 255
@@ -74,7 +75,7 @@ class ChainKey(NamedTuple):
 
 @dataclass(frozen=True)
 class Slot:
-    """The place in a chain that one entry takes; `context` is bound into the sealing of its body."""
+    """The place in a chain that one entry takes; its `context` goes into `crypto.seal.seal_body`."""
 
     folder: bytes
     signer: bytes
@@ -278,8 +279,8 @@ class Head:
 class Snapshot:
     """All records and links of a folder up to a position of the feed, so that nobody need replay what came before.
 
-    The parts, one after another, are control messages `Links` and `Records`, each behind its length (u32); they are
-    sealed and stored like chunks of files. Every record in them is signed by its own author.
+    The parts, one after another, are control messages `Links` and `Records`, each behind its length (u32). They are
+    chunks of the kind SNAPSHOT, sealed under the epoch of the entry. Every record in them is signed by its own author.
     """
 
     position: int
@@ -287,7 +288,7 @@ class Snapshot:
     root: bytes
     """Merkle root over the records, 32 bytes: who took everything in has the same."""
     parts: tuple[tuple[bytes, int], ...]
-    """(content hash, length) of each."""
+    """(`crypto.seal.snapshot_hash`, length) of each."""
     heads: tuple[Header, ...]
     """The newest entry of every chain at `position`, as in `Head`."""
 
