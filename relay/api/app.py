@@ -9,7 +9,7 @@ from urllib.parse import parse_qsl
 
 import msgspec
 import trio
-from starlette.websockets import WebSocket
+from starlette.websockets import WebSocket, WebSocketDisconnect
 
 from relay.api.answer import Answer, Body, Receive, Send
 from relay.api.auth import Authenticator
@@ -56,7 +56,7 @@ class App:
             await self._handle(call, answer)
         except ApiError as error:
             await answer.problem(error)
-        except ClientGoneError:
+        except (ClientGoneError, WebSocketDisconnect):
             pass
         except Exception as error:  # noqa: BLE001 -- the border of the API: one bad request must not end the relay
             _LOG.error("request failed", route=call and call.route.path, exc_info=error)

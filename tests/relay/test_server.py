@@ -87,7 +87,7 @@ class Running:
         context = self.trust()
         if alpn:
             context.set_alpn_protocols(alpn)
-        stream = trio.SSLStream(await self.dial(), context, "127.0.0.1", https_compatible=True)
+        stream = trio.SSLStream(await self.dial(), context, server_hostname="127.0.0.1", https_compatible=True)
         await stream.do_handshake()
         return stream
 
@@ -108,9 +108,11 @@ def running(stack: Stack, tmp_path: Path) -> Run:
         with trio.fail_after(60):
             async with trio.open_nursery() as nursery:
                 nursery.start_soon(server.run, listeners, relay.stop)
-                yield relay
-                for stream in relay.streams:
-                    await trio.aclose_forcefully(stream)
+                try:
+                    yield relay
+                finally:
+                    for stream in relay.streams:
+                        await trio.aclose_forcefully(stream)
                 relay.stop.set()
 
     return run
@@ -128,7 +130,7 @@ async def test_requests_over_both_versions_of_http(running: Run, http2: bool) ->
 async def test_websockets(running: Run) -> None:
     async with (
         running() as relay,
-        trio_websocket.open_websocket_url(f"wss://127.0.0.1:{relay.port}/echo", ssl_context=relay.trust) as socket,
+        trio_websocket.open_websocket_url(f"wss://127.0.0.1:{relay.port}/echo", ssl_context=relay.trust()) as socket,
     ):
         await socket.send_message("hello")
         assert await socket.get_message() == "hello"
