@@ -1,5 +1,5 @@
 """The planted bugs, by what they endanger."""
 
-from tests.mutants.catalogue import agreement, disk, journal, trust
+from tests.mutants.catalogue import agreement, disk, journal, sealing, trust
 
-MUTANTS = (*disk.MUTANTS, *journal.MUTANTS, *agreement.MUTANTS, *trust.MUTANTS)
+MUTANTS = (*disk.MUTANTS, *journal.MUTANTS, *agreement.MUTANTS, *trust.MUTANTS, *sealing.MUTANTS)
