@@ -1,7 +1,7 @@
 """Transactions: plain functions over a connection, run off the loop, all or nothing, repeated when they collide.
 
 SQLite runs in WAL mode with `synchronous=FULL` and one writer at a time, which waits its turn here rather than in a
-busy loop of the engine. PostgreSQL runs READ COMMITTED; a function that decides on what it read locks those rows
+busy loop of the engine. PostgreSQL writes READ COMMITTED; a function that decides on what it read locks those rows
 (`SELECT … FOR UPDATE`) or decides in the `WHERE` of its `UPDATE`.
 """
 
@@ -47,12 +47,14 @@ class Database:
         self._offload = offload
         self._rng = rng
         sqlite = engine.dialect.name == "sqlite"
+        # What SQLite always gives a reader: everything it reads is of one moment.
+        self._read_options = _READ if sqlite else _READ | {"isolation_level": "REPEATABLE READ"}
         self._writer = trio.Lock() if sqlite else None
         # A database in memory is one connection, which readers and writers take in turns.
         self._reader = self._writer if isinstance(engine.pool, StaticPool) else None
 
     async def read(self, work: Callable[[Connection], T]) -> T:
-        """Run `work` on one consistent view (SQLite) or one transaction (PostgreSQL); what it writes is undone.
+        """Run `work` on one consistent view of the database; what it writes is undone.
 
         Raises:
             ApiError: 503 `unavailable` when the database cannot be reached.
@@ -71,7 +73,7 @@ class Database:
 
     def read_now(self, work: Callable[[Connection], T]) -> T:
         """`read` in this very thread, without repetition: for the command line."""
-        with self.engine.connect().execution_options(**_READ) as connection:
+        with self.engine.connect().execution_options(**self._read_options) as connection:
             return work(connection)
 
     def write_now(self, work: Callable[[Connection], T]) -> T:
