@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from sqlalchemy import Connection, delete, insert, select, update
+from sqlalchemy import Connection, delete, select, update
 
 from p2psync.crypto.password import normalise_email
 from p2psync.errors import InputError
@@ -12,6 +12,7 @@ from relay.accounts.plans import FREE, Plans, set_plan
 from relay.accounts.service import Meter, Usage
 from relay.accounts.sessions import end_all_sessions
 from relay.accounts.tables import accounts, invitations, subscriptions
+from relay.db.upsert import put
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,6 +69,4 @@ def resume(c: Connection, account_id: bytes) -> None:
 
 def invite(c: Connection, email: str, plan: str) -> None:
     """Let an address sign up although sign-up is closed, onto a plan. InputError when it is no address."""
-    address = normalise_email(email)
-    c.execute(delete(invitations).where(invitations.c.email == address))
-    c.execute(insert(invitations).values(email=address, plan=plan))
+    put(c, invitations, email=normalise_email(email), plan=plan)

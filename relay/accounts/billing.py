@@ -20,11 +20,11 @@ from typing import Annotated, Final, Literal
 
 import msgspec
 from msgspec import Meta
-from sqlalchemy import Connection, delete, insert, select, update
+from sqlalchemy import Connection, delete, select, update
 
 from relay.accounts.plans import FREE, Plans, set_plan
 from relay.accounts.tables import billing_events, subscriptions
-from relay.db.upsert import insert_if_missing
+from relay.db.upsert import insert_if_missing, put
 from relay.errors import ApiError, not_found, unauthorized
 
 REFERENCE_SIZE: Final = 16
@@ -65,8 +65,8 @@ def subscribe(c: Connection, plans: Plans, account_id: bytes, name: str, *, now:
     if not plan.price:
         set_plan(c, account_id, plan.name)
         return Subscribed(plan.name, None)
-    row = {"account_id": account_id, "reference": reference, "plan": plan.name}
-    c.execute(insert(subscriptions).values(**row, active=False, changed=now - TOLERANCE_S))
+    changed = now - TOLERANCE_S  # the provider's clock may be behind ours
+    put(c, subscriptions, account_id=account_id, reference=reference, plan=plan.name, active=False, changed=changed)
     return Subscribed(plan.name, reference)
 
 

@@ -23,7 +23,7 @@ from p2psync.membership.sigchain import (
 )
 from relay.accounts.plans import Plans
 from relay.accounts.tables import accounts, chain_links, devices
-from relay.errors import ApiError
+from relay.errors import ApiError, not_found
 
 PAGE = 256
 """Links in one answer."""
@@ -62,9 +62,11 @@ def append_link(c: Connection, link: ChainLink, plans: Plans, now: int) -> bytes
 
     Raises:
         ApiError: 409 `conflict` with the `head` when another link came first, 400 when the link has no effect or its
-            signer is not in the account, 403 `plan-limit`.
+            signer is not in the account, 403 `plan-limit`, 404 when the account was deleted just now.
     """
-    c.execute(select(accounts.c.account_id).where(accounts.c.account_id == link.account_id).with_for_update())
+    held = select(accounts.c.account_id).where(accounts.c.account_id == link.account_id).with_for_update()
+    if c.execute(held).one_or_none() is None:
+        raise not_found()
     head = decode_chain_link(
         c.execute(
             select(chain_links.c.link)

@@ -8,7 +8,7 @@ from __future__ import annotations
 import hmac
 from dataclasses import dataclass, replace
 
-from sqlalchemy import Connection, delete, insert, select, update
+from sqlalchemy import Connection, delete, select, update
 
 from relay.accounts import letters
 from relay.accounts.context import Context, Origin, read_email
@@ -22,6 +22,7 @@ from relay.accounts.sessions import (
     end_all_sessions,
     log_out,
     open_session,
+    open_session_by_key,
     refresh_session,
 )
 from relay.accounts.signup import CODE_LIFETIME_S, CODE_TRIES, Opened
@@ -36,6 +37,7 @@ from relay.accounts.throttle import (
     take_back,
     too_often,
 )
+from relay.db.upsert import put
 from relay.errors import ApiError, unauthorized
 
 
@@ -99,25 +101,20 @@ class Logins:
         """A session for a device of the account that has not logged out. ApiError 401 for any other."""
         entropy = self._context.rng.token(SESSION_ENTROPY)
 
-        def work(c: Connection) -> Tokens:
-            row = c.execute(
-                select(devices.c.logged_out, accounts.c.suspended)
-                .join_from(devices, accounts, devices.c.account_id == accounts.c.account_id)
-                .where(devices.c.account_id == account_id, devices.c.device_id == device_id)
-            ).one_or_none()
-            if row is None or row.logged_out or row.suspended:
-                raise unauthorized()
-            return open_session(c, account_id, device_id, now, entropy)
+        def work(c: Connection) -> Tokens | None:
+            row = c.execute(select(accounts.c.suspended).where(accounts.c.account_id == account_id)).one_or_none()
+            if row is None or row.suspended:
+                return None
+            return open_session_by_key(c, account_id, device_id, now, entropy)
 
-        return Opened(account_id, await self._context.database.write(work))
+        return Opened(account_id, _granted(await self._context.database.write(work)))
 
     async def refresh(self, token: bytes, device_id: bytes, now: int) -> Tokens:
         """New tokens for the newest refresh token of this device; any other ends its session. ApiError 401."""
         entropy = self._context.rng.token(SESSION_ENTROPY)
-        tokens = await self._context.database.write(lambda c: refresh_session(c, token, device_id, now, entropy))
-        if tokens is None:
-            raise unauthorized()
-        return tokens
+        return _granted(
+            await self._context.database.write(lambda c: refresh_session(c, token, device_id, now, entropy))
+        )
 
     async def log_out(self, account_id: bytes, device_id: bytes) -> None:
         """End the device's session; its next one needs the password."""
@@ -140,10 +137,8 @@ class Logins:
 
         def work(c: Connection) -> None:
             known = c.execute(select(accounts.c.account_id).where(accounts.c.email == address)).first()
-            c.execute(delete(resets).filter_by(**place))
             code_hash = context.secrets.code_hash(code, *place.values())
-            values = {"code_hash": code_hash, "tries_left": CODE_TRIES, "expires": origin.now + CODE_LIFETIME_S}
-            c.execute(insert(resets).values(**place, **values))
+            put(c, resets, **place, code_hash=code_hash, tries_left=CODE_TRIES, expires=origin.now + CODE_LIFETIME_S)
             context.outbox.queue(c, letter if known else replace(letter, to=NOBODY), origin.now, nonce)
 
         await context.database.write(work)
@@ -201,7 +196,6 @@ class Logins:
         c.execute(update(accounts).where(accounts.c.account_id == account_id).values(verifier=verifier))
         end_all_sessions(c, account_id)
         c.execute(delete(resets).where(resets.c.address_hash == self._context.secrets.pseudonym("reset", address)))
-        forgive(c, self._context.secrets.pseudonym("guess", address, b""))
         self._context.outbox.queue(c, letters.password_changed(address), now, nonce)
 
 
@@ -209,6 +203,12 @@ _JOIN = (
     "the password is right and this device is not in the account: pair it with a device that is (`p2psync pair`), or "
     "use the recovery key"
 )
+
+
+def _granted(tokens: Tokens | None) -> Tokens:
+    if tokens is None:
+        raise unauthorized()
+    return tokens
 
 
 def _suspended() -> ApiError:

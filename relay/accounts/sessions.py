@@ -13,9 +13,10 @@ import hmac
 from dataclasses import dataclass
 from typing import Final
 
-from sqlalchemy import ColumnElement, Connection, delete, insert, select, update
+from sqlalchemy import ColumnElement, Connection, delete, select, update
 
 from relay.accounts.tables import accounts, devices, sessions
+from relay.db.upsert import put
 
 ACCOUNT_ID_SIZE: Final = 16
 SECRET_SIZE: Final = 32
@@ -40,12 +41,30 @@ class Tokens:
         return f"Tokens(expires={self.access_expires})"
 
 
-def open_session(c: Connection, account_id: bytes, device_id: bytes, now: int, entropy: bytes) -> Tokens:
-    """A new session of a device of this account; one it had ends. The caller has checked that it may have one."""
-    c.execute(delete(sessions).where(_is(account_id, device_id)))
+def open_session(c: Connection, account_id: bytes, device_id: bytes, now: int, entropy: bytes) -> Tokens | None:
+    """A new session of a device of this account; one it had ends, and that it had logged out is over.
+
+    The caller has checked that it may have one. None when the device is not in the account (any more).
+    """
+    return _open(c, account_id, device_id, now, entropy, logged_out=False)
+
+
+def open_session_by_key(c: Connection, account_id: bytes, device_id: bytes, now: int, entropy: bytes) -> Tokens | None:
+    """As `open_session`, for a device that has shown nothing but its key: None also when it has logged out."""
+    return _open(c, account_id, device_id, now, entropy)
+
+
+def _open(
+    c: Connection, account_id: bytes, device_id: bytes, now: int, entropy: bytes, **values: bool
+) -> Tokens | None:
+    # Holds the device's row, so that nobody removes it before the session stands.
+    allowed = _is_device(account_id, device_id)
+    if not values:
+        allowed &= devices.c.logged_out.is_(False)
+    if c.execute(update(devices).where(allowed).values(seen=now, **values)).rowcount != 1:
+        return None
     tokens, row = _issue(account_id, now, entropy)
-    c.execute(insert(sessions).values(account_id=account_id, device_id=device_id, **row))
-    c.execute(update(devices).where(_is_device(account_id, device_id)).values(seen=now, logged_out=False))
+    put(c, sessions, account_id=account_id, device_id=device_id, **row)
     return tokens
 
 
@@ -108,11 +127,11 @@ def forget_expired(c: Connection, now: int) -> int:
     return c.execute(delete(sessions).where(sessions.c.refresh_expires <= now)).rowcount
 
 
-def _issue(account_id: bytes, now: int, entropy: bytes) -> tuple[Tokens, dict[str, object]]:
+def _issue(account_id: bytes, now: int, entropy: bytes) -> tuple[Tokens, dict[str, bytes | int]]:
     assert len(entropy) == SESSION_ENTROPY
     access, refresh = entropy[:SECRET_SIZE], entropy[SECRET_SIZE:]
     tokens = Tokens(account_id + access, account_id + refresh, now + ACCESS_LIFETIME_S, now + REFRESH_LIFETIME_S)
-    row: dict[str, object] = {
+    row: dict[str, bytes | int] = {
         "access_hash": _hash(access),
         "access_expires": tokens.access_expires,
         "refresh_hash": _hash(refresh),

@@ -11,7 +11,7 @@ import hmac
 from dataclasses import dataclass, replace
 from typing import Final
 
-from sqlalchemy import Connection, delete, insert, or_, select, update
+from sqlalchemy import Connection, delete, or_, select, update
 
 from p2psync.membership.sigchain import Genesis, decode_chain_link
 from relay.accounts import letters
@@ -31,7 +31,7 @@ from relay.accounts.throttle import (
     forgive,
     take_back,
 )
-from relay.db.upsert import insert_if_missing
+from relay.db.upsert import insert_if_missing, put
 from relay.errors import ApiError, unauthorized
 from relay.ports import Mail
 
@@ -76,17 +76,16 @@ class SignUps:
 
         def work(c: Connection) -> None:
             mail = self._letter(c, address, link.account_id, code)
-            c.execute(delete(signups).where(signups.c.account_id == link.account_id))
-            c.execute(
-                insert(signups).values(
-                    account_id=link.account_id,
-                    email=address,
-                    verifier=verifier,
-                    genesis=link.encoded,
-                    code_hash=context.secrets.code_hash(code, link.account_id),
-                    tries_left=CODE_TRIES,
-                    expires=origin.now + CODE_LIFETIME_S,
-                )
+            put(
+                c,
+                signups,
+                account_id=link.account_id,
+                email=address,
+                verifier=verifier,
+                genesis=link.encoded,
+                code_hash=context.secrets.code_hash(code, link.account_id),
+                tries_left=CODE_TRIES,
+                expires=origin.now + CODE_LIFETIME_S,
             )
             context.outbox.queue(c, mail, origin.now, nonce)
 

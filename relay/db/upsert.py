@@ -10,5 +10,17 @@ from sqlalchemy.dialects import postgresql, sqlite
 
 def insert_if_missing(c: Connection, table: Table, **values: Any) -> bool:
     """Insert a row unless one with its primary key, or another unique value of it, exists. Whether it was inserted."""
-    dialect = postgresql if c.dialect.name == "postgresql" else sqlite
-    return c.execute(dialect.insert(table).values(**values).on_conflict_do_nothing()).rowcount == 1
+    return c.execute(_insert(c, table, values).on_conflict_do_nothing()).rowcount == 1
+
+
+def put(c: Connection, table: Table, **values: Any) -> None:
+    """Insert a row, or give the one with its primary key these values."""
+    key = [column.name for column in table.primary_key]
+    rest = {name: value for name, value in values.items() if name not in key}
+    c.execute(_insert(c, table, values).on_conflict_do_update(index_elements=key, set_=rest))
+
+
+def _insert(c: Connection, table: Table, values: dict[str, Any]) -> postgresql.Insert | sqlite.Insert:
+    if c.dialect.name == "postgresql":
+        return postgresql.insert(table).values(**values)
+    return sqlite.insert(table).values(**values)

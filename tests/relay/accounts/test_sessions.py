@@ -36,7 +36,9 @@ def entropy(number: int) -> bytes:
 
 
 def opened(c: Connection, number: int = 1, device: bytes = DEVICE) -> Tokens:
-    return sessions.open_session(c, ACCOUNT, device, NOW, entropy(number))
+    tokens = sessions.open_session(c, ACCOUNT, device, NOW, entropy(number))
+    assert tokens is not None
+    return tokens
 
 
 def live(c: Connection, tokens: Tokens, device: bytes = DEVICE, now: int = NOW) -> bool:
@@ -114,3 +116,12 @@ def test_logging_out_is_remembered(c: Connection) -> None:
     assert not live(c, tokens)
     logged_out = dict(c.execute(select(devices.c.device_id, devices.c.logged_out)).all())
     assert logged_out == {DEVICE: True, OTHER: False}
+    assert sessions.open_session_by_key(c, ACCOUNT, DEVICE, NOW, entropy(2)) is None
+    assert sessions.open_session_by_key(c, ACCOUNT, OTHER, NOW, entropy(2)) is not None
+    opened(c, 3)
+    assert sessions.open_session_by_key(c, ACCOUNT, DEVICE, NOW, entropy(4)) is not None
+
+
+def test_a_device_that_is_not_in_the_account_gets_none(c: Connection) -> None:
+    assert sessions.open_session(c, ACCOUNT, b"x" * 32, NOW, entropy(1)) is None
+    assert sessions.open_session(c, b"x" * 16, DEVICE, NOW, entropy(1)) is None

@@ -1,0 +1,233 @@
+"""The account of bytes that somebody pays for: what is stored, and what is promised to uploads under way.
+
+Whatever is stored is counted in the transaction that stores it. An upload, whose bytes lie elsewhere than in the
+database, first reserves its size; it then commits, which only the holder of a live reservation can, or its reservation
+is released or expires. One conditional `UPDATE` decides whether there is room, so that any number of uploads at once
+stay within the limit together.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Final, Protocol
+
+from sqlalchemy import (
+    BigInteger,
+    CheckConstraint,
+    Column,
+    ColumnElement,
+    Connection,
+    LargeBinary,
+    Table,
+    case,
+    delete,
+    func,
+    insert,
+    select,
+    true,
+    update,
+)
+
+from relay.accounts.plans import Limits
+from relay.db.metadata import metadata
+from relay.db.upsert import insert_if_missing
+from relay.errors import ApiError
+
+RESERVATION_ID_SIZE: Final = 16
+EXPIRY_BATCH: Final = 500
+"""Reservations that one transaction ends."""
+
+account_usage = Table(
+    "account_usage",
+    metadata,
+    Column("account_id", LargeBinary(16), primary_key=True),
+    Column("used", BigInteger, CheckConstraint("used >= 0", name="used"), nullable=False),
+    Column("reserved", BigInteger, CheckConstraint("reserved >= 0", name="reserved"), nullable=False),
+    comment="bytes in all folders that the account owns; no row: none",
+)
+
+reservations = Table(
+    "reservations",
+    metadata,
+    Column("account_id", LargeBinary(16), primary_key=True),
+    Column("reservation_id", LargeBinary(RESERVATION_ID_SIZE), primary_key=True),
+    Column("size", BigInteger, nullable=False),
+    Column("expires", BigInteger, nullable=False, index=True),
+)
+
+
+@dataclass(frozen=True, slots=True)
+class Usage:
+    """Bytes of one account."""
+
+    used: int
+    reserved: int
+
+
+@dataclass(frozen=True, slots=True)
+class Correction:
+    """What a recount found and put right."""
+
+    account_id: bytes
+    before: Usage
+    after: Usage
+
+
+class Allowances(Protocol):
+    """What accounts may use (`relay.accounts.plans.Plans`)."""
+
+    def limits(self, c: Connection, account_id: bytes) -> Limits:
+        """The limits of an account; all zero when there is no such account."""
+        ...
+
+
+class Ledger:
+    """Every method works in the caller's transaction and is undone with it."""
+
+    def __init__(self, allowances: Allowances) -> None:
+        self._allowances = allowances
+
+    # ── uploads ─────────────────────────────────────────────────────────────────────────────────────────────────────
+    def reserve(
+        self, c: Connection, account_id: bytes, reservation_id: bytes, size: int, *, expires: int, now: int
+    ) -> None:
+        """Keep room for `size` bytes until `expires` (seconds since the epoch); `reservation_id` is 16 random bytes.
+
+        Raises:
+            ApiError: 507 `over-quota` when the account's plan has no room for them.
+        """
+        self._take(c, account_id, size, account_usage.c.reserved, now)
+        values = {"account_id": account_id, "reservation_id": reservation_id, "size": size, "expires": expires}
+        c.execute(insert(reservations).values(**values))
+
+    def commit(self, c: Connection, account_id: bytes, reservation_id: bytes) -> bool:
+        """What was reserved is stored now. False when there is no such reservation (any more): store nothing then."""
+        size = self._end(c, account_id, reservation_id)
+        if size is None:
+            return False
+        _add(c, account_id, used=size, reserved=-size)
+        return True
+
+    def release(self, c: Connection, account_id: bytes, reservation_id: bytes) -> bool:
+        """What was reserved will not be stored. False when there is no such reservation (any more)."""
+        size = self._end(c, account_id, reservation_id)
+        if size is None:
+            return False
+        _add(c, account_id, reserved=-size)
+        return True
+
+    def live(self, c: Connection, reservation_ids: list[bytes]) -> set[bytes]:
+        """Which of these reservations exist, whoever has them."""
+        statement = select(reservations.c.reservation_id).where(reservations.c.reservation_id.in_(reservation_ids))
+        return set(c.execute(statement).scalars())
+
+    def expire(self, c: Connection, now: int) -> int:
+        """Release reservations whose time is over, at most `EXPIRY_BATCH`; returns how many."""
+        return self._expire(c, now, true())
+
+    # ── what is in the database itself ──────────────────────────────────────────────────────────────────────────────
+    def charge(self, c: Connection, account_id: bytes, size: int, now: int) -> None:
+        """Count bytes that this transaction stores. ApiError 507 `over-quota` when there is no room for them."""
+        self._take(c, account_id, size, account_usage.c.used, now)
+
+    def refund(self, c: Connection, account_id: bytes, size: int, now: int) -> None:
+        """Bytes that are stored no longer."""
+        _add(c, account_id, used=-size)
+
+    # ── looking after it ────────────────────────────────────────────────────────────────────────────────────────────
+    def usage(self, c: Connection, account_id: bytes) -> Usage:
+        """What an account uses now."""
+        row = c.execute(select(account_usage).where(_is(account_id))).one_or_none()
+        return Usage(row.used, row.reserved) if row else Usage(0, 0)
+
+    def forget(self, c: Connection, account_id: bytes) -> None:
+        """Delete the account's figures, after its folders; an upload under way can no longer commit."""
+        c.execute(delete(reservations).where(reservations.c.account_id == account_id))
+        c.execute(delete(account_usage).where(_is(account_id)))
+
+    def recount(self, c: Connection, account_id: bytes, used: int) -> Correction | None:
+        """Put the figures right, where `used` is what is truly stored, read in this transaction; None: they were right.
+
+        The caller has locked the account by `lock` before it counted.
+        """
+        before = self.usage(c, account_id)
+        total = select(func.coalesce(func.sum(reservations.c.size), 0)).where(reservations.c.account_id == account_id)
+        after = Usage(used, int(c.execute(total).scalar_one()))
+        if before == after:
+            return None
+        c.execute(update(account_usage).where(_is(account_id)).values(used=after.used, reserved=after.reserved))
+        return Correction(account_id, before, after)
+
+    def lock(self, c: Connection, account_id: bytes) -> None:
+        """Let nobody else count for this account before the transaction ends."""
+        insert_if_missing(c, account_usage, account_id=account_id, used=0, reserved=0)
+        c.execute(select(account_usage.c.used).where(_is(account_id)).with_for_update())
+
+    def _take(self, c: Connection, account_id: bytes, size: int, column: Column[int], now: int) -> None:
+        assert size >= 0
+        limits = self._allowances.limits(c, account_id)
+        statement = (
+            update(account_usage)
+            .where(_is(account_id), account_usage.c.used + account_usage.c.reserved + size <= limits.bytes)
+            .values({column: column + size})
+        )
+        if c.execute(statement).rowcount:
+            return
+        if size <= limits.bytes:
+            # There may have been no row yet, or what is in the way is promised to uploads that were given up.
+            insert_if_missing(c, account_usage, account_id=account_id, used=0, reserved=0)
+            self._expire(c, now, reservations.c.account_id == account_id)
+            if c.execute(statement).rowcount:
+                return
+        raise over_quota(self.usage(c, account_id), limits, size)
+
+    def _expire(self, c: Connection, now: int, whose: ColumnElement[bool]) -> int:
+        # In one order of accounts, so that two of these cannot wait for each other.
+        due = c.execute(
+            select(reservations.c.account_id, reservations.c.reservation_id)
+            .where(reservations.c.expires <= now, whose)
+            .order_by(reservations.c.account_id, reservations.c.reservation_id)
+            .limit(EXPIRY_BATCH)
+        ).all()
+        return sum(self.release(c, row.account_id, row.reservation_id) for row in due)
+
+    def _end(self, c: Connection, account_id: bytes, reservation_id: bytes) -> int | None:
+        statement = (
+            delete(reservations)
+            .where(reservations.c.account_id == account_id, reservations.c.reservation_id == reservation_id)
+            .returning(reservations.c.size)
+        )
+        return c.execute(statement).scalar_one_or_none()
+
+
+def over_quota(usage: Usage, limits: Limits, asked: int) -> ApiError:
+    """The refusal of bytes that the account's plan has no room for, with the figures."""
+    return ApiError(
+        507,
+        "over-quota",
+        f"{asked} bytes do not fit: the plan has {limits.bytes}, of which {usage.used + usage.reserved} are taken; "
+        "remove something or choose another plan",
+        used=usage.used,
+        reserved=usage.reserved,
+        limit=limits.bytes,
+        asked=asked,
+        plan=limits.plan,
+    )
+
+
+def _add(c: Connection, account_id: bytes, *, used: int = 0, reserved: int = 0) -> None:
+    table = account_usage.c
+    c.execute(
+        update(account_usage)
+        .where(_is(account_id))
+        .values(used=_not_below_zero(table.used + used), reserved=_not_below_zero(table.reserved + reserved))
+    )
+
+
+def _not_below_zero(figure: ColumnElement[int]) -> ColumnElement[int]:
+    """A figure that was wrong before must not keep anything from being deleted; the check of the store finds it."""
+    return case((figure < 0, 0), else_=figure)
+
+
+def _is(account_id: bytes) -> ColumnElement[bool]:
+    return account_usage.c.account_id == account_id
