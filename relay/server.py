@@ -129,17 +129,28 @@ class Server:
 
 
 class Http(TCPServer):
-    """hypercorn's connection, which tells its stream when a request is awaited."""
+    """hypercorn's connection, which tells its stream when a request is awaited and ends when its client has left."""
 
     def __init__(self, app: Any, configuration: Any, context: Any, state: Any, stream: HttpConnection) -> None:
         super().__init__(app, configuration, context, state, cast("Any", stream))
         self._connection = stream
+        self._client_left = False
 
     async def protocol_send(self, event: Event) -> None:
         """As the base; takes note of where one request ends and the next is awaited."""
         if isinstance(event, Updated):
             self._connection.await_request(awaited=event.idle)
+            if self._client_left:
+                return
         await super().protocol_send(event)
+
+    async def _read_data(self) -> None:
+        try:
+            await super()._read_data()
+        finally:
+            # The base would go on waiting for the next request until its time is up.
+            self._client_left = True
+            await self.idle_task.stop()
 
 
 class HttpConnection:

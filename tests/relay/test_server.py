@@ -27,6 +27,7 @@ from relay.tls import FORWARD_ALPN, Certificate, find_certificate, make_context
 from tests.relay.stack import Stack
 
 MIB = 1 << 20
+DOWNLOAD = 20 * MIB
 
 
 class Size(msgspec.Struct):
@@ -38,7 +39,7 @@ async def upload(call: Call) -> Size:
 
 
 async def download(_call: Call) -> Response:
-    return Response(bytes(64 * MIB), media_type="application/octet-stream")
+    return Response(bytes(DOWNLOAD), media_type="application/octet-stream")
 
 
 async def events(_call: Call) -> StreamingResponse:
@@ -124,7 +125,7 @@ async def test_requests_over_both_versions_of_http(running: Run, http2: bool) ->
         answer = await client.put("/upload", content=bytes(5 * MIB))
         assert (answer.json(), answer.http_version) == ({"size": 5 * MIB}, "HTTP/2" if http2 else "HTTP/1.1")
         assert (await client.put("/upload", content=bytes(9 * MIB))).status_code == 413
-        assert len((await client.get("/download")).content) == 64 * MIB
+        assert len((await client.get("/download")).content) == DOWNLOAD
 
 
 async def test_websockets(running: Run) -> None:
@@ -201,7 +202,8 @@ async def test_who_never_speaks_or_never_shakes_hands_is_dropped(running: Run) -
         idle = await relay.connect()
         assert await drained(silent) == b""
         assert await drained(idle) == b""
-        assert relay.server.gate.open == 0
+        while relay.server.gate.open:
+            await trio.sleep(0.01)
 
 
 async def test_who_takes_nothing_of_an_answer_is_dropped(running: Run) -> None:
@@ -212,7 +214,7 @@ async def test_who_takes_nothing_of_an_answer_is_dropped(running: Run) -> None:
             await trio.sleep(0.01)
         while relay.server.gate.open:
             await trio.sleep(0.05)
-        assert len(await drained(stream)) < 64 * MIB
+        assert len(await drained(stream)) < DOWNLOAD
 
 
 async def test_a_head_has_a_limit(running: Run) -> None:
@@ -223,6 +225,16 @@ async def test_a_head_has_a_limit(running: Run) -> None:
         async with relay.http(http2=True) as client:
             with pytest.raises(httpx2.TransportError):
                 assert (await client.get("/upload", headers={"x": "x" * 4 * MAX_HEAD})).status_code == 431
+
+
+async def test_a_connection_is_over_once_its_client_has_left(running: Run) -> None:
+    async with running(idle_timeout_s=600) as relay:
+        async with relay.http() as client:
+            await client.get("/nowhere")
+            assert relay.server.gate.open == 1
+        await (await relay.connect()).aclose()
+        while relay.server.gate.open:
+            await trio.sleep(0.01)
 
 
 async def test_connections_are_limited_by_address(running: Run) -> None:
