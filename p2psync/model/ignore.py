@@ -58,8 +58,15 @@ MAX_STARS = 3
 _SET = re.compile(r"\[[!^]?\]?(?:\\.|[^\]\\])*?(?:\[|--|&&|~~|\|\|)")
 """Sets that gitignore, pathspec and Python's expressions read differently (POSIX classes, set operations)."""
 
+# As pathspec writes them; a slash cannot stand in a set, so that `[^/]` is always its own.
+_STAR = r"\[\^/\]\*"
+_WILD = re.compile(r"(\\.|\[\^/\])|(\[\^?\]?[^\]]*\])", re.DOTALL)
+_ONE = r"(?:\\.|\(\?!/\)\[\^?\]?[^\]]*\]|\[\^/\](?!\*)|[^\\\[\]/()*+?|^$.])"
+_INNER = re.compile(f"(?:{_STAR})+({_ONE}+)(?={_STAR})", re.DOTALL)
+
 _CACHE = 1 << 16
 _ANYWHERE = "^(?:.+/)?"
+_BETWEEN = "(?:/.+)?"
 
 
 @dataclass(frozen=True, slots=True)
@@ -178,7 +185,29 @@ def _rule(line: str) -> _Rule:
     by_name = "/" not in bare.rstrip("/")
     if by_name:
         expression = expression.removeprefix(_ANYWHERE)
+    expression = _tamed(expression)
     return _Rule(pattern.include, by_name, expression, re.compile(expression, re.DOTALL))
+
+
+def _tamed(expression: str) -> str:
+    """The same, but that sets match no slash either, as in git, and that nothing is tried in vain.
+
+    What stands between two stars of a component, or between two `**` of a path, needs to be tried at its first place
+    only: all combinations of places would let one line make every scan crawl.
+    """
+    expression = _WILD.sub(lambda m: m[0] if m[1] else f"(?!/){m[2]}", expression)
+    expression = _INNER.sub(r"(?:(?!\1)[^/])*\1", expression)
+    first, *inner = expression.split(_BETWEEN)
+    if not inner:
+        return expression
+    last = inner.pop()
+    if first.startswith(_ANYWHERE):
+        first = "^" + _first_place(first.removeprefix(_ANYWHERE))
+    return "".join((first, *(f"/{_first_place(part[1:])}" for part in inner), _BETWEEN, last))
+
+
+def _first_place(components: str) -> str:
+    return f"(?:(?!{components}/)[^/]+/)*{components}"
 
 
 def _union(expressions: Iterable[str]) -> re.Pattern[str]:

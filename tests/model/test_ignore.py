@@ -80,6 +80,26 @@ def test_any_bytes_are_an_ignore_file(text: bytes) -> None:
         matcher.ignored(path, False)
 
 
+@pytest.mark.parametrize(
+    "line", [b"*a*a*ac", b"**/*a*[ab]*a/**/*?*a*ac", b"*a*a*a/*a*a*ac", b"**/a*/**/a*/**/*a*b", b"**/a/a/**/*a/**/ac"]
+)
+def test_a_pattern_of_many_stars_is_not_slow(line: bytes) -> None:
+    matcher = IgnoreMatcher(line)
+    assert not matcher.errors
+    for path in (b"a" * 254 + b"d", b"/".join([b"a" * 254] * 15) + b"/d", b"/".join([b"a" * 30] * 120) + b"/d"):
+        began = time.process_time()
+        assert not matcher.ignored(path, False)
+        assert time.process_time() - began < 0.1
+
+
+def test_a_set_matches_no_slash() -> None:
+    matcher = IgnoreMatcher(b"p/x[!b]c\np/x[+-0]d\n")
+    assert not matcher.ignored(b"p/x/c", False)
+    assert not matcher.ignored(b"p/x/d", False)
+    assert matcher.ignored(b"p/x.c", False)
+    assert matcher.ignored(b"p/x.d", False)
+
+
 def test_a_scan_is_not_dominated_by_it() -> None:
     matcher = IgnoreMatcher(b"node_modules/\n*.pyc\n__pycache__/\n/dist\n*.log\n!keep.log\n")
     paths = [b"dir%03d/sub%02d/some-file-name-%d.txt" % (i % 100, i % 17, i) for i in range(20_000)]
@@ -88,12 +108,12 @@ def test_a_scan_is_not_dominated_by_it() -> None:
     assert time.perf_counter() - begin < 1.0
 
 
-piece = st.sampled_from(["a", "b", "*", "?", "a*", "*b", "[ab]", "**"])
+piece = st.sampled_from(["a", "b", "*", "?", "a*", "*b", "[ab]", "**", "*a*", "*?*b", "a[!b]*", "*[!a]b*", "[]a]*[b]*"])
 pattern = st.builds(
     lambda bang, lead, parts, tail: bang + lead + "/".join(parts) + tail,
     st.sampled_from(["", "", "!"]),
     st.sampled_from(["", "/"]),
-    st.lists(piece, min_size=1, max_size=3),
+    st.lists(piece, min_size=1, max_size=5),
     st.sampled_from(["", "/"]),
 )
 FILES = [f"{x}{y}" for x in ("", "a/", "b/", "ab/", "a/b/", "b/a/b/") for y in ("f", "af", "fb", "c")]
