@@ -149,6 +149,10 @@ def observe(
     if synced is not None and synced.identity == disk.identity and not (synced.diverged and may_write):
         return _same_content(path, disk, synced, siblings, may_write=may_write, look_up=look_up)
     wanted = winner(siblings) if siblings else None
+    made_room = synced is not None and synced.kind is Kind.DIRECTORY and not synced.absent and len(siblings) > 1
+    if made_room and disk.kind is not Kind.DIRECTORY and may_write:
+        # What had lost its name to a directory is put back: who has seen it lose must hear of that (see `resolve`).
+        return _edit(path, disk, _base(synced, siblings, disk.identity, look_up))
     if wanted is not None and (
         wanted.identity == disk.identity or (synced is None and any(s.identity == disk.identity for s in siblings))
     ):

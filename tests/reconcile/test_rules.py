@@ -289,6 +289,23 @@ def test_a_directory_becomes_a_file_after_what_was_below_is_gone() -> None:
     assert [(type(s), s.path) for s in b.plan()] == [(Remove, DX), (Replace, D)]
 
 
+@pytest.mark.parametrize("kind", [Kind.FILE, Kind.SYMLINK])
+def test_what_made_room_for_entries_below_can_be_put_back(kind: Kind) -> None:
+    world, a, b = two()
+    c = Device(world, 3)
+    a.user_write(D, Kind.DIRECTORY, b"", 0)
+    until_quiet([a, b, c])
+    a.user_write(D, kind, b"mine", 0)
+    b.user_delete(D)
+    c.user_write(DX, Kind.FILE, b"below", 0)
+    until_quiet([a, b, c])
+    (copy,) = (path for path in b.disk if path not in {D, DX})
+    b.user_rename(copy, D)
+    until_quiet([a, b, c])
+    for device in (a, b, c):
+        assert {path: node.text for path, node in device.disk.items()} == {D: b"mine"}
+
+
 def test_missing_parents_are_implied_and_files_in_the_way_hold() -> None:
     _, a, b = both_have(b"1", DX)
     record = a.records[DX][0]
