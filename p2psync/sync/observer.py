@@ -22,7 +22,7 @@ from p2psync.membership.batches import sign_batch
 from p2psync.model.entries import Synced
 from p2psync.model.ignore import IGNORE_FILE
 from p2psync.model.manifest import INLINE_CHUNKS, decode_manifest
-from p2psync.model.paths import ROOT, RelPath, display, path_key
+from p2psync.model.paths import RelPath, display, path_key
 from p2psync.model.records import CONFIRMED, MAX_BATCH, FileRecord
 from p2psync.ports import Kind
 from p2psync.reconcile.conflicts import LookUp
@@ -43,6 +43,7 @@ from p2psync.reconcile.resolve import resolution
 from p2psync.sync.context import FolderContext
 from p2psync.sync.hints import HintInbox
 from p2psync.sync.pulse import Pulse
+from p2psync.sync.synced_tree import SyncedTree
 from p2psync.workspace import chunker
 from p2psync.workspace.scanner import MOVING, Batch, Finding, ScanProblem, Why, examine, scan
 
@@ -167,7 +168,9 @@ class Observer:
         try:
             context = self._context
             await context.world.offload.run(context.ignores_changed)
-            found = await self._observe(scan(context.root, _View(context), context.ignore.ignored), full=True)
+            found = await self._observe(
+                scan(context.root, SyncedTree(context.index), context.ignore.ignored), full=True
+            )
         finally:
             self._busy = False
             self._context.progress.scanning -= 1
@@ -183,7 +186,7 @@ class Observer:
     async def _look(self, paths: Sequence[bytes]) -> None:
         self._busy = True
         try:
-            context, view = self._context, _View(self._context)
+            context, view = self._context, SyncedTree(self._context.index)
             # First of all: what came together with a new ignore file must not slip out before that is read.
             await context.world.offload.run(context.ignores_changed)
             found = await self._observe(examine(context.root, view, context.ignore.ignored, paths), full=False)
@@ -254,7 +257,12 @@ class Observer:
         def read() -> tuple[list[tuple[Finding, DiskState | None]], list[bytes]]:
             done: list[tuple[Finding, DiskState | None]] = []
             unsettled: list[bytes] = []
+            tree = SyncedTree(context.index)
             for finding in group:
+                if (above := tree.file_above(finding.path)) is not None:
+                    # It could not be read when it had become a directory: what is in it waits for it.
+                    found.retry += [above, finding.path]
+                    continue
                 try:
                     world = context.world
                     state = chunker.observe(
@@ -429,21 +437,6 @@ class Observer:
         attempts = self._attempts.get(path, 0)
         self._attempts[path] = attempts + 1
         self.inbox.defer(path, min(RETRY_LIMIT, RETRY_FIRST * 2 ** min(attempts, 10)))
-
-
-class _View:
-    """The synced tree as the scanner reads it: one short read transaction per directory."""
-
-    def __init__(self, context: FolderContext) -> None:
-        self._index = context.index
-
-    def children(self, directory: bytes) -> list[Synced]:
-        with self._index.read() as reader:
-            return list(reader.children(RelPath(directory)))
-
-    def entry(self, path: bytes) -> Synced | None:
-        with self._index.read() as reader:
-            return reader.synced(RelPath(path)) if path != ROOT else None
 
 
 def _groups(findings: Sequence[Finding]) -> Iterator[list[Finding]]:

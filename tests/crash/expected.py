@@ -37,11 +37,8 @@ class Expected:
         # A new time is a new version too, though nobody sees it in the tree.
         self._touched[step.side].update(_top(path) for path in changes or ([b"a"] if step.action == "touch" else []))
 
-    def differences(self, tree: Tree, *, disk_failed: bool) -> list[Violation]:
-        """I1, I5: where the final tree is not what came of the steps: something is lost, back, or made up.
-
-        A disk that failed while it was looked at may have cost a conflict copy: nothing is lost by it.
-        """
+    def differences(self, tree: Tree) -> list[Violation]:
+        """I1, I5: where the final tree is not what came of the steps: something is lost, back, or made up."""
         if not self._decided or (self._concurrent and self._settled):
             return []
         here, there = (self._apply(self._sides[side]) for side in (HERE, THERE))
@@ -50,7 +47,7 @@ class Expected:
         for top in sorted({_top(path) for path in [*here, *there, *tree, *self._base]} - contested):
             theirs = _below(there if top in self._touched[THERE] else here, top)
             shown = _below(tree, top)
-            if (contested or disk_failed) and not theirs and parse_conflict_name(top) is not None:
+            if contested and not theirs and parse_conflict_name(top) is not None:
                 continue
             for path in sorted(theirs.keys() | shown.keys()):
                 if theirs.get(path) != shown.get(path):

@@ -42,11 +42,6 @@ class Strike:
     point: int
     mode: Mode
 
-    @property
-    def kills(self) -> bool:
-        """Whether the node does not survive it."""
-        return self.mode not in ("EIO", "ENOSPC")
-
 
 @dataclass(slots=True)
 class Verdict:
@@ -193,8 +188,7 @@ class Run:
         whole = {name: tree(host.top) for name, host in pair.hosts.items()}
         self.violations += [*pair.oracle.convergence(trees), *pair.oracle.losses(whole, history)]
         self.violations += [*pair.oracle.strangers(whole), *pair.oracle.leftovers(left), *pair.log.violations]
-        disk_failed = self.strike is not None and not self.strike.kills
-        self.violations += self.expected.differences(trees[OTHER], disk_failed=disk_failed)
+        self.violations += self.expected.differences(trees[OTHER])
         self.violations += self.expected.unkept(trees[STRUCK], history[STRUCK])
         roots = []
         for host in pair.hosts.values():

@@ -12,7 +12,7 @@ from p2psync.testing.kv import MemoryDatabase, MemoryStore
 from p2psync.testing.root import SimFile, SimRoot
 from tests.crash.__main__ import agenda
 from tests.crash.explorer import POWER_CUTS, Job, Struck, explore, replay
-from tests.crash.pair import Mode
+from tests.crash.pair import FOLDER, Mode
 from tests.crash.run import Strike
 from tests.crash.workloads import ACTIONS, HERE, THERE, Workload, ones, threes, twos
 
@@ -86,6 +86,15 @@ def test_a_commit_that_fails_after_the_disk_changed_leaves_no_journal() -> None:
     assert {point: replay(workload, Strike(point, "EIO")).violations for point in commits[-4:]} == {
         point: [] for point in commits[-4:]
     }
+
+
+def test_what_is_in_a_new_directory_waits_until_that_is_known_as_one() -> None:
+    """When what had become a directory could not be read, other devices saw a file with something below it."""
+    workload = Workload.parse("L.file-to-dir")
+    operations = replay(workload, None).operations
+    looks = [n for n, operation in enumerate(operations, 1) if operation == ("stat", FOLDER + b"/a")]
+    assert len(looks) == 2
+    assert {point: replay(workload, Strike(point, "EIO")).violations for point in looks} == {n: [] for n in looks}
 
 
 def _kinds(workload: Workload) -> list[str]:

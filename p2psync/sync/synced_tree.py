@@ -1,0 +1,34 @@
+"""The synced tree as scanner and observer read it, in transactions that last no longer than one look."""
+
+from __future__ import annotations
+
+from p2psync.index.index import Index
+from p2psync.model.entries import Synced
+from p2psync.model.paths import ROOT, RelPath, ancestors
+from p2psync.ports import Kind
+
+
+class SyncedTree:
+    """What the index says the disk shows; see `scanner.SyncedView`. Every call blocks."""
+
+    def __init__(self, index: Index) -> None:
+        self._index = index
+
+    def children(self, directory: bytes) -> list[Synced]:
+        """The entries in a directory, in one read transaction."""
+        with self._index.read() as reader:
+            return list(reader.children(RelPath(directory)))
+
+    def entry(self, path: bytes) -> Synced | None:
+        """The entry of a path; the root has none."""
+        with self._index.read() as reader:
+            return reader.synced(RelPath(path)) if path != ROOT else None
+
+    def file_above(self, path: RelPath) -> RelPath | None:
+        """What is recorded above a path and is no directory; the disk shows otherwise, since something is below it."""
+        with self._index.read() as reader:
+            for above in ancestors(path):
+                entry = reader.synced(above)
+                if entry is not None and not entry.absent and entry.kind is not Kind.DIRECTORY:
+                    return above
+        return None
