@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import os
+import re
 import smtplib
 import ssl
 from datetime import UTC, datetime
-from email.errors import HeaderParseError
 from email.headerregistry import Address
 from email.message import EmailMessage
 from email.policy import SMTP
@@ -21,13 +21,15 @@ from relay.ports import Mail, Mailer
 
 TIMEOUT_S: Final = 20
 
+_ADDRESS = re.compile(r"[\w.!#$%&'*+/=?^`{|}~-]+@[A-Za-z0-9.-]+", re.ASCII)
+
 
 def make_mailer(config: MailConfig, directory: Path, clock: Clock, rng: Rng) -> Mailer:
-    """The mailer that the operator configured; `directory` takes the messages where there is no server."""
-    try:
-        letterhead = Letterhead(config.sender, clock, rng)
-    except (ValueError, HeaderParseError):
-        raise ConfigError('mail.sender: write "NAME <NAME@EXAMPLE.ORG>"') from None
+    """The mailer that the operator configured; `directory` takes the messages where there is no server.
+
+    ConfigError when the sender is no address.
+    """
+    letterhead = Letterhead(config.sender, clock, rng)
     if not config.host:
         return OutboxDirectory(directory, letterhead)
     return SmtpMailer(
@@ -41,10 +43,12 @@ def make_mailer(config: MailConfig, directory: Path, clock: Clock, rng: Rng) -> 
 
 
 class Letterhead:
-    """Turns a message into one of RFC 5322."""
+    """Turns a message into one of RFC 5322. ConfigError when `sender` is not "NAME <ADDRESS>" or an address."""
 
     def __init__(self, sender: str, clock: Clock, rng: Rng) -> None:
         name, address = parseaddr(sender)
+        if not sender.isprintable() or not _ADDRESS.fullmatch(address):
+            raise ConfigError('mail.sender: write "NAME <name@example.org>"')
         self.address = address
         self._sender = Address(name, addr_spec=address)
         self._clock = clock

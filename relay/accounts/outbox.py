@@ -5,7 +5,6 @@ from __future__ import annotations
 from typing import Final
 
 import msgspec
-import structlog
 import trio
 from sqlalchemy import Connection, delete, insert, select, update
 
@@ -15,6 +14,7 @@ from relay.accounts.secrets import Secrets
 from relay.accounts.tables import outbox
 from relay.db.database import Database
 from relay.errors import ApiError
+from relay.logs import get_logger
 from relay.ports import Mail, Mailer
 
 BATCH: Final = 16
@@ -27,7 +27,7 @@ POLL_S: Final = 30
 NOBODY: Final = ""
 """The address of a message that is queued only so that an answer takes as long, and then thrown away."""
 
-_log = structlog.get_logger()
+_LOG = get_logger(__name__)
 _decoder = msgspec.msgpack.Decoder(tuple[str, str, str])
 
 
@@ -58,7 +58,7 @@ class Outbox:
             try:
                 more = await self.send_due()
             except ApiError as error:
-                _log.warning("mail: the queue cannot be read", error=str(error))
+                _LOG.warning("mail: the queue cannot be read", error=str(error))
                 more = False
             if not more:
                 with trio.move_on_after(POLL_S):
@@ -78,15 +78,15 @@ class Outbox:
             if mail.to != NOBODY:
                 await self._offload.run(lambda: self._mailer.send(mail))
         except IntegrityError as error:
-            _log.warning("mail: a message is lost", error=str(error))
+            _LOG.warning("mail: a message is lost", error=str(error))
         except OSError as error:
             now = self._now()
             if now - queued < GIVE_UP_S:
                 due = now + min(FIRST_PAUSE_S << min(failures, 16), LONGEST_PAUSE_S)
-                _log.warning("mail: not sent, trying again later", target=self._mailer.target, error=_reason(error))
+                _LOG.warning("mail: not sent, trying again later", target=self._mailer.target, error=_reason(error))
                 await self._database.write(lambda c: _put_off(c, mail_id, failures + 1, due))
                 return
-            _log.error("mail: not sent, given up", target=self._mailer.target, error=_reason(error))
+            _LOG.error("mail: not sent, given up", target=self._mailer.target, error=_reason(error))
         await self._database.write(lambda c: c.execute(delete(outbox).where(outbox.c.mail_id == mail_id)))
 
     def _now(self) -> int:
