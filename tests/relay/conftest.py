@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Iterator
 from pathlib import Path
 
 import msgspec
+import psycopg
 import pytest
 
 from p2psync.testing.world import SimRng
@@ -15,14 +17,63 @@ from relay.config import Config
 from relay.db.database import IN_MEMORY, Database, database_from_url
 from relay.db.metadata import metadata
 from relay.services import Ports, build_services
+from tests.relay.engines import S3, postgresql, seaweedfs
 from tests.relay.process import RelayProcess
 from tests.relay.stack import CHEAP, Inline, ManualClock, MemoryMailer, MemorySessions, Stack
 
+SQLITE, POSTGRESQL = "sqlite", "postgresql"
+_NUMBERS = itertools.count(1)
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """Leave out what needs a real PostgreSQL or S3 store, unless `--engines` asks for only that."""
+    wanted = config.getoption("--engines")
+    here = Path(__file__).parent
+    chosen = [item for item in items if here not in item.path.parents or _needs_engine(item) == wanted]
+    if len(chosen) < len(items):
+        config.hook.pytest_deselected(items=[item for item in items if item not in chosen])
+        items[:] = chosen
+
+
+def _needs_engine(item: pytest.Item) -> bool:
+    parameters = item.callspec.params if hasattr(item, "callspec") else {}
+    return parameters.get("database_url") == POSTGRESQL or item.get_closest_marker("engines") is not None
+
+
+@pytest.fixture(scope="session")
+def postgresql_url() -> Iterator[str]:
+    """A real PostgreSQL server of this run."""
+    with postgresql() as url:
+        yield url
+
+
+@pytest.fixture(scope="session")
+def s3() -> Iterator[S3]:
+    """A real S3 store of this run."""
+    with seaweedfs() as store:
+        yield store
+
+
+@pytest.fixture(params=[SQLITE, POSTGRESQL])
+def database_url(request: pytest.FixtureRequest) -> Iterator[str]:
+    """An empty database with every table; each test that uses it runs on PostgreSQL too under `--engines`."""
+    all_routes()  # importing the handlers imports every table
+    if request.param == SQLITE:
+        yield IN_MEMORY
+        return
+    server: str = request.getfixturevalue("postgresql_url")
+    schema = f"t{next(_NUMBERS)}"
+    url = f"{server}?options=-csearch_path%3D{schema}"
+    with psycopg.connect(server, autocommit=True) as connection:
+        connection.execute(f"CREATE SCHEMA {schema}")  # type: ignore[call-overload]
+        yield url
+        connection.execute(f"DROP SCHEMA {schema} CASCADE")  # type: ignore[call-overload]
+
 
 @pytest.fixture
-def database() -> Iterator[Database]:
-    database = database_from_url(IN_MEMORY, Inline(), SimRng("database"))
-    all_routes()  # importing the handlers imports every table
+def database(database_url: str) -> Iterator[Database]:
+    """`database_url`, opened, its work done at once in the test's own thread."""
+    database = database_from_url(database_url, Inline(), SimRng("database"))
     metadata.create_all(database.engine)
     yield database
     database.close()
