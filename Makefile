@@ -78,7 +78,7 @@ mutants: $(VENV)/.dev ## plant known bugs, one after the other: the tests must n
 	$(BIN)/python -m tests.mutants
 
 fuzz: $(VENV)/.dev ## INPUTS=1000000 hostile inputs for every decoder, guided by coverage
-	$(BIN)/python -m tests.fuzz --inputs $(INPUTS)
+	$(BIN)/python -m tests.fuzz --inputs $(INPUTS) --state build/fuzz/$(INPUTS)
 
 oracle: $(VENV)/.dev ## KILLS=100 kill -9 of real nodes at work, cut links, failing system calls
 	$(call debian,command -v strace,strace)

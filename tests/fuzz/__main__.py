@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import queue
 import re
+import shutil
 import subprocess
 import sys
 import tempfile
@@ -30,12 +31,10 @@ or say --blind: the same mutations without that lead."""
 
 @dataclass
 class Outcome:
-    """What became of one target. `features` and `kept` are libFuzzer's, 0 without it."""
+    """What became of one target."""
 
     target: Target
     figures: Figures
-    features: int
-    kept: int
     failed: bool
     failures: list[Path]
 
@@ -47,7 +46,7 @@ class Outcome:
         f = self.figures
         return (
             f"{self.target.name:27} {f.inputs:9,} inputs {f.inputs / max(f.cpu_s, 1e-3):8,.0f}/s "
-            f"{f.accepted / max(f.inputs, 1):5.0%} accepted {self.features:6} features {self.kept:5} kept "
+            f"{f.accepted / max(f.inputs, 1):5.0%} accepted {f.features:6} features {f.kept:5} kept "
             f"{f.slowest_ms:5.1f} ms slowest {f.growth >> 20:4} MiB"
         )
 
@@ -62,7 +61,7 @@ def main() -> int:
     parser.add_argument("--seed", type=int, default=1)
     parser.add_argument("--blind", action="store_true", help="without coverage, where atheris cannot be had")
     parser.add_argument("--keep", action="store_true", help="put what was found worth keeping into tests/fuzz/corpus")
-    parser.add_argument("--state", type=Path, help="a directory for what was done: a campaign that is cut off goes on")
+    parser.add_argument("--state", type=Path, help="directory of what is done: cut off, a campaign goes on")
     parser.add_argument("--replay", type=Path, help="feed this file to the one TARGET and show what happens")
     options = parser.parse_args()
     unknown = [name for name in options.targets if name not in TARGETS]
@@ -97,7 +96,12 @@ def _campaign(targets: list[Target], options: argparse.Namespace, state: Path) -
             outcomes.append(outcome)
     for _ in range(options.jobs):
         workers.get().communicate()
-    return _total(outcomes, blind=options.blind)
+    code = _total(outcomes, blind=options.blind)
+    if not code:
+        # The next campaign is about the program as it is then.
+        for target in targets:
+            shutil.rmtree(state / target.name)
+    return code
 
 
 def _start_worker(*, blind: bool) -> subprocess.Popen[str]:
@@ -117,13 +121,17 @@ def _run(target: Target, options: argparse.Namespace, directory: Path, worker: s
     worker.stdin.write(f"{msgspec.json.encode(job).decode()}\n")
     worker.stdin.flush()
     features, kept, code = _follow(target, worker)
+    figures = job.figures()
+    if features:
+        figures.features, figures.kept = features, kept
+        job.figures_file.write_bytes(msgspec.json.encode(figures))
     known = {job.figures_file, directory / "corpus"}
     failures = [_save(target, path) for path in sorted(directory.iterdir()) if path not in known]
     if options.keep and not failures and (directory / "corpus").exists():
         with target.setting():
             found = [path.read_bytes() for path in (directory / "corpus").iterdir()]
             corpus.save(target, [*corpus.load(target.name), *found])
-    return Outcome(target, job.figures(), features, kept, code != 0 or bool(failures), failures)
+    return Outcome(target, figures, code != 0 or bool(failures), failures)
 
 
 def _follow(target: Target, worker: subprocess.Popen[str]) -> tuple[int, int, int]:

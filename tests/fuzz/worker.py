@@ -44,6 +44,10 @@ class Figures(msgspec.Struct):
     slowest_ms: float = 0.0
     growth: int = 0
     """Bytes the process has grown by; the most of any, where a job was cut off and went on."""
+    features: int = 0
+    """Places, and how often they were reached, as libFuzzer counts them; 0 without it."""
+    kept: int = 0
+    """Inputs that libFuzzer has kept."""
 
 
 class Job(msgspec.Struct):
@@ -141,12 +145,13 @@ class _Feeder:
     def report(self) -> None:
         """Write the figures."""
         before, judge = self._before, self._judge
-        figures = Figures(
-            before.inputs + judge.inputs,
-            before.accepted + judge.accepted,
-            before.cpu_s + time.process_time() - self._began,
-            max(before.slowest_ms, judge.slowest * 1000),
-            max(before.growth, judge.growth),
+        figures = msgspec.structs.replace(
+            before,
+            inputs=before.inputs + judge.inputs,
+            accepted=before.accepted + judge.accepted,
+            cpu_s=before.cpu_s + time.process_time() - self._began,
+            slowest_ms=max(before.slowest_ms, judge.slowest * 1000),
+            growth=max(before.growth, judge.growth),
         )
         written = self.job.figures_file
         fresh = written.with_suffix(".new")

@@ -53,13 +53,14 @@ def assert_sound(membership: Membership) -> None:
     assert membership.owners
     assert not membership.members.keys() & membership.former.keys()
     again = fold(reversed(membership.encoded_links()))
-    assert (again.members, again.former, again.label, again.heads, again.epoch) == (
+    assert (again.members, again.former, again.label, again.heads, again.epochs) == (
         membership.members,
         membership.former,
         membership.label,
         membership.heads,
-        membership.epoch,
+        membership.epochs,
     )
+    assert (again.current_epoch, again.epoch_stale) == (membership.current_epoch, membership.epoch_stale)
     for member in (*membership.members.values(), *membership.former.values()):
         membership.may_write(member.device_id, replica(member.device_id, 1), 3)
 
@@ -108,7 +109,8 @@ def _history_seeds() -> list[bytes]:
         script(*joined, (0, 8, [3, ids(1), cut(1, 3)]), (1, 8, [3, ids(0), cut(0, 5)])),
         script(*joined, (0, 8, [2, ids(1), Role.VIEWER, cut(1, 3), 0]), (2, 8, [1, ids(4), Role.VIEWER, "", 0, b""])),
         script(*joined, (0, 8, [3, ids(2), []]), (3, 8, [4, "renamed"]), (1, 16, [2, ids(3), Role.OWNER, None, 7])),
-        script(*joined, (1, 8, [5, 1, b"k" * 16, []]), (0, 8, [9, "later", [1, 2]])),
+        script(*joined, (1, 8, [5, 1, b"k" * 16, []]), (1, 16, [5, 2, b"l" * 16, []]), (0, 8, [3, ids(1), []])),
+        script(*joined, (1, 8, [5, 1, b"k" * 16, []]), (0, 8, [5, 7, b"k" * 16, []]), (0, 8, [9, "later", [1, 2]])),
         script((0, 1, [1, ids(1), Role.OWNER, "", 0, b""]), (1, 2, [3, ids(0), cut(0, 1)]), (0, 2, [3, ids(1), []])),
     ]
 
