@@ -103,7 +103,7 @@ class Host:
         self.orphaned = device.name != story.cast.devices[0]
         """Whether it lacks what it needs to take part: it has not joined yet, or must do so again after a mishap."""
         self.touched: set[bytes] = set()
-        """Paths that its user has acted on."""
+        """Paths that its user has acted on, or may have for all that the node can tell."""
         self.orders: list[str] = []
         self.called = trio.Event()
         self._scope = trio.CancelScope()
@@ -135,6 +135,10 @@ class Host:
     def user_root(self) -> SimRoot:
         """The folder as a person reaches it."""
         return self.device.disk.user_root(FOLDER)
+
+    def lose_track(self) -> None:
+        """Without its index, or with an old one, a node cannot tell what somebody changed from older versions."""
+        self.touched.update(tree(self.top))
 
     def order(self, what: str) -> None:
         """Have the keeper do something soon."""

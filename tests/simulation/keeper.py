@@ -129,6 +129,7 @@ async def _heed(host: "Host", view: FolderView, advice: set[str]) -> None:
         if problem.code not in {"root", "index", "removed"} or problem.remedy not in advice:
             continue
         if "--adopt" in problem.remedy:
+            host.lose_track()
             await node.folder_resume(LABEL, adopt=True)
             host.story.note(host.device.name, "keeper adopt")
         elif "folder remove" in problem.remedy and (host.orphaned or host.story.may_orphan(host)):
@@ -157,6 +158,7 @@ async def _join(host: "Host") -> None:
     if root.stat(MARKER) is not None:
         with suppress(OSError):
             root.unlink(MARKER)
+    host.lose_track()
     await node.folder_accept(LABEL, FOLDER)
     host.orphaned = False
     host.story.note(host.device.name, "keeper accept")

@@ -130,6 +130,7 @@ def _store_mishap(story: "Story", host: "Host", rng: random.Random, what: str, *
                 return
             host.orphaned = True
         database.restore(path, snapshot)
+        host.lose_track()
         story.note(name, f"{what} lost" if snapshot is None else f"{what} restored")
 
     host.meanwhile.append(change)
