@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
+from functools import cache
 from math import ceil, inf
 
 import structlog
@@ -22,7 +23,7 @@ from p2psync.membership.batches import sign_batch
 from p2psync.model.entries import Synced
 from p2psync.model.ignore import IGNORE_FILE
 from p2psync.model.manifest import INLINE_CHUNKS, decode_manifest
-from p2psync.model.paths import RelPath, display, path_key
+from p2psync.model.paths import RelPath, display, parent, path_key
 from p2psync.model.records import CONFIRMED, MAX_BATCH, FileRecord
 from p2psync.ports import Kind
 from p2psync.reconcile.conflicts import LookUp
@@ -257,9 +258,9 @@ class Observer:
         def read() -> tuple[list[tuple[Finding, DiskState | None]], list[bytes]]:
             done: list[tuple[Finding, DiskState | None]] = []
             unsettled: list[bytes] = []
-            tree = SyncedTree(context.index)
+            no_directory = cache(SyncedTree(context.index).no_directory)
             for finding in group:
-                if (above := tree.file_above(finding.path)) is not None:
+                if (above := no_directory(parent(finding.path))) is not None:
                     # It could not be read when it had become a directory: what is in it waits for it.
                     found.retry += [above, finding.path]
                     continue

@@ -24,11 +24,11 @@ class SyncedTree:
         with self._index.read() as reader:
             return reader.synced(RelPath(path)) if path != ROOT else None
 
-    def file_above(self, path: RelPath) -> RelPath | None:
-        """What is recorded above a path and is no directory; the disk shows otherwise, since something is below it."""
+    def no_directory(self, directory: RelPath) -> RelPath | None:
+        """A directory of the disk, or one above it, that is still recorded as something else."""
         with self._index.read() as reader:
-            for above in ancestors(path):
-                entry = reader.synced(above)
+            for path in (*ancestors(directory), directory) if directory != ROOT else ():
+                entry = reader.synced(path)
                 if entry is not None and not entry.absent and entry.kind is not Kind.DIRECTORY:
-                    return above
+                    return path
         return None
