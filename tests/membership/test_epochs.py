@@ -112,6 +112,15 @@ def test_who_gains_rights_does_not(gain: Action) -> None:
     assert not act(membership, 0, gain).epoch_stale
 
 
+def test_who_was_invited_and_is_void_again_makes_it_stale() -> None:
+    """A demotion takes no reading away, but voids the invitation of a reader who may have been granted the key."""
+    base, _ = start(team(OWNER), 0, b"1")
+    both = merged(act(base, 0, demote(1, EDITOR)), act(base, 1, add(3, VIEWER)))
+    assert both.may_read(device(1).device_id)
+    assert not both.may_read(device(3).device_id)
+    assert both.epoch_stale
+
+
 def test_an_epoch_concurrent_with_a_removal_is_stale() -> None:
     base, _ = start(team(EDITOR, VIEWER), 0, b"1")
     both = merged(start(base, 1, b"2")[0], act(base, 0, remove(2)))
