@@ -126,6 +126,9 @@ class Oracle:
         if known is None or known.superseded:
             private = device if device in self._muted and known is None else None
             self._written[content] = known = Written(path, device, private=private)
+        elif known.private != device:
+            # As an empty file may be: what a full disk leaves of anything.
+            known.private = None
         if not durable:
             known.unsynced_on.add(device)
         self._legitimate.add(content)

@@ -197,3 +197,13 @@ def test_what_a_disk_cannot_show_is_excused_and_must_be_said() -> None:
     assert len(Oracle.silence(inside, {"b": Allowance(mac.capabilities, frozenset({b"f"}))}, {"b": []})) == 1
     both = {"a": {composed: file, decomposed: other}, "b": {composed: file, decomposed: other}}
     assert Oracle.convergence(both, {"b": poor}) == []
+
+
+def test_what_a_reader_writes_stays_there_unless_others_write_the_same() -> None:
+    oracle = Oracle()
+    oracle.mute("b")
+    wrote(oracle, "b", b"one")
+    trees = {"a": shows(f=b"one"), "b": shows(f=b"one")}
+    assert verdict(oracle, trees) == ["roles"]
+    wrote(oracle, "a", b"one")
+    assert verdict(oracle, trees) == []
