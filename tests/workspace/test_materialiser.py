@@ -449,3 +449,18 @@ def test_no_directory_is_removed_when_what_has_left_it_may_not_last(root: PosixR
     outcomes = apply(hooked, operations, STAMP)
     assert [type(o) for o in outcomes] == [Failed, Failed, Failed], "a later sync that succeeds proves nothing"
     assert root.stat(b"top/d0") is not None
+
+
+def test_a_directory_that_may_not_be_opened_is_synced_with_all_others(root: PosixRoot) -> None:
+    hooked = Hooked(root)
+    made: list[str] = []
+
+    def refuse(_: int, name: str, __: object) -> None:
+        made.append(name)
+        if name == "sync_directory":
+            raise PermissionError(errno.EACCES, "no")
+
+    operations = removals(root, 2)
+    hooked.before = refuse
+    assert [type(o) for o in apply(hooked, operations, STAMP)] == [Done, Done, Done]
+    assert made.index("sync_all") < made.index("rmdir")
