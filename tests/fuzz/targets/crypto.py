@@ -81,7 +81,7 @@ def feed_handshake(data: bytes) -> None:
 
 def feed_handshake_stream(data: bytes) -> None:
     """A whole stream, as whoever dials us sends it, in pieces."""
-    at_once(handshake(Bytes(data[1:], 1 + data[0] if data else 1), SecureHandshake.respond(BOB, _RIGHT)))
+    at_once(handshake(Bytes(data[1:], 16 + data[0] if data else 16), SecureHandshake.respond(BOB, _RIGHT)))
 
 
 @cache
@@ -348,7 +348,8 @@ TARGETS = (
         "case",
         believing_and_remembering,
     ),
-    Target("handshake-payload", feed_handshake_payload, _STRANGE, _payload_seeds, "case", remembering),
+    # Ed25519 is nearly all of it, and `card` has its million of that.
+    Target("handshake-payload", feed_handshake_payload, _STRANGE, _payload_seeds, "case", remembering, share=0.2),
     Target(
         "pairing-quick",
         partial(feed_pairing, quick=True),
