@@ -15,7 +15,7 @@ import trio
 from p2psync.ports import Clock, Offload, Rng
 from relay.accounts.build import build_accounts
 from relay.accounts.context import Hooks
-from relay.accounts.service import Accounts, Usage
+from relay.accounts.service import Accounts
 from relay.api.metrics import Metrics
 from relay.config import Config
 from relay.db.database import Database
@@ -79,7 +79,6 @@ def build_services(config: Config, ports: Ports) -> Services:
         mailer=ports.mailer,
         secret=ports.secret,
         hooks=hooks,
-        meter=lambda _connection, _account: Usage(),
     )
     services = Services(config, ports, accounts.logins, accounts, hooks)
     services.background.append(accounts.run)

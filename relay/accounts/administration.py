@@ -8,8 +8,8 @@ from sqlalchemy import Connection, delete, select, update
 
 from p2psync.crypto.password import normalise_email
 from p2psync.errors import InputError
+from relay.accounts.ledger import Ledger, Usage
 from relay.accounts.plans import FREE, Plans, set_plan
-from relay.accounts.service import Meter, Usage
 from relay.accounts.sessions import end_all_sessions
 from relay.accounts.tables import accounts, invitations, subscriptions
 from relay.db.upsert import put
@@ -27,13 +27,13 @@ class AccountRow:
     usage: Usage
 
 
-def list_accounts(c: Connection, meter: Meter, after: bytes = b"", limit: int = 1000) -> list[AccountRow]:
+def list_accounts(c: Connection, ledger: Ledger, after: bytes = b"", limit: int = 1000) -> list[AccountRow]:
     """Accounts in the order of their ids, from `after` on."""
     rows = c.execute(
         select(accounts).where(accounts.c.account_id > after).order_by(accounts.c.account_id).limit(limit)
     ).all()
     return [
-        AccountRow(row.account_id, row.email, row.plan, row.created, row.suspended, meter(c, row.account_id))
+        AccountRow(row.account_id, row.email, row.plan, row.created, row.suspended, ledger.usage(c, row.account_id))
         for row in rows
     ]
 

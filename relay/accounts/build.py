@@ -4,11 +4,12 @@ from __future__ import annotations
 
 from p2psync.ports import Clock, Offload, Rng
 from relay.accounts.context import Context, Hooks
+from relay.accounts.ledger import Ledger
 from relay.accounts.outbox import Outbox
 from relay.accounts.passwords import Cost, PasswordHasher
 from relay.accounts.plans import Plans
 from relay.accounts.secrets import Secrets
-from relay.accounts.service import Accounts, Meter
+from relay.accounts.service import Accounts
 from relay.config import Config
 from relay.db.database import Database
 from relay.ports import Mailer
@@ -24,11 +25,10 @@ def build_accounts(
     mailer: Mailer,
     secret: bytes,
     hooks: Hooks,
-    meter: Meter,
 ) -> Accounts:
     """The room's front over this world; `secret` is 32 bytes that only this relay knows."""
     secrets = Secrets(secret)
-    given = config.accounts
+    given, plans = config.accounts, Plans(config.free, config.plans)
     context = Context(
         database=database,
         clock=clock,
@@ -38,8 +38,8 @@ def build_accounts(
         ),
         secrets=secrets,
         outbox=Outbox(database, offload, clock, secrets, mailer),
-        plans=Plans(config.free, config.plans),
+        plans=plans,
         hooks=hooks,
         open_signup=given.signup == "open",
     )
-    return Accounts(context, meter, config.billing.webhook_secret)
+    return Accounts(context, Ledger(plans), config.billing.webhook_secret)

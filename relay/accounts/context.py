@@ -36,6 +36,8 @@ class Hooks:
     """Called with the account's id once a change of it is committed: ring bells here."""
     device_removed: list[DeviceHook] = field(default_factory=list)
     """A device has left the chain: forget what is kept for it."""
+    folders: Callable[[Connection, bytes], int] = lambda _connection, _account_id: 0
+    """How many folders an account owns."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Final
 
@@ -16,6 +15,7 @@ from relay.accounts import billing, sessions, throttle
 from relay.accounts.billing import Subscribed
 from relay.accounts.chain import append_link, count_devices, read_chain, read_link
 from relay.accounts.context import Context
+from relay.accounts.ledger import Ledger, Usage
 from relay.accounts.login import Logins
 from relay.accounts.outbox import Outbox
 from relay.accounts.plans import Limits, Plans
@@ -27,20 +27,6 @@ SWEEP_EVERY_S: Final = 600
 
 
 @dataclass(frozen=True, slots=True)
-class Usage:
-    """What an account uses, in sealed bytes."""
-
-    used: int = 0
-    reserved: int = 0
-    """Taken by uploads that are not complete."""
-    folders: int = 0
-
-
-Meter = Callable[[Connection, bytes], Usage]
-"""Reads what an account uses; the rooms that store it know."""
-
-
-@dataclass(frozen=True, slots=True)
 class Status:
     """An account as its owner sees it."""
 
@@ -49,6 +35,8 @@ class Status:
     usage: Usage
     devices: int
     """As the plan counts them."""
+    folders: int
+    """That the account owns here."""
     pending: Subscribed | None
     """A plan that waits for its payment."""
 
@@ -68,9 +56,9 @@ class Device:
 class Accounts:
     """Accounts of this relay. `now` is seconds since the epoch, by the relay's clock."""
 
-    def __init__(self, context: Context, meter: Meter, webhook_secret: str = "") -> None:
+    def __init__(self, context: Context, ledger: Ledger, webhook_secret: str = "") -> None:
         self._context = context
-        self._meter = meter
+        self.ledger = ledger
         self._webhook_secret = webhook_secret
         self.signups = SignUps(context)
         self.logins = Logins(context)
@@ -94,8 +82,14 @@ class Accounts:
                 raise not_found()
             wish = c.execute(select(subscriptions).where(subscriptions.c.account_id == account_id)).one_or_none()
             pending = None if wish is None or wish.active else Subscribed(wish.plan, wish.reference)
-            limits = self.plans.limits(c, account_id)
-            return Status(email, limits, self._meter(c, account_id), count_devices(c, account_id), pending)
+            return Status(
+                email,
+                self.plans.limits(c, account_id),
+                self.ledger.usage(c, account_id),
+                count_devices(c, account_id),
+                self._context.hooks.folders(c, account_id),
+                pending,
+            )
 
         return await self._context.database.read(work)
 

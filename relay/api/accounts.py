@@ -254,7 +254,7 @@ async def status(call: Call) -> AccountStatus:
         found.usage.used,
         found.usage.reserved,
         found.devices,
-        found.usage.folders,
+        found.folders,
         None if found.pending is None else _subscription(call, found.pending),
     )
 
