@@ -92,6 +92,14 @@ def test_every_kind_of_change(root: PosixRoot) -> None:
     ]
 
 
+def test_another_file_of_the_same_size_and_time_is_a_change(root: PosixRoot) -> None:
+    view = snapshot(root)
+    old = root.stat(b"a")
+    write(root, b"a", b"x" * old.size)
+    root.utime(b"a", old.mtime_ns)
+    assert found(merged(scan(root, view, nothing))) == [(b"a", "changed")]
+
+
 def test_a_racy_fingerprint_is_hashed_again(root: PosixRoot) -> None:
     view = View([synced_of(root, b"a", observed_ns=root.stat(b"a").ctime_ns + 1)])
     assert (b"a", "racy") in found(merged(scan(root, view, nothing)))
