@@ -113,6 +113,15 @@ class Storage(Section, frozen=True):
     min_free: Annotated[
         Size, _about("Take no more chunks while the disk of the data directory has less free than this.")
     ] = Size(256 << 20)
+    memory: Annotated[Size, _about("Memory for chunks on their way; one account gets a quarter of it.")] = Size(
+        256 << 20
+    )
+    keep_unreferenced_s: Annotated[
+        Seconds, _about("A chunk that nothing refers to any more is deleted after this time.")
+    ] = 86_400
+    scrub_rate: Annotated[
+        Size, _about("Stored bytes read again per second, to find what the disk has lost; 0: none.")
+    ] = Size(2 << 20)
 
 
 class Mail(Section, frozen=True):

@@ -31,6 +31,7 @@ PROBLEMS: Final[Mapping[str, Problem]] = {
     "length-required": Problem(411, "The body needs a Content-Length"),
     "too-large": Problem(413, "The body is larger than this path takes"),
     "unsupported-media-type": Problem(415, "The body has the wrong media type"),
+    "range-not-satisfiable": Problem(416, "The range is not within the chunk"),
     "rate-limited": Problem(429, "Too many requests"),
     "internal": Problem(500, "The relay failed"),
     "unavailable": Problem(503, "The relay cannot do that now"),

@@ -18,6 +18,7 @@ from relay.accounts.secrets import SECRET_SIZE
 from relay.api.app import build_app
 from relay.api.route import encode_id
 from relay.api.routes import all_routes
+from relay.blocks.build import make_store
 from relay.config import Config, parse_listen
 from relay.data import DataDirectory
 from relay.db.database import database_from_url
@@ -49,11 +50,12 @@ def serve(config: Config, directory: Path) -> None:
 async def _serve(config: Config, data: DataDirectory) -> None:
     offload, clock, rng = ThreadOffload(), SystemClock(), SystemRng()
     mailer = make_mailer(config.mail, data.outbox, clock, rng)
+    store = make_store(config.storage, data.chunks)
     secret = data.secret(rng.token(SECRET_SIZE))
     database = database_from_url(config.database.url or data.database_url, offload, rng, pool_size=config.database.pool)
     try:
         await offload.run(lambda: upgrade(database.engine))
-        services = build_services(config, Ports(clock, rng, offload, database, mailer, secret))
+        services = build_services(config, Ports(clock, rng, offload, database, mailer, store, secret))
         host, port = parse_listen(config.server.listen)
         name = host or socket.gethostname()
         certificate = find_certificate(config.server, data.tls, name)

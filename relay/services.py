@@ -17,9 +17,12 @@ from relay.accounts.build import build_accounts
 from relay.accounts.context import Hooks
 from relay.accounts.service import Accounts
 from relay.api.metrics import Metrics
+from relay.blocks.build import build_blocks
+from relay.blocks.service import Blocks
+from relay.blocks.service import World as BlockWorld
 from relay.config import Config
 from relay.db.database import Database
-from relay.ports import Mailer, Sessions
+from relay.ports import BlockStore, Mailer, Sessions
 
 NANOSECONDS: Final = 1_000_000_000
 
@@ -33,6 +36,7 @@ class Ports:
     offload: Offload
     database: Database
     mailer: Mailer
+    store: BlockStore
     secret: bytes
     """32 bytes that only this relay knows, and that are not in the database."""
 
@@ -47,6 +51,7 @@ class Services:
     accounts: Accounts
     account_hooks: Hooks
     """Where rooms hear of changed and deleted accounts."""
+    blocks: Blocks
     metrics: Metrics = field(default_factory=Metrics)
     background: list[Callable[[], Awaitable[None]]] = field(default_factory=list)
     """Runs as long as the relay; what is raised here ends it."""
@@ -80,6 +85,11 @@ def build_services(config: Config, ports: Ports) -> Services:
         secret=ports.secret,
         hooks=hooks,
     )
-    services = Services(config, ports, accounts.logins, accounts, hooks)
-    services.background.append(accounts.run)
+    metrics = Metrics()
+    world = BlockWorld(
+        ports.database, ports.store, accounts.ledger, ports.clock, ports.rng, ports.offload, ports.secret
+    )
+    blocks, upkeep = build_blocks(config.storage, world, metrics.registry)
+    services = Services(config, ports, accounts.logins, accounts, hooks, blocks, metrics)
+    services.background += [accounts.run, upkeep.run]
     return services

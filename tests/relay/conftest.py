@@ -19,7 +19,7 @@ from relay.db.metadata import metadata
 from relay.services import Ports, build_services
 from tests.relay.engines import S3, postgresql, seaweedfs
 from tests.relay.process import RelayProcess
-from tests.relay.stack import CHEAP, Inline, ManualClock, MemoryMailer, MemorySessions, Stack
+from tests.relay.stack import CHEAP, Inline, ManualClock, MemoryMailer, MemorySessions, MemoryStore, Stack
 
 SQLITE, POSTGRESQL = "sqlite", "postgresql"
 _NUMBERS = itertools.count(1)
@@ -83,7 +83,9 @@ def database(database_url: str) -> Iterator[Database]:
 def stack(database: Database) -> Stack:
     clock, sessions = ManualClock(), MemorySessions()
     config = msgspec.structs.replace(Config(), accounts=CHEAP)
-    services = build_services(config, Ports(clock, SimRng("relay"), Inline(), database, MemoryMailer(), b"s" * 32))
+    services = build_services(
+        config, Ports(clock, SimRng("relay"), Inline(), database, MemoryMailer(), MemoryStore(clock), b"s" * 32)
+    )
     sessions.behind, services.sessions = services.sessions, sessions
     return Stack(build_app(services, all_routes()), services, sessions, clock)
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import math
 from collections import deque
-from collections.abc import AsyncIterator, Callable, Mapping
+from collections.abc import AsyncIterator, Callable, Collection, Iterator, Mapping
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from typing import Any, TypeVar
@@ -21,7 +21,7 @@ from relay.api.app import App
 from relay.api.auth import TOKEN_SIZE
 from relay.api.route import encode_id
 from relay.config import Accounts, Size
-from relay.ports import Mail, Sessions
+from relay.ports import Mail, Sessions, StoredBlock
 from relay.services import NANOSECONDS, Services
 
 T = TypeVar("T")
@@ -69,6 +69,42 @@ class MemoryMailer:
 
     def send(self, mail: Mail) -> None:
         self.sent.append(mail)
+
+
+class MemoryStore:
+    """A block store in memory; `clock` says when its objects were made."""
+
+    def __init__(self, clock: ManualClock | None = None) -> None:
+        self.objects: dict[str, bytes] = {}
+        self.made: dict[str, int] = {}
+        self._clock = clock or ManualClock()
+
+    def put(self, key: str, data: bytes) -> None:
+        self.objects[key] = bytes(data)
+        self.made[key] = int(self._clock.now)
+
+    def get(self, key: str, start: int = 0, stop: int | None = None) -> bytes:
+        if key not in self.objects:
+            raise FileNotFoundError(key)
+        return self.objects[key][start:stop]
+
+    def size(self, key: str) -> int | None:
+        return len(self.objects[key]) if key in self.objects else None
+
+    def delete(self, keys: Collection[str]) -> None:
+        for key in keys:
+            self.objects.pop(key, None)
+
+    def list(self, prefix: str, after: str = "") -> Iterator[StoredBlock]:
+        for key in sorted(self.objects):
+            if key.startswith(prefix) and key > after and key in self.objects:
+                yield StoredBlock(key, len(self.objects[key]), self.made[key])
+
+    def presign(self, method: str, key: str, expires_s: int) -> str | None:
+        return None
+
+    def probe(self) -> None:
+        pass
 
 
 class MemorySessions:

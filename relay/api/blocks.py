@@ -1,0 +1,386 @@
+"""Sealed chunks over HTTP: upload, download, what is missing, references, and links for one chunk."""
+
+from __future__ import annotations
+
+import hashlib
+import re
+from dataclasses import replace
+from typing import Annotated, Any, Final, Literal
+
+import msgspec
+from msgspec import Meta
+from starlette.responses import Response
+
+from p2psync.crypto.seal import MAX_SEALED_CHUNK
+from p2psync.errors import InputError
+from p2psync.model.hashing import DIGEST_SIZE
+from p2psync.model.ids import FOLDER_ID_SIZE, FolderId, parse_folder_id
+from relay.api.route import KIB, OCTETS, RAW, Auth, Call, Rate, Route, decode_id
+from relay.blocks import chunks
+from relay.blocks.chunks import Chunk
+from relay.blocks.presign import MAX_LIFETIME_S, MAX_LINK, Link
+from relay.blocks.refs import MAX_PAGE, MAX_REF_CHUNKS, Ref
+from relay.blocks.service import Blocks, Body
+from relay.errors import ApiError, not_found
+from relay.mailbox.folders import Rights, require
+
+MAX_ASKED: Final = 1000
+BODY_DEADLINE_S: Final = 300.0
+"""For a chunk on a slow line."""
+_PRESIGNED = "/api/v1/presigned"
+_RANGE = re.compile(r"bytes=([0-9]{0,9})-([0-9]{0,9})")
+_ID_TEXT = (DIGEST_SIZE * 4 + 2) // 3
+
+FolderIdBytes = Annotated[bytes, Meta(min_length=FOLDER_ID_SIZE, max_length=FOLDER_ID_SIZE)]
+Digest = Annotated[bytes, Meta(min_length=DIGEST_SIZE, max_length=DIGEST_SIZE)]
+
+
+class InFolder(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """Of which folder the chunk is."""
+
+    folder: Annotated[str, Meta(min_length=26, max_length=26, description="A folder ID.")]
+
+
+# ── chunks ──────────────────────────────────────────────────────────────────────────────────────────────────────────
+class Stored(msgspec.Struct, frozen=True):
+    """The chunk is stored durably; `new` is false when these bytes were there already, which costs nothing."""
+
+    size: int
+    new: bool
+
+
+async def put_chunk(call: Call) -> Stored:
+    """Store a chunk under its name; the digest of the bytes is part of what the device signs."""
+    assert call.signed is not None
+    size, digest = _length(call), call.signed.body_digest
+    if digest is None:
+        raise ApiError(400, "bad-request", "a chunk has at least one byte")
+    folder, chunk_id = _folder(call), call.hex_id("chunk_id", DIGEST_SIZE)
+    new = await _blocks(call).put(call.caller.account_id, folder, chunk_id, Body(size, digest, call.read))
+    return Stored(size, new)
+
+
+async def get_chunk(call: Call) -> Response:
+    """The sealed bytes, or one range of them."""
+    chunk = await _find(call)
+    return ChunkAnswer(call, _blocks(call), call.caller.account_id, chunk)
+
+
+async def head_chunk(call: Call) -> Response:
+    """As `get_chunk`, without the bytes."""
+    chunk = await _find(call)
+    return Response(headers={**_chunk_headers(chunk), "content-length": str(chunk.size)}, media_type=OCTETS)
+
+
+class ChunkAnswer(Response):
+    """A chunk's bytes, which are in memory only while they are sent."""
+
+    def __init__(self, call: Call, blocks: Blocks, account_id: bytes, chunk: Chunk) -> None:
+        super().__init__(media_type=OCTETS)
+        self._blocks = blocks
+        self._account_id = account_id
+        self._chunk = chunk
+        self._fields = _chunk_headers(chunk)
+        self._start, self._stop = _range(call.headers, self._fields["etag"], chunk.size)
+
+    async def __call__(self, scope: Any, receive: Any, send: Any) -> None:
+        """See ASGI."""
+        start, stop, size = self._start, self._stop, self._chunk.size
+        async with self._blocks.memory(self._account_id, stop - start):
+            data = await self._blocks.read(self._chunk, start, stop)
+            partial = stop - start < size
+            if partial:
+                self._fields["content-range"] = f"bytes {start}-{stop - 1}/{size}"
+            answer = Response(data, 206 if partial else 200, self._fields, OCTETS)
+            await answer(scope, receive, send)
+
+
+def _range(headers: Any, etag: str, size: int) -> tuple[int, int]:
+    """The bytes asked for (RFC 9110, section 14); what is no single range is ignored, as it may be."""
+    match = _RANGE.fullmatch(headers.get("range", ""))
+    if match is None or match[0] == "bytes=-" or headers.get("if-range", etag) != etag:
+        return 0, size
+    first, last = match.groups()
+    start = int(first) if first else max(0, size - int(last))
+    stop = min(int(last) + 1, size) if first and last else size
+    if first and last and int(last) < int(first):
+        return 0, size
+    if start >= stop:
+        raise ApiError(416, "range-not-satisfiable", headers={"Content-Range": f"bytes */{size}"}, size=size)
+    return start, stop
+
+
+def _chunk_headers(chunk: Chunk) -> dict[str, str]:
+    return {"etag": f'"{chunk.digest.hex()}"', "accept-ranges": "bytes"}
+
+
+async def _find(call: Call) -> Chunk:
+    chunk_id = call.hex_id("chunk_id", DIGEST_SIZE)
+    return await _blocks(call).find(call.caller.account_id, _folder(call), chunk_id)
+
+
+class Question(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """Which of these chunks are missing?"""
+
+    folder_id: FolderIdBytes
+    chunk_ids: Annotated[list[Digest], Meta(max_length=MAX_ASKED)]
+
+
+class ChunkList(msgspec.Struct, frozen=True):
+    """Names of chunks, in the order asked, or by name."""
+
+    chunk_ids: list[bytes]
+
+
+async def missing_chunks(call: Call) -> ChunkList:
+    """Those that are not stored in that folder."""
+    question: Question = call.body
+    account_id = call.caller.account_id
+
+    def work(c: Any) -> list[bytes]:
+        require(c, question.folder_id, account_id, Rights.READ)
+        return chunks.missing(c, question.folder_id, question.chunk_ids)
+
+    return ChunkList(await call.services.database.read(work))
+
+
+class Page(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """Where a list goes on: behind `after`, the last name of the page before."""
+
+    after: Annotated[str, Meta(max_length=_ID_TEXT)] = ""
+    limit: Annotated[int, Meta(ge=1, le=MAX_PAGE)] = MAX_PAGE
+
+
+async def lost_chunks(call: Call) -> ChunkList:
+    """Those that references name and whose bytes the relay has lost: who has the content uploads them again."""
+    folder_id, account_id, after, limit = call.folder_id(), call.caller.account_id, _after(call), call.query.limit
+
+    def work(c: Any) -> list[bytes]:
+        require(c, folder_id, account_id, Rights.READ)
+        return chunks.lost(c, folder_id, after, limit)
+
+    return ChunkList(await call.services.database.read(work))
+
+
+# ── references ──────────────────────────────────────────────────────────────────────────────────────────────────────
+class NewRef(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """All that a reference is to keep; it takes the place of what it kept before."""
+
+    chunk_ids: Annotated[list[Digest], Meta(max_length=MAX_REF_CHUNKS)]
+
+
+class FullRef(msgspec.Struct, frozen=True):
+    """A reference; `modified` in seconds by the relay's clock."""
+
+    modified: int
+    chunk_ids: list[bytes]
+
+
+class RefLine(msgspec.Struct, frozen=True):
+    """A reference in a list."""
+
+    ref_id: bytes
+    modified: int
+    count: int
+
+
+class RefPage(msgspec.Struct, frozen=True):
+    """References by name; a page shorter than `limit` is the last."""
+
+    refs: list[RefLine]
+
+
+async def put_ref(call: Call) -> None:
+    """Keep these chunks from now on, all or none."""
+    folder_id, ref_id, account_id = call.folder_id(), call.id("ref_id", DIGEST_SIZE), call.caller.account_id
+    new: NewRef = call.body
+    refs, now = _blocks(call).refs, call.now
+
+    def work(c: Any) -> None:
+        refs.put(c, require(c, folder_id, account_id, Rights.APPEND, lock=True), ref_id, new.chunk_ids, now)
+
+    await call.services.database.write(work)
+
+
+async def get_ref(call: Call) -> FullRef:
+    """What a reference keeps."""
+    folder_id, ref_id, account_id = call.folder_id(), call.id("ref_id", DIGEST_SIZE), call.caller.account_id
+    refs = _blocks(call).refs
+
+    def work(c: Any) -> tuple[Ref, list[bytes]]:
+        require(c, folder_id, account_id, Rights.READ)
+        return refs.find(c, folder_id, ref_id)
+
+    ref, chunk_ids = await call.services.database.read(work)
+    return FullRef(ref.modified, chunk_ids)
+
+
+async def delete_ref(call: Call) -> None:
+    """Keep its chunks no longer; that there is no such reference is no error."""
+    folder_id, ref_id, account_id = call.folder_id(), call.id("ref_id", DIGEST_SIZE), call.caller.account_id
+    refs, now = _blocks(call).refs, call.now
+
+    def work(c: Any) -> None:
+        refs.delete(c, require(c, folder_id, account_id, Rights.APPEND, lock=True), ref_id, now)
+
+    await call.services.database.write(work)
+
+
+async def list_refs(call: Call) -> RefPage:
+    """The references of a folder, by name."""
+    folder_id, account_id, after, limit = call.folder_id(), call.caller.account_id, _after(call), call.query.limit
+    refs = _blocks(call).refs
+
+    def work(c: Any) -> list[Ref]:
+        require(c, folder_id, account_id, Rights.READ)
+        return refs.page(c, folder_id, after, limit)
+
+    found = await call.services.database.read(work)
+    return RefPage([RefLine(ref.ref_id, ref.modified, ref.count) for ref in found])
+
+
+# ── links ───────────────────────────────────────────────────────────────────────────────────────────────────────────
+class LinkWish(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """What a link is to allow. Uploads say size and SHA-256 of the sealed bytes; downloads need neither."""
+
+    operation: Literal["get", "put"]
+    folder_id: FolderIdBytes
+    chunk_id: Digest
+    size: Annotated[int, Meta(ge=0, le=MAX_SEALED_CHUNK)] = 0
+    digest: Annotated[bytes, Meta(max_length=DIGEST_SIZE)] = b""
+    lifetime_s: Annotated[int, Meta(ge=1, le=MAX_LIFETIME_S)] = MAX_LIFETIME_S
+
+
+class PresignedLink(msgspec.Struct, frozen=True):
+    """Works without token and signature for exactly what was asked; a `url` without host is of this relay."""
+
+    url: str
+    expires: int
+
+
+class LinkQuery(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """The link itself."""
+
+    link: Annotated[str, Meta(min_length=1, max_length=MAX_LINK)]
+
+
+async def make_link(call: Call) -> PresignedLink:
+    """A link for one chunk."""
+    wish: LinkWish = call.body
+    caller, blocks, expires = call.caller, _blocks(call), call.now + wish.lifetime_s
+    size, digest = wish.size, wish.digest
+    if wish.operation == "get":
+        chunk = await blocks.find(caller.account_id, wish.folder_id, wish.chunk_id)
+        url = await blocks.direct_url(chunk, wish.lifetime_s)
+        if url is not None:
+            return PresignedLink(url, expires)
+        size, digest = chunk.size, chunk.digest
+    else:
+        if not size or len(digest) != DIGEST_SIZE:
+            raise ApiError(400, "bad-request", "a link for an upload names size and digest of the sealed chunk")
+        account_id, folder_id = caller.account_id, wish.folder_id
+        await call.services.database.read(lambda c: require(c, folder_id, account_id, Rights.APPEND))
+    link = Link(
+        wish.operation, caller.account_id, caller.device_id, wish.folder_id, wish.chunk_id, digest, size, expires
+    )
+    return PresignedLink(f"{_PRESIGNED}?link={blocks.links.make(link)}", expires)
+
+
+async def get_by_link(call: Call) -> Response:
+    """As `get_chunk`."""
+    blocks = _blocks(call)
+    link = blocks.links.read(call.query.link, "get", call.now)
+    chunk = await blocks.find(link.account_id, link.folder_id, link.chunk_id)
+    if chunk.digest != link.digest:
+        raise not_found()
+    return ChunkAnswer(call, blocks, link.account_id, chunk)
+
+
+async def put_by_link(call: Call) -> Stored:
+    """As `put_chunk`."""
+    blocks = _blocks(call)
+    link = blocks.links.read(call.query.link, "put", call.now)
+    if _length(call) != link.size:
+        raise ApiError(400, "bad-request", f"this link is for {link.size} bytes")
+
+    async def read() -> bytes:
+        data = await call.read()
+        if await call.services.ports.offload.run(lambda: hashlib.sha256(data).digest()) != link.digest:
+            raise ApiError(400, "digest-mismatch")
+        return data
+
+    new = await blocks.put(link.account_id, link.folder_id, link.chunk_id, Body(link.size, link.digest, read))
+    return Stored(link.size, new)
+
+
+# ── parts ───────────────────────────────────────────────────────────────────────────────────────────────────────────
+def _blocks(call: Call) -> Blocks:
+    return call.services.blocks
+
+
+def _folder(call: Call) -> FolderId:
+    try:
+        return parse_folder_id(call.query.folder)
+    except InputError:
+        raise not_found() from None
+
+
+def _after(call: Call) -> bytes:
+    return decode_id(call.query.after, DIGEST_SIZE) if call.query.after else b""
+
+
+def _length(call: Call) -> int:
+    length = call.headers.get("content-length")
+    if length is None:
+        raise ApiError(411, "length-required")
+    return int(length)
+
+
+_CHUNK: Final = "/api/v1/chunks/{chunk_id}"
+_REF: Final = "/api/v1/folders/{folder_id}/refs/{ref_id}"
+_SEEN: Final = ("not-found", "forbidden")
+_UPLOAD: Final = (*_SEEN, "conflict", "over-quota", "length-required", "digest-mismatch", "timeout", "unavailable")
+_DOWNLOAD: Final = (*_SEEN, "range-not-satisfiable", "unavailable")
+
+_put = Route(
+    "PUT", _CHUNK, put_chunk, "Store a sealed chunk",
+    body=RAW, answer=Stored, query=InFolder, limit=MAX_SEALED_CHUNK, rate=Rate.BULK, problems=_UPLOAD,
+    deadline_s=BODY_DEADLINE_S,
+)  # fmt: skip
+_get = Route(
+    "GET", _CHUNK, get_chunk, "Fetch a sealed chunk, or a range of it",
+    answer=RAW, query=InFolder, rate=Rate.BULK, problems=_DOWNLOAD, deadline_s=BODY_DEADLINE_S,
+)  # fmt: skip
+
+ROUTES = (
+    _put,
+    _get,
+    Route(
+        "HEAD", _CHUNK, head_chunk, "Size and digest of a sealed chunk",
+        answer=RAW, query=InFolder, rate=Rate.BULK, problems=_SEEN,
+    ),
+    Route(
+        "POST", "/api/v1/chunks/missing", missing_chunks, "Which of these chunks are missing",
+        body=Question, answer=ChunkList, limit=128 * KIB, rate=Rate.BULK, problems=_SEEN,
+    ),
+    Route(
+        "GET", "/api/v1/folders/{folder_id}/lost-chunks", lost_chunks, "Chunks to be uploaded again",
+        answer=ChunkList, query=Page, problems=_SEEN,
+    ),
+    Route(
+        "PUT", _REF, put_ref, "Let a reference keep chunks",
+        body=NewRef, limit=8 << 20, rate=Rate.BULK, problems=(*_SEEN, "conflict", "over-quota"),
+    ),
+    Route("GET", _REF, get_ref, "What a reference keeps", answer=FullRef, problems=_SEEN),
+    Route("DELETE", _REF, delete_ref, "Drop a reference", rate=Rate.BULK, problems=_SEEN),
+    Route(
+        "GET", "/api/v1/folders/{folder_id}/refs", list_refs, "The references of a folder",
+        answer=RefPage, query=Page, problems=_SEEN,
+    ),
+    Route(
+        "POST", _PRESIGNED, make_link, "A link for one chunk, good without token or key",
+        body=LinkWish, answer=PresignedLink, rate=Rate.BULK, problems=(*_SEEN, "unavailable"),
+    ),
+    replace(_get, path=_PRESIGNED, handler=get_by_link, summary="Fetch by a link", auth=Auth.NONE, query=LinkQuery),
+    replace(_put, path=_PRESIGNED, handler=put_by_link, summary="Store by a link", auth=Auth.NONE, query=LinkQuery),
+)  # fmt: skip
