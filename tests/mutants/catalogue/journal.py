@@ -36,7 +36,7 @@ MUTANTS = (
                 "        for directory in ():\n",
             ),
         ),
-        (f"{RECOVERY}::test_a_power_cut_ahead_of_any_call_loses_nothing",),
+        (f"{RECOVERY}::test_no_power_cut_keeps_the_removal_of_a_directory_without_what_emptied_it",),
     ),
     Mutant(
         "directory-removed-before-what-left-it-is-safe",
