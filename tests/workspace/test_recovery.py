@@ -287,6 +287,7 @@ def test_no_power_cut_keeps_the_removal_of_a_directory_without_what_emptied_it(m
         recover(again, journal)
         assert b"moved away" in everything(again), (n, seed)
         if outcomes:
-            assert again.stat(b"d") is None
-            return
+            assert again.stat(b"d") is None, seed
+            if seed == 7:
+                return
     pytest.fail("never ended")
