@@ -6,20 +6,16 @@ import itertools
 from collections.abc import Iterator
 from pathlib import Path
 
-import msgspec
 import psycopg
 import pytest
 
 from p2psync.testing.world import SimRng
-from relay.api.app import build_app
 from relay.api.routes import all_routes
-from relay.config import Config
 from relay.db.database import IN_MEMORY, Database, database_from_url
 from relay.db.metadata import metadata
-from relay.services import Ports, build_services
 from tests.relay.engines import S3, postgresql, seaweedfs
 from tests.relay.process import RelayProcess
-from tests.relay.stack import CHEAP, Inline, ManualClock, MemoryMailer, MemorySessions, MemoryStore, Stack
+from tests.relay.stack import Inline, Stack, make_stack
 
 SQLITE, POSTGRESQL = "sqlite", "postgresql"
 _NUMBERS = itertools.count(1)
@@ -81,13 +77,7 @@ def database(database_url: str) -> Iterator[Database]:
 
 @pytest.fixture
 def stack(database: Database) -> Stack:
-    clock, sessions = ManualClock(), MemorySessions()
-    config = msgspec.structs.replace(Config(), accounts=CHEAP)
-    services = build_services(
-        config, Ports(clock, SimRng("relay"), Inline(), database, MemoryMailer(), MemoryStore(clock), b"s" * 32)
-    )
-    sessions.behind, services.sessions = services.sessions, sessions
-    return Stack(build_app(services, all_routes()), services, sessions, clock)
+    return make_stack(database)
 
 
 @pytest.fixture

@@ -15,14 +15,17 @@ import msgspec
 import trio
 
 from p2psync.crypto.identity import DeviceKeys
+from p2psync.ports import Offload
 from p2psync.protocol.http_signature import sign_request
 from p2psync.testing.world import SimRng
-from relay.api.app import App
+from relay.api.app import App, build_app
 from relay.api.auth import TOKEN_SIZE
 from relay.api.route import encode_id
-from relay.config import Accounts, Size
+from relay.api.routes import all_routes
+from relay.config import Accounts, Config, Size
+from relay.db.database import Database
 from relay.ports import Mail, Sessions, StoredBlock
-from relay.services import NANOSECONDS, Services
+from relay.services import NANOSECONDS, Ports, Services, build_services
 
 T = TypeVar("T")
 CLIENT_ADDRESS = ("203.0.113.7", 4711)
@@ -401,3 +404,21 @@ class Stack:
         keys = keys or self.keys()
         token = self.sessions.open(account_id, keys.device_id) if account_id else None
         return Client(self, keys, token, account_id)
+
+
+def make_stack(database: Database, offload: Offload | None = None, secret: bytes = b"s" * 32) -> Stack:
+    """The app over this database, whose blocking work is done at once unless `offload` says otherwise."""
+    clock, sessions = ManualClock(), MemorySessions()
+    config = msgspec.structs.replace(Config(), accounts=CHEAP)
+    ports = Ports(
+        clock=clock,
+        rng=SimRng("relay"),
+        offload=offload or Inline(),
+        database=database,
+        mailer=MemoryMailer(),
+        store=MemoryStore(clock),
+        secret=secret,
+    )
+    services = build_services(config, ports)
+    sessions.behind, services.sessions = services.sessions, sessions
+    return Stack(build_app(services, all_routes()), services, sessions, clock)

@@ -6,17 +6,13 @@ import base64
 from collections.abc import Iterator
 from pathlib import Path
 
-import msgspec
 import pytest
 
 from p2psync.testing.world import SimRng
-from relay.api.app import build_app
 from relay.api.routes import all_routes
-from relay.config import Config
 from relay.db.database import database_from_url
 from relay.db.metadata import metadata
-from relay.services import Ports, build_services
-from tests.relay.stack import CHEAP, Inline, ManualClock, MemoryMailer, MemorySessions, Stack
+from tests.relay.stack import Inline, Stack, make_stack
 
 from .helpers import Person, b64, code_in, mails
 
@@ -27,14 +23,10 @@ RELAY_SECRET = b"planted secret of the relay, yes"
 @pytest.fixture
 def stack(tmp_path: Path) -> Iterator[Stack]:
     """Over a database in a file."""
-    routes = all_routes()
+    all_routes()  # importing the handlers imports every table
     database = database_from_url(f"sqlite:///{tmp_path / 'relay.db'}", Inline(), SimRng("database"))
     metadata.create_all(database.engine)
-    clock, sessions = ManualClock(), MemorySessions()
-    config = msgspec.structs.replace(Config(), accounts=CHEAP)
-    services = build_services(config, Ports(clock, SimRng("r"), Inline(), database, MemoryMailer(), RELAY_SECRET))
-    sessions.behind, services.sessions = services.sessions, sessions
-    yield Stack(build_app(services, routes), services, sessions, clock)
+    yield make_stack(database, secret=RELAY_SECRET)
     database.close()
 
 

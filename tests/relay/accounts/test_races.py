@@ -5,21 +5,16 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Awaitable, Callable, Iterator
 
-import msgspec
 import pytest
 import trio
 
 from p2psync.membership.sigchain import Add, DeviceKind, Remove
 from p2psync.testing.world import SimRng
 from relay.accounts.throttle import GUESSES_PER_ACCOUNT, MAILS_PER_ADDRESS
-from relay.api.app import build_app
-from relay.api.routes import all_routes
-from relay.config import Config
 from relay.db.database import database_from_url
 from relay.db.metadata import metadata
-from relay.services import Ports, build_services
-from relay.world import SystemRng, ThreadOffload
-from tests.relay.stack import CHEAP, Answer, ManualClock, MemoryMailer, MemorySessions, MemoryStore, Stack
+from relay.world import ThreadOffload
+from tests.relay.stack import Answer, Stack, make_stack
 
 from .helpers import OTHER_KEY, Person, alive, b64, code_in, mails, registered
 
@@ -27,15 +22,10 @@ from .helpers import OTHER_KEY, Person, alive, b64, code_in, mails, registered
 @pytest.fixture
 def stack(database_url: str) -> Iterator[Stack]:
     """As elsewhere, with threads that run side by side."""
-    offload, clock, sessions = ThreadOffload(), ManualClock(), MemorySessions()
+    offload = ThreadOffload()
     database = database_from_url(database_url, offload, SimRng("database"))
     metadata.create_all(database.engine)
-    config = msgspec.structs.replace(Config(), accounts=CHEAP)
-    services = build_services(
-        config, Ports(clock, SystemRng(), offload, database, MemoryMailer(), MemoryStore(), b"s" * 32)
-    )
-    sessions.behind, services.sessions = services.sessions, sessions
-    yield Stack(build_app(services, all_routes()), services, sessions, clock)
+    yield make_stack(database, offload)
     database.close()
 
 
