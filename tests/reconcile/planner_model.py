@@ -283,11 +283,13 @@ def _check_meeting(case: Case) -> None:
             tree, copies = canonical(device.tree())
             assert tree == outcome[0], f"{case.name(device)} has something else than was to be expected"
             for key in sorted(copies.keys() | outcome[1].keys()):
-                # A file may have made room for entries that turn out to be deleted: it is back, its copy stays.
                 assert key in copies, f"{case.name(device)} lacks the copy {key}"
-                assert key in outcome[1] or key[0] in above, f"{case.name(device)}: {key} is no copy"
+                # A file may have made room for entries that turn out to be deleted: it is back, its copy stays. So does
+                # that of a content which lost to another one before a further version of it came and won.
+                explained = outcome[1].get(key) or outcome[2].get(key)
+                assert explained or key[0] in above, f"{case.name(device)}: {key} is no copy"
                 # Of several authors of one content, any may give the name.
-                assert copies[key] <= outcome[1].get(key, copies[key]), "a copy is named after someone else"
+                assert copies[key] <= (explained or copies[key]), "a copy is named after someone else"
     if len(changed) == 1 and changed[0].writes and not changed[0].folding:
         assert not changed[0].steps, "where the only change was made, nothing is left to do"
 
@@ -295,11 +297,12 @@ def _check_meeting(case: Case) -> None:
 # ── what must come out ──────────────────────────────────────────────────────────────────────────────────────────────
 def expected(
     case: Case, base: dict[RelPath, Version], before: list[dict[RelPath, Node]]
-) -> tuple[dict[RelPath, Shown], Copies]:
+) -> tuple[dict[RelPath, Shown], Copies, Copies]:
     """The tree that the writers' changes make together, said without version vectors: the specification.
 
-    A deletion loses to any change; of several versions the best ranked has the name, the others are copies beside it;
-    what lives keeps its directories, and a file makes room for them. `before` is what each device showed.
+    With the copies that must be there, and those that may be, as their content won in the end. A deletion loses to any
+    change; of several versions the best ranked has the name, the others are copies beside it; what lives keeps its
+    directories, and a file makes room for them. `before` is what each device showed.
     """
     best: dict[RelPath, Version] = dict(base)
     live: dict[RelPath, list[Version]] = {}
@@ -308,6 +311,7 @@ def expected(
         live[path] = versions
     tree: dict[RelPath, Shown] = {}
     copies: Copies = {}
+    perhaps: Copies = {}
     needed = {a for p, v in best.items() if v.node is not None for a in ancestors(p)}
     for path in {*best, *needed}:
         shown = Node(Kind.DIRECTORY) if path in needed else best[path].node
@@ -316,10 +320,12 @@ def expected(
         tree[path] = shown.kind, shown.text, shown.kind is Kind.FILE and bool(shown.mode & 0o100)
         for version in live.get(path, []):
             other = version.node
-            if other is None or other.kind is Kind.DIRECTORY or (other.kind, other.text) == (shown.kind, shown.text):
+            if other is None or other.kind is Kind.DIRECTORY or version is best[path]:
                 continue
-            copies.setdefault((path, other.kind, other.text), set()).add(short_id(version.dot.replica))
-    return tree, copies
+            alike = (other.kind, other.text) == (shown.kind, shown.text)
+            which = perhaps if alike else copies
+            which.setdefault((path, other.kind, other.text), set()).add(short_id(version.dot.replica))
+    return tree, copies, perhaps
 
 
 def _changes(
