@@ -10,7 +10,9 @@ from sqlalchemy.dialects import postgresql, sqlite
 
 def insert_if_missing(c: Connection, table: Table, **values: Any) -> bool:
     """Insert a row unless one with its primary key, or another unique value of it, exists. Whether it was inserted."""
-    return c.execute(_insert(c, table, values).on_conflict_do_nothing()).rowcount == 1
+    # The row count of an insert is -1 on PostgreSQL; what it returns is the same everywhere.
+    made = _insert(c, table, values).on_conflict_do_nothing().returning(*table.primary_key)
+    return c.execute(made).first() is not None
 
 
 def put(c: Connection, table: Table, **values: Any) -> None:

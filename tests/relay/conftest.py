@@ -63,6 +63,8 @@ def database_url(request: pytest.FixtureRequest) -> Iterator[str]:
     with psycopg.connect(server, autocommit=True) as connection:
         connection.execute(f"CREATE SCHEMA {schema}")  # type: ignore[call-overload]
         yield url
+        # A test that failed within a transaction must not hold up the rest.
+        connection.execute("SET lock_timeout = '5s'")
         connection.execute(f"DROP SCHEMA {schema} CASCADE")  # type: ignore[call-overload]
 
 
