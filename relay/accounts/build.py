@@ -39,7 +39,8 @@ def build_accounts(
         secrets=secrets,
         outbox=Outbox(database, offload, clock, secrets, mailer),
         plans=plans,
+        ledger=Ledger(plans),
         hooks=hooks,
         open_signup=given.signup == "open",
     )
-    return Accounts(context, Ledger(plans), config.billing.webhook_secret)
+    return Accounts(context, config.billing.webhook_secret)

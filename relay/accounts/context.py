@@ -10,6 +10,7 @@ from sqlalchemy import Connection
 from p2psync.crypto.password import normalise_email
 from p2psync.errors import InputError
 from p2psync.ports import Clock, Rng
+from relay.accounts.ledger import Ledger
 from relay.accounts.outbox import Outbox
 from relay.accounts.passwords import PasswordHasher
 from relay.accounts.plans import Plans
@@ -63,6 +64,7 @@ class Context:
     secrets: Secrets
     outbox: Outbox
     plans: Plans
+    ledger: Ledger
     hooks: Hooks
     open_signup: bool = True
 

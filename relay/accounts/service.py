@@ -56,9 +56,8 @@ class Device:
 class Accounts:
     """Accounts of this relay. `now` is seconds since the epoch, by the relay's clock."""
 
-    def __init__(self, context: Context, ledger: Ledger, webhook_secret: str = "") -> None:
+    def __init__(self, context: Context, webhook_secret: str = "") -> None:
         self._context = context
-        self.ledger = ledger
         self._webhook_secret = webhook_secret
         self.signups = SignUps(context)
         self.logins = Logins(context)
@@ -67,6 +66,11 @@ class Accounts:
     def plans(self) -> Plans:
         """The operator's plans."""
         return self._context.plans
+
+    @property
+    def ledger(self) -> Ledger:
+        """The bytes that accounts pay for."""
+        return self._context.ledger
 
     @property
     def outbox(self) -> Outbox:

@@ -158,6 +158,7 @@ def delete_account(c: Connection, context: Context, account_id: bytes, now: int)
         return False
     for hook in context.hooks.deleted:
         hook(c, account_id, now)
+    context.ledger.forget(c, account_id)
     c.execute(delete(signups).where(signups.c.email == email))
     c.execute(delete(resets).where(resets.c.address_hash == context.secrets.pseudonym("reset", email)))
     c.execute(delete(accounts).where(accounts.c.account_id == account_id))

@@ -32,13 +32,13 @@ class Nonces:
         self._window = started // (2 * MAX_SKEW_S)
         self._seen: tuple[set[bytes], set[bytes]] = (set(), set())
 
-    def use(self, signed: Signed, now: int) -> None:
-        """Take note of a request. ApiError 401 when it is stale, from before this process began, or not the first.
-
-        A process that has just begun knows no nonces, hence it refuses what was signed before.
-        """
+    def check_age(self, signed: Signed, now: int) -> None:
+        """ApiError 401 when a request is stale, or from before this process began, which knows no older nonces."""
         if abs(now - signed.created) > MAX_SKEW_S or signed.created < self._started:
             raise unauthorized()
+
+    def use(self, signed: Signed, now: int) -> None:
+        """Take note of a request whose age was checked. ApiError 401 when it is not the first."""
         window = now // (2 * MAX_SKEW_S)
         if window != self._window:
             self._seen = (set(), self._seen[0] if window == self._window + 1 else set())
@@ -59,16 +59,24 @@ class Authenticator:
         self._nonces = Nonces(started)
 
     def check_signature(self, method: str, scope: Any, now: int) -> Signed:
-        """The signature of a request. ApiError 401 when it is missing, wrong, stale or a replay."""
+        """The signature of a request. ApiError 401 when it is missing, wrong or stale."""
         try:
             signed = verify_request(method, scope["raw_path"], scope["query_string"], scope["headers"])
         except AuthenticationError:
             raise unauthorized() from None
-        self._nonces.use(signed, now)
+        self._nonces.check_age(signed, now)
         return signed
 
     async def identify(self, auth: Auth, signed: Signed, now: int) -> Caller:
-        """Who signed. ApiError 401 when the route asks for a session and there is none of this device."""
+        """Who signed. ApiError 401 when the route asks for a session and there is none of this device, or on a replay.
+
+        The nonce comes last: who has no session must not fill the memory of those who have.
+        """
+        caller = await self._caller(auth, signed, now)
+        self._nonces.use(signed, now)
+        return caller
+
+    async def _caller(self, auth: Auth, signed: Signed, now: int) -> Caller:
         if auth is Auth.SIGNED:
             return Caller(signed.device_id, signed.signing_key)
         authorization = signed.authorization or ""

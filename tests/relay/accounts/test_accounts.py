@@ -125,6 +125,19 @@ async def test_a_stolen_token_without_the_key_is_worth_nothing(stack: Stack) -> 
     assert (await ann.first.post("/api/v1/sessions/refresh", body)).status == 200
 
 
+async def test_a_request_works_once_and_strangers_take_no_room(stack: Stack) -> None:
+    ann = await registered(stack)
+    await stack.client().get("/api/v1/account")
+    seen = sum(map(len, stack.app._authenticator._nonces._seen))
+    stranger = stack.client()
+    for token in (None, ann.first.token):
+        stranger.token = token
+        assert not await alive(stranger)
+    assert sum(map(len, stack.app._authenticator._nonces._seen)) == seen
+    scope, data = ann.first._scope("GET", "/api/v1/account", None, None, None)
+    assert [(await ann.first.send(dict(scope), data)).status for _ in range(2)] == [200, 401]
+
+
 async def test_who_logged_out_needs_the_password(stack: Stack) -> None:
     ann = await registered(stack)
     assert (await ann.first.delete("/api/v1/sessions")).status == 204
