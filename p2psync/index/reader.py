@@ -149,6 +149,11 @@ class Reader:
         rows = self.txn.range(tables.SYNCED, after + b"\0" if after else b"")
         return [(where, decode_synced(data)) for where, data in islice(rows, limit)]
 
+    def entries(self) -> Iterator[Synced]:
+        """All synced entries, in no order: those too whose directory has not been seen yet, as its hint was lost."""
+        for _, data in self.txn.range(tables.SYNCED):
+            yield decode_synced(data)
+
     def below(self, directory: RelPath) -> Iterator[Synced]:
         """All synced entries below a directory, depth first, what is in a directory before the directory."""
         stack: list[tuple[Synced | None, Iterator[Synced]]] = [(None, iter(list(self.children(directory))))]

@@ -20,7 +20,6 @@ from p2psync.membership.links import Action, Role, decode_link
 from p2psync.membership.pool import LinkPool
 from p2psync.model.ids import DeviceId, FolderId, replica_device_prefix
 from p2psync.model.ignore import IgnoreMatcher
-from p2psync.model.paths import ROOT
 from p2psync.ports import Watch, World
 from p2psync.protocol import messages as m
 from p2psync.protocol.bulk import Absent, Item
@@ -311,7 +310,7 @@ class Folder:
         def forget(writer: Writer) -> None:
             # Events of a new incarnation supersede none of the old: an older file becomes a conflict, no rollback.
             writer.new_incarnation(max(writer.incarnation + 1, context.world.clock.wall_ns() // 10**9))
-            for entry in list(writer.below(ROOT)):
+            for entry in list(writer.entries()):
                 writer.drop_synced(entry.path)
 
         def work() -> None:

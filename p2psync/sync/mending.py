@@ -81,7 +81,7 @@ def unannounced(context: FolderContext, reader: Reader) -> list[Synced]:
     own = replica_device_prefix(context.device)
     return [
         entry
-        for entry in reader.below(ROOT)
+        for entry in reader.entries()
         if entry.sources
         and not (entry.diverged or entry.implied)
         and all(replica_device_prefix(dot.replica) == own for dot in entry.sources)

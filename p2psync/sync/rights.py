@@ -17,7 +17,7 @@ from p2psync.membership.fold import Membership
 from p2psync.membership.links import Link
 from p2psync.model.entries import Synced
 from p2psync.model.ids import DeviceId, replica_device_prefix
-from p2psync.model.paths import ROOT, RelPath, depth, path_key
+from p2psync.model.paths import RelPath, depth, path_key
 from p2psync.ports import Kind
 from p2psync.reconcile import plan
 from p2psync.sync.context import FolderContext
@@ -48,7 +48,7 @@ def _begin_writing(writer: Writer, membership: Membership, device: DeviceId) -> 
     """Count on from where others believe this device, and have the next scan publish what it had kept to itself."""
     writer.advance(membership.floor(device))
     if writer.totals().diverged:
-        for entry in list(writer.below(ROOT)):
+        for entry in list(writer.entries()):
             if entry.diverged:
                 writer.put_synced(replace(_unseen(entry), absent=False))
 
@@ -57,7 +57,7 @@ def _withdraw(writer: Writer, membership: Membership, device: DeviceId) -> None:
     dropped = writer.drop_records(lambda author, r: not membership.may_write(author, r.dot.replica, r.dot.counter))
     bare = {key for key in dropped if not writer.siblings(key)}
     own = replica_device_prefix(device)
-    for entry in list(writer.below(ROOT)):
+    for entry in list(writer.entries()):
         mine = [dot for dot in entry.sources if replica_device_prefix(dot.replica) == own]
         if mine and not any(membership.may_write(device, dot.replica, dot.counter) for dot in mine):
             writer.put_synced(replace(entry, diverged=True, sources=()))
@@ -90,7 +90,7 @@ def removals(context: FolderContext) -> tuple[list[plan.Remove], list[RelPath]]:
     with context.index.read() as reader:
         if reader.setting(_VOIDED) is None or membership.role(context.device) is None:
             return [], []
-        voided = [entry for entry in reader.below(ROOT) if is_voided(reader, membership, entry)]
+        voided = [entry for entry in reader.entries() if is_voided(reader, membership, entry)]
         staying = [e for e in voided if e.kind is Kind.DIRECTORY and _is_lived_in(reader, membership, e)]
     kept = {entry.path for entry in staying}
     may_write = context.may_write()

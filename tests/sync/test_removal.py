@@ -209,6 +209,23 @@ async def test_a_viewer_who_is_promoted_later_publishes_what_it_had_done_long_ag
 
 
 @simulated
+async def test_what_was_seen_before_the_directory_it_is_in_is_published_too() -> None:
+    async with told() as story:
+        await story.start("owner", "viewer")
+        await story.share("owner", viewer="viewer")
+        viewer, watcher = story.user("viewer"), story.device("viewer").watcher
+        await story.until(lambda: story.folder("viewer").observer.idle)
+        watcher.loss = 1.0
+        viewer.mkdir(b"d")
+        watcher.loss = 0.0
+        viewer.write(b"d/mine", b"mine")
+        await story.until(lambda: story.folder("viewer").totals().diverged == 1, 10)
+        await story.nodes["owner"].folder_share(LABEL, await id_of(story, "viewer"), "editor")
+        await story.until(lambda: b"d/mine" in shown(story, "owner"))
+        await story.settle("owner")
+
+
+@simulated
 async def test_who_was_away_when_it_was_removed_is_told_on_its_return() -> None:
     async with told() as story:
         await story.start("owner", "other")
