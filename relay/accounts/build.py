@@ -10,6 +10,7 @@ from relay.accounts.passwords import Cost, PasswordHasher
 from relay.accounts.plans import Plans
 from relay.accounts.secrets import Secrets
 from relay.accounts.service import Accounts
+from relay.accounts.session_cache import SessionCache
 from relay.config import Config
 from relay.db.database import Database
 from relay.ports import Mailer
@@ -41,6 +42,7 @@ def build_accounts(
         plans=plans,
         ledger=Ledger(plans),
         hooks=hooks,
+        sessions=SessionCache(),
         open_signup=given.signup == "open",
     )
     return Accounts(context, config.billing.webhook_secret)

@@ -15,6 +15,7 @@ from relay.accounts.outbox import Outbox
 from relay.accounts.passwords import PasswordHasher
 from relay.accounts.plans import Plans
 from relay.accounts.secrets import Secrets
+from relay.accounts.session_cache import SessionCache
 from relay.accounts.throttle import Policy, count_try, too_often
 from relay.db.database import Database
 from relay.errors import ApiError
@@ -66,6 +67,7 @@ class Context:
     plans: Plans
     ledger: Ledger
     hooks: Hooks
+    sessions: SessionCache
     open_signup: bool = True
 
     async def throttle(self, subjects: list[tuple[bytes, Policy]], now: int) -> None:

@@ -16,6 +16,7 @@ from relay.accounts.outbox import NOBODY
 from relay.accounts.passwords import SALT_SIZE
 from relay.accounts.secrets import CODE_ENTROPY, SEAL_ENTROPY, new_code, read_code
 from relay.accounts.sessions import (
+    ACCOUNT_ID_SIZE,
     SESSION_ENTROPY,
     Tokens,
     account_of,
@@ -50,7 +51,14 @@ class Logins:
     # ── sessions ────────────────────────────────────────────────────────────────────────────────────────────────────
     async def account_of(self, token: bytes, device_id: bytes, now: int) -> bytes | None:
         """The account of a live access token of this device, or None."""
-        return await self._context.database.read(lambda c: account_of(c, token, device_id, now))
+        cache, claimed = self._context.sessions, token[:ACCOUNT_ID_SIZE]
+        if cache.holds(claimed, device_id, token, now):
+            return claimed
+        generation = cache.generation
+        account_id = await self._context.database.read(lambda c: account_of(c, token, device_id, now))
+        if account_id is not None:
+            cache.keep(account_id, device_id, token, now=now, generation=generation)
+        return account_id
 
     async def log_in(self, email: str, login_key: bytes, origin: Origin) -> Opened:
         """A session by password and device key.
@@ -93,6 +101,7 @@ class Logins:
             return open_session(c, found.account_id, origin.device_id, origin.now, entropy)
 
         tokens = await context.database.write(finish)
+        context.sessions.forget(found.account_id, origin.device_id)
         if tokens is None:
             raise _suspended() if found.suspended else ApiError(403, "device-unknown", _JOIN)
         return Opened(found.account_id, tokens)
@@ -107,18 +116,21 @@ class Logins:
                 return None
             return open_session_by_key(c, account_id, device_id, now, entropy)
 
-        return Opened(account_id, _granted(await self._context.database.write(work)))
+        tokens = await self._context.database.write(work)
+        self._context.sessions.forget(account_id, device_id)
+        return Opened(account_id, _granted(tokens))
 
     async def refresh(self, token: bytes, device_id: bytes, now: int) -> Tokens:
         """New tokens for the newest refresh token of this device; any other ends its session. ApiError 401."""
         entropy = self._context.rng.token(SESSION_ENTROPY)
-        return _granted(
-            await self._context.database.write(lambda c: refresh_session(c, token, device_id, now, entropy))
-        )
+        tokens = await self._context.database.write(lambda c: refresh_session(c, token, device_id, now, entropy))
+        self._context.sessions.forget(token[:ACCOUNT_ID_SIZE], device_id)
+        return _granted(tokens)
 
     async def log_out(self, account_id: bytes, device_id: bytes) -> None:
         """End the device's session; its next one needs the password."""
         await self._context.database.write(lambda c: log_out(c, account_id, device_id))
+        self._context.sessions.forget(account_id, device_id)
 
     # ── passwords ───────────────────────────────────────────────────────────────────────────────────────────────────
     async def ask_reset(self, email: str, origin: Origin) -> None:
@@ -154,18 +166,19 @@ class Logins:
         code_hash = context.secrets.code_hash(read_code(code), *place)
         nonce = context.rng.token(SEAL_ENTROPY)
 
-        def work(c: Connection) -> bool:
-            account_id = c.execute(
-                select(accounts.c.account_id).where(accounts.c.email == address)
-            ).scalar_one_or_none()
-            if not _use_code(c, place, code_hash, origin.now) or account_id is None:
-                return False
+        def work(c: Connection) -> bytes | None:
+            row = c.execute(select(accounts.c.account_id).where(accounts.c.email == address)).one_or_none()
+            if not _use_code(c, place, code_hash, origin.now) or row is None:
+                return None
             take_back(c, network)
-            self._set_password(c, account_id, address, verifier, now=origin.now, nonce=nonce)
-            return True
+            self._set_password(c, row.account_id, address, verifier, now=origin.now, nonce=nonce)
+            account_id: bytes = row.account_id
+            return account_id
 
-        if not await context.database.write(work):
+        account_id = await context.database.write(work)
+        if account_id is None:
             raise unauthorized()
+        context.sessions.forget_account(account_id)
         context.outbox.ring()
 
     async def change_password(self, account_id: bytes, old: bytes, new: bytes, now: int) -> None:
@@ -188,6 +201,7 @@ class Logins:
             self._set_password(c, account_id, row.email, verifier, now=now, nonce=nonce)
 
         await context.database.write(work)
+        context.sessions.forget_account(account_id)
         context.outbox.ring()
 
     def _set_password(

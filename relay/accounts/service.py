@@ -123,14 +123,17 @@ class Accounts:
             raise ApiError(400, "bad-request", "the link is about another account")
         context = self._context
 
-        def work(c: Connection) -> None:
+        def work(c: Connection) -> bytes | None:
             removed = append_link(c, link, context.plans, now)
             if removed is not None:
                 for hook in context.hooks.device_removed:
                     hook(c, account_id, removed, now)
             self._changed(c, account_id, now)
+            return removed
 
-        await context.database.write(work)
+        removed = await context.database.write(work)
+        if removed is not None:
+            context.sessions.forget(account_id, removed)
         self._committed(account_id)
 
     # ── plans ───────────────────────────────────────────────────────────────────────────────────────────────────────
