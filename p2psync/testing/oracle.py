@@ -126,9 +126,7 @@ class Oracle:
         if known is None or known.superseded:
             private = device if device in self._muted and known is None else None
             self._written[content] = known = Written(path, device, private=private)
-        elif known.private != device:
-            # As an empty file may be: what a full disk leaves of anything.
-            known.private = None
+        self._shared(device, content)
         if not durable:
             known.unsynced_on.add(device)
         self._legitimate.add(content)
@@ -184,7 +182,14 @@ class Oracle:
                 known.excused = True
                 if now is not None and now.kind is Kind.FILE:
                     self._legitimate.add(now.content)
+                    self._shared(device, now.content)
         self.existed(shown.content for path, shown in after.items() if name(path) == SCRATCH)
+
+    def _shared(self, device: str, content: bytes) -> None:
+        """A device has a content by itself, such as an empty file: then it is no other one's own."""
+        known = self._written.get(content)
+        if known is not None and known.private != device:
+            known.private = None
 
     def _supersede(self, device: str, content: bytes) -> None:
         known = self._written.get(content)

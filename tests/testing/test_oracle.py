@@ -207,3 +207,14 @@ def test_what_a_reader_writes_stays_there_unless_others_write_the_same() -> None
     assert verdict(oracle, trees) == ["roles"]
     wrote(oracle, "a", b"one")
     assert verdict(oracle, trees) == []
+
+
+def test_what_a_power_cut_leaves_is_no_readers_own() -> None:
+    oracle = Oracle()
+    oracle.mute("b")
+    wrote(oracle, "b", b"")
+    wrote(oracle, "a", b"one", durable=False)
+    torn = shows(f=b"")
+    assert verdict(oracle, {"a": torn, "b": torn}) == ["I2", "roles"]
+    oracle.crashed("a", shows(f=b"one"), torn)
+    assert verdict(oracle, {"a": torn, "b": torn}) == []
