@@ -124,7 +124,7 @@ class Oracle:
             self._supersede(device, before)
         known = self._written.get(content)
         if known is None or known.superseded:
-            private = device if device in self._muted and known is None else None
+            private = device if device in self._muted and content not in self._legitimate else None
             self._written[content] = known = Written(path, device, private=private)
         self._shared(device, content)
         if not durable:

@@ -218,3 +218,6 @@ def test_what_a_power_cut_leaves_is_no_readers_own() -> None:
     assert verdict(oracle, {"a": torn, "b": torn}) == ["I2", "roles"]
     oracle.crashed("a", shows(f=b"one"), torn)
     assert verdict(oracle, {"a": torn, "b": torn}) == []
+    oracle.deleted("b", b"f", content_id(b""))
+    wrote(oracle, "b", b"")
+    assert verdict(oracle, {"a": torn, "b": torn}) == []
