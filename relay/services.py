@@ -7,7 +7,7 @@ nothing else knows how services come to be.
 from __future__ import annotations
 
 from collections.abc import Awaitable, Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Final
 
 import trio
@@ -16,12 +16,15 @@ from p2psync.ports import Clock, Offload, Rng
 from relay.accounts.build import build_accounts
 from relay.accounts.context import Hooks
 from relay.accounts.service import Accounts
+from relay.api.health import Readiness
 from relay.api.metrics import Metrics
 from relay.blocks.build import build_blocks
+from relay.blocks.refs import References
 from relay.blocks.service import Blocks
 from relay.blocks.service import World as BlockWorld
 from relay.config import Config
 from relay.db.database import Database
+from relay.mailbox.service import Mailbox
 from relay.ports import BlockStore, Mailer, Sessions
 
 NANOSECONDS: Final = 1_000_000_000
@@ -52,8 +55,10 @@ class Services:
     account_hooks: Hooks
     """Where rooms hear of changed and deleted accounts."""
     blocks: Blocks
-    metrics: Metrics = field(default_factory=Metrics)
-    background: list[Callable[[], Awaitable[None]]] = field(default_factory=list)
+    mailbox: Mailbox
+    readiness: Readiness
+    metrics: Metrics
+    background: list[Callable[[], Awaitable[None]]]
     """Runs as long as the relay; what is raised here ends it."""
 
     @property
@@ -90,6 +95,26 @@ def build_services(config: Config, ports: Ports) -> Services:
         ports.database, ports.store, accounts.ledger, ports.clock, ports.rng, ports.offload, ports.secret
     )
     blocks, upkeep = build_blocks(config.storage, world, metrics.registry)
-    services = Services(config, ports, accounts.logins, accounts, hooks, blocks, metrics)
-    services.background += [accounts.run, upkeep.run]
-    return services
+    mailbox = Mailbox(
+        ports.database,
+        ports.clock,
+        ports.offload,
+        ledger=accounts.ledger,
+        limits=accounts.plans,
+        chunks=References(accounts.ledger),
+    )
+    hooks.changed.append(mailbox.account_changed)
+    hooks.deleted.append(mailbox.account_deleted)
+    hooks.committed.append(mailbox.account_committed)
+    return Services(
+        config=config,
+        ports=ports,
+        sessions=accounts.logins,
+        accounts=accounts,
+        account_hooks=hooks,
+        blocks=blocks,
+        mailbox=mailbox,
+        readiness=Readiness(ports.database, ports.store, ports.offload, ports.clock),
+        metrics=metrics,
+        background=[accounts.run, upkeep.run, mailbox.run],
+    )

@@ -9,7 +9,7 @@ from typing import Final
 import trio
 from sqlalchemy import Connection
 
-from p2psync.ports import Clock
+from p2psync.ports import Clock, Offload
 from p2psync.protocol.mailbox import EntryKind
 from relay.db.database import Database
 from relay.errors import ApiError, not_found
@@ -39,12 +39,20 @@ class Mailbox:
     """Folders, entries, snapshots, grants and news of all accounts."""
 
     def __init__(
-        self, database: Database, clock: Clock, *, ledger: Ledger, limits: FolderLimits, chunks: Chunks
+        self,
+        database: Database,
+        clock: Clock,
+        offload: Offload,
+        *,
+        ledger: Ledger,
+        limits: FolderLimits,
+        chunks: Chunks,
     ) -> None:
         self.hub = Hub()
         self.subscriptions = Subscriptions(database, clock, self.hub)
         self._database = database
         self._clock = clock
+        self._offload = offload
         self._ledger = ledger
         self._limits = limits
         self._chunks = chunks
@@ -108,7 +116,8 @@ class Mailbox:
     # ── entries ─────────────────────────────────────────────────────────────────────────────────────────────────────
     async def append(self, who: Member, encoded: Sequence[bytes], now: int) -> list[Placed]:
         """Append entries that the calling device has signed, all or none. ApiError as `feed.append`."""
-        batch = feed.read_entries(encoded, who.signing_key)
+        # Signatures take their time: 0.1 ms each.
+        batch = await self._offload.run(lambda: feed.read_entries(encoded, who.signing_key))
         if any(entry.header.kind == EntryKind.SNAPSHOT for entry in batch):
             raise ApiError(400, "bad-request", "a snapshot says what it covers: post it as one")
         placed = await self._database.write(lambda c: feed.append(c, self._ledger, who.account_id, batch, now))
@@ -143,11 +152,13 @@ class Mailbox:
         return await self._database.read(lambda c: feed.read_heads(c, _readable(c, who, folder_id)))
 
     # ── snapshots and grants ────────────────────────────────────────────────────────────────────────────────────────
-    async def post_snapshot(self, who: Member, encoded: bytes, covers: int, ref_id: bytes, now: int) -> Placed:
+    async def post_snapshot(
+        self, who: Member, folder_id: bytes, encoded: bytes, *, covers: int, ref_id: bytes, now: int
+    ) -> Placed:
         """Append a snapshot. ApiError as `snapshots.post`."""
         [entry] = feed.read_entries([encoded], who.signing_key)
-        if entry.header.kind != EntryKind.SNAPSHOT:
-            raise ApiError(400, "bad-request", "this entry is no snapshot")
+        if entry.header.kind != EntryKind.SNAPSHOT or entry.header.folder != folder_id:
+            raise ApiError(400, "bad-request", "this entry is no snapshot of this folder")
         placed = await self._database.write(
             lambda c: snapshots.post(c, self._ledger, who.account_id, entry, covers=covers, ref_id=ref_id, now=now)
         )

@@ -25,7 +25,8 @@ steps = st.lists(
         st.tuples(st.just("page"), st.integers(0, READERS - 1), st.integers(1, 5), st.booleans()),
         st.tuples(st.sampled_from(["snapshot", "prune"]), st.integers(0, FOLDERS - 1)),
     ),
-    max_size=25,
+    min_size=20,
+    max_size=30,
 )
 
 
@@ -106,7 +107,7 @@ class World:
                 assert taken == list(range(1, folder.last_seq + 1))
 
 
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=15, deadline=None)
 @given(steps)
 def test_nothing_is_missed_and_nothing_comes_twice(script: list[tuple[Any, ...]]) -> None:
     database = database_from_url(IN_MEMORY, Inline(), SimRng("database"))
