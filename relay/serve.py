@@ -61,6 +61,7 @@ async def _serve(config: Config, data: DataDirectory) -> None:
         certificate = find_certificate(config.server, data.tls, name)
         context = make_context(certificate, forwarding=False)
         server = Server(build_app(services, all_routes()), context, config.server)
+        services.metrics.connections.set_function(lambda: server.gate.open)
         listeners = await trio.open_tcp_listeners(port, host=host)
         url = config.server.url or _url(name, listeners[0])
         stop = trio.Event()
@@ -68,7 +69,7 @@ async def _serve(config: Config, data: DataDirectory) -> None:
             async with trio.open_nursery() as nursery:
                 nursery.start_soon(services.run)
                 nursery.start_soon(_obey, signals, certificate, context, stop)
-                sys.stdout.write(f"ready {relay_url(url, certificate)}\n")
+                sys.stdout.write(f"ready {relay_url(url, certificate)} mail to {mailer.target}\n")
                 sys.stdout.flush()
                 await server.run(listeners, stop)
                 nursery.cancel_scope.cancel()

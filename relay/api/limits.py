@@ -22,31 +22,33 @@ WINDOW_S: Final = 60.0
 MAX_CALLERS: Final = 100_000
 
 
+def per_minute(settings: config.Limits, rate: Rate) -> tuple[int, int]:
+    """Calls that one account, and one network, may make in a minute."""
+    match rate:
+        case Rate.STANDARD:
+            return settings.standard_per_account, settings.standard_per_address
+        case Rate.BULK:
+            return settings.bulk_per_account, settings.bulk_per_address
+        case Rate.SENSITIVE:
+            return settings.sensitive_per_account, settings.sensitive_per_address
+
+
 class Limiter:
     """The allowances of all callers."""
 
     def __init__(self, settings: config.Limits, clock: Clock, *, most: int = MAX_CALLERS) -> None:
         self._clock = clock
         self._most = most
-        self._by_account: Mapping[Rate, int] = {
-            Rate.STANDARD: settings.standard_per_account,
-            Rate.BULK: settings.bulk_per_account,
-            Rate.SENSITIVE: settings.sensitive_per_account,
-        }
-        self._by_address: Mapping[Rate, int] = {
-            Rate.STANDARD: settings.standard_per_address,
-            Rate.BULK: settings.bulk_per_address,
-            Rate.SENSITIVE: settings.sensitive_per_address,
-        }
+        self._per_minute: Mapping[Rate, tuple[int, int]] = {rate: per_minute(settings, rate) for rate in Rate}
         self._whole: OrderedDict[tuple[Rate, str | bytes], float] = OrderedDict()
 
     def take_address(self, rate: Rate, network: str) -> None:
         """One call from a network. ApiError 429 with `Retry-After` when it has none left."""
-        self._take(rate, network, self._by_address[rate])
+        self._take(rate, network, self._per_minute[rate][1])
 
     def take_account(self, rate: Rate, account_or_device: bytes) -> None:
         """One call of an account, or of a device without one. ApiError 429 with `Retry-After` when it has none left."""
-        self._take(rate, account_or_device, self._by_account[rate])
+        self._take(rate, account_or_device, self._per_minute[rate][0])
 
     def _take(self, rate: Rate, caller: str | bytes, per_window: int) -> None:
         now, key = self._clock.monotonic(), (rate, caller)

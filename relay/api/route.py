@@ -247,6 +247,7 @@ def decode_id(text: str, size: int) -> bytes:
 
 # ── routing ─────────────────────────────────────────────────────────────────────────────────────────────────────────
 MAX_SEGMENTS: Final = 12
+MAX_SEGMENT_CHARS: Final = 128
 
 
 class Router:
@@ -294,7 +295,7 @@ class Router:
         for segments, methods in self._patterns.get(len(given), ()):
             parameters = {}
             for expected, segment in zip(segments, given, strict=True):
-                if expected.startswith("{"):
+                if expected.startswith("{") and len(segment) <= MAX_SEGMENT_CHARS:
                     parameters[expected[1:-1]] = segment
                 elif expected != segment:
                     break
