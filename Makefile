@@ -18,7 +18,7 @@ define debian
 endef
 
 .DEFAULT_GOAL := help
-.PHONY: help setup test test-large lint format demo bench bench-quick sim crash mutants fuzz oracle lock docs clean
+.PHONY: help setup test test-large engines lint format demo bench bench-quick sim crash mutants fuzz oracle lock docs clean
 
 help: ## show the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-12s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -45,6 +45,11 @@ test: $(VENV)/.dev ## unit, property, simulation and end-to-end tests
 
 test-large: $(VENV)/.dev ## what takes minutes
 	$(PYTEST) -m large --timeout 3600
+
+# apt-get would start a server of its own beside those of the tests: only its programs are wanted.
+engines: $(VENV)/.dev ## the relay's tests against a real PostgreSQL and a real S3 store
+	$(call debian,ls /usr/lib/postgresql/*/bin/initdb,postgresql)
+	$(PYTEST) --engines tests/relay
 
 lint: $(VENV)/.dev ## style, types, and which room may import which
 	$(BIN)/ruff check .
