@@ -53,6 +53,7 @@ class Outbox:
 
     async def run(self) -> None:
         """Send what is queued, until cancelled."""
+        _LOG.info("mail: where messages go", target=self._mailer.target)
         while True:
             self._rung = trio.Event()
             try:
