@@ -52,9 +52,10 @@ class Stored(msgspec.Struct, frozen=True):
 async def put_chunk(call: Call) -> Stored:
     """Store a chunk under its name; the digest of the bytes is part of what the device signs."""
     assert call.signed is not None
-    size, digest = _length(call), call.signed.body_digest
+    digest = call.signed.body_digest
     if digest is None:
         raise ApiError(400, "bad-request", "a chunk has at least one byte")
+    size = _length(call)
     folder, chunk_id = _folder(call), call.hex_id("chunk_id", DIGEST_SIZE)
     new = await _blocks(call).put(call.caller.account_id, folder, chunk_id, Body(size, digest, call.read))
     return Stored(size, new)
