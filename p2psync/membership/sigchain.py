@@ -217,6 +217,10 @@ class AccountChain:
         """The newest link: its `seq` and `hash` are what devices tell each other, and what a store compares."""
         return self.links[-1]
 
+    def includes(self, seq: int, link_hash: bytes) -> bool:
+        """Whether a head that somebody else has seen is in this chain: if not, a relay has held links back, or worse."""
+        return 0 <= seq < len(self.links) and self.links[seq].hash == link_hash
+
     def encoded_links(self) -> list[bytes]:
         """What `fold_chain` reads."""
         return [link.encoded for link in self.links]

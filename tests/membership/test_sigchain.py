@@ -178,6 +178,14 @@ def test_devices_are_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
         CHAIN.sign(device(1), add(5))
 
 
+def test_a_chain_that_was_rolled_back_lacks_the_head_that_others_know() -> None:
+    older = fold_chain(CHAIN.encoded_links()[:3])
+    assert CHAIN.includes(older.head.seq, older.head.hash)
+    assert not older.includes(CHAIN.head.seq, CHAIN.head.hash)
+    assert not CHAIN.includes(older.head.seq, CHAIN.head.hash)
+    assert not CHAIN.includes(-1, CHAIN.head.hash)
+
+
 # ── forks ───────────────────────────────────────────────────────────────────────────────────────────────────────────
 def fork(author: int, number: int) -> ChainLink:
     return fold_chain(CHAIN.encoded_links()[:4]).sign(device(author), add(number))
