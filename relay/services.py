@@ -24,6 +24,7 @@ from relay.blocks.service import Blocks
 from relay.blocks.service import World as BlockWorld
 from relay.config import Config
 from relay.db.database import Database
+from relay.mailbox import folders
 from relay.mailbox.service import Mailbox
 from relay.ports import BlockStore, Mailer, Sessions
 
@@ -106,6 +107,7 @@ def build_services(config: Config, ports: Ports) -> Services:
     hooks.changed.append(mailbox.account_changed)
     hooks.deleted.append(mailbox.account_deleted)
     hooks.committed.append(mailbox.account_committed)
+    hooks.folders = lambda c, account_id: len(folders.owned(c, account_id))
     return Services(
         config=config,
         ports=ports,

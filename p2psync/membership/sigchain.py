@@ -218,7 +218,7 @@ class AccountChain:
         return self.links[-1]
 
     def includes(self, seq: int, link_hash: bytes) -> bool:
-        """Whether a head that somebody else has seen is in this chain: if not, a relay has held links back, or worse."""
+        """Whether a head that somebody else has seen is in this chain: if not, a relay holds links back, or worse."""
         return 0 <= seq < len(self.links) and self.links[seq].hash == link_hash
 
     def encoded_links(self) -> list[bytes]:

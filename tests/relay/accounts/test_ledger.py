@@ -191,10 +191,11 @@ def test_figures_that_are_wrong_hinder_nothing_and_are_put_right(database: Datab
 
     def repair(c: Connection) -> None:
         ledger.lock(c, ALICE)
-        correction = ledger.recount(c, ALICE, 40)
-        assert correction is not None
-        assert (correction.before, correction.after) == (Usage(0, 3), Usage(40, 7))
-        assert ledger.recount(c, ALICE, 40) is None
+        for repair in (False, True):
+            correction = ledger.recount(c, ALICE, 40, repair=repair)
+            assert correction is not None
+            assert (correction.before, correction.after) == (Usage(0, 3), Usage(40, 7))
+        assert ledger.recount(c, ALICE, 40, repair=True) is None
         ledger.forget(c, ALICE)
         assert ledger.usage(c, ALICE) == Usage(0, 0)
         assert not ledger.commit(c, ALICE, b"r" * 16)

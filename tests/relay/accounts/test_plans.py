@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+from functools import partial
 from typing import Any
 
 import msgspec
@@ -16,9 +17,10 @@ from relay.accounts.billing import EVENT_MEMORY_S, TOLERANCE_S, sign_event
 from relay.accounts.plans import FREE
 from relay.config import Allowance, Billing, Plan, Size
 from relay.errors import ApiError
+from relay.mailbox import folders
 from tests.relay.stack import Answer, Client, Stack
 
-from .helpers import Person, alive, registered
+from .helpers import Person, alive, b64, registered
 
 SECRET = "whsec_test"
 PLANS = (
@@ -94,6 +96,22 @@ async def test_folders_are_bounded_by_the_plan(stack: Stack) -> None:
     assert (caught.value.code, caught.value.figures) == ("plan-limit", {"limit": 3})
     nothing = await stack.services.database.read(lambda c: plans.limits(c, b"x" * 16))
     assert (nothing.bytes, nothing.devices, nothing.folders) == (0, 0, 0)
+
+
+async def test_folders_are_counted_and_go_with_the_account(stack: Stack) -> None:
+    ann = await registered(stack)
+    database, now = stack.services.database, stack.services.now()
+
+    def create(c: Connection, number: int) -> None:
+        folders.create(c, stack.services.accounts.plans, bytes([number]) * 16, ann.account_id, now)
+
+    for number in range(3):
+        await database.write(partial(create, number=number))
+    assert (await ann.first.get("/api/v1/account")).json()["folders"] == 3
+    with pytest.raises(ApiError, match="3 folders"):
+        await database.write(partial(create, number=3))
+    await ann.first.post("/api/v1/account/delete", {"login_key": b64(ann.login_key)})
+    assert await database.read(lambda c: folders.owned(c, ann.account_id)) == []
 
 
 async def test_a_plan_that_the_operator_took_away_is_none(stack: Stack) -> None:
