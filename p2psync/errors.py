@@ -39,6 +39,10 @@ class ConnectionLost(P2PSyncError):  # noqa: N818  (the term people know)
     """The connection ended or broke; nothing more can be sent or received on it."""
 
 
+class Unreachable(ConnectionLost):
+    """No connection could be made; nothing was sent."""
+
+
 class PermissionDenied(P2PSyncError):  # noqa: N818  (the term people know)
     """A role does not allow this."""
 

@@ -7,8 +7,9 @@ inside `Offload.run`, in batches, so that the trio loop never waits for a disk.
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Callable, Iterator, Sequence
-from contextlib import AbstractContextManager
+import base64
+from collections.abc import AsyncIterator, Callable, Iterator, Mapping, Sequence
+from contextlib import AbstractAsyncContextManager, AbstractContextManager
 from dataclasses import dataclass
 from enum import Enum, IntEnum
 from typing import Protocol, TypeVar
@@ -414,6 +415,96 @@ class FrameChannel(Protocol):
 
 
 @dataclass(frozen=True, slots=True)
+class RelayAddress:
+    """Where a relay is and how it is recognised. Its text is the URL that its operator hands out."""
+
+    host: str
+    """A name in lower case, or an address; IPv6 without brackets."""
+    port: int
+    fingerprint: bytes | None = None
+    """SHA-256 of its certificate (DER). None: any certificate for that host by an authority this machine trusts."""
+
+    @property
+    def authority(self) -> str:
+        """HOST:PORT as in a Host header."""
+        return f"[{self.host}]:{self.port}" if ":" in self.host else f"{self.host}:{self.port}"
+
+    @property
+    def origin(self) -> str:
+        """`https://HOST:PORT`: which relay it is, whatever its certificate."""
+        return f"https://{self.authority}"
+
+    def __str__(self) -> str:
+        if self.fingerprint is None:
+            return f"{self.origin}/"
+        return f"{self.origin}/#sha256={base64.urlsafe_b64encode(self.fingerprint).rstrip(b'=').decode()}"
+
+
+@dataclass(frozen=True, slots=True)
+class HttpResponse:
+    """A whole answer. Header names are in lower case; of a repeated one the last counts."""
+
+    status: int
+    headers: Mapping[str, str]
+    body: bytes
+
+
+class HttpStream(Protocol):
+    """An answer that goes on, in lines."""
+
+    @property
+    def status(self) -> int:
+        """Of the answer's head."""
+        ...
+
+    @property
+    def headers(self) -> Mapping[str, str]:
+        """As `HttpResponse.headers`."""
+        ...
+
+    async def line(self) -> bytes | None:
+        """The next line without its end; None when the answer has ended. Raises as `HttpClient.request`."""
+        ...
+
+
+class HttpClient(Protocol):
+    """Sends requests to one relay, whose certificate is checked before any byte of a request is sent."""
+
+    async def request(
+        self,
+        method: str,
+        target: str,
+        *,
+        headers: Mapping[str, str],
+        body: bytes | memoryview = b"",
+        max_body: int,
+        timeout_s: float,
+        bulk: bool = False,
+    ) -> HttpResponse:
+        """One request. `target` is path and query as on the wire; `body` must not change meanwhile.
+
+        `bulk` says that body or answer is large: such a request has a connection to itself.
+
+        Raises:
+            Unreachable: nothing of the request was sent.
+            ConnectionLost: no whole answer came in time; the relay may have done what it was asked.
+            AuthenticationError: it is not that relay. Nothing was sent.
+            ProtocolError: the answer is no HTTP, or its body has more than `max_body` bytes.
+        """
+        ...
+
+    def stream(
+        self, target: str, *, headers: Mapping[str, str], max_line: int, idle_s: float
+    ) -> AbstractAsyncContextManager[HttpStream]:
+        """GET an answer that goes on; it counts as lost when nothing arrives for `idle_s`. Raises as `request`."""
+        ...
+
+    async def aclose(self) -> None:
+        """Close its connections; harmless when they are closed already."""
+        ...
+
+
+@dataclass(frozen=True, slots=True)
 class Sighting:
     """A hint that a device may be reachable; nothing in it is proven."""
 
@@ -453,6 +544,8 @@ class World:
     database: Database
     network: Network
     discovery: Discovery | None
+    http: Callable[[RelayAddress], HttpClient] | None = None
+    """Makes a client of a relay; None where relays cannot be reached."""
     longest_chunk: int = 4 * 1024 * 1024
     """Bytes at which files are cut, alike on all devices of a folder: `manifest.MAX_CHUNK`, and less in simulations, so
     that small files have many chunks."""

@@ -1,0 +1,257 @@
+"""HTTP to one relay over TLS, whose certificate is known before any byte of a request is sent.
+
+Everything that comes back is bounded in size and time, and nothing is decompressed. Ordinary requests share one
+connection (HTTP/2 where the relay offers it); what is large, and streams that go on, have connections to themselves: a
+window of HTTP/2 is too small for them, and one that stalls must not hold up the others.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hmac
+import ssl
+from collections.abc import AsyncIterator, Iterator, Mapping
+from contextlib import aclosing, asynccontextmanager
+from hashlib import sha256
+from typing import Any, Final
+
+import httpcore2
+import trio
+
+from p2psync.errors import AuthenticationError, ConnectionLost, ProtocolError, Unreachable
+from p2psync.ports import HttpResponse, RelayAddress
+
+CONNECT_TIMEOUT_S: Final = 15.0
+SILENCE_S: Final = 30.0
+"""Without one byte in either direction, a request is given up."""
+PIECE: Final = 256 << 10
+MAX_BULK: Final = 8
+"""Connections for large requests."""
+MAX_STREAMS: Final = 4
+_KEEP_S: Final = 60.0
+_ENDED: Final = ("disconnected", "closed connection", "ConnectionTerminated", "StreamReset")
+"""What httpcore2 says of a connection that ended too early, in HTTP/1.1 and 2."""
+
+
+class HttpsClient:
+    """See `ports.HttpClient`."""
+
+    def __init__(self, address: RelayAddress) -> None:
+        self._address = address
+        self._pools: dict[str, httpcore2.AsyncConnectionPool] = {}
+        self._context: ssl.SSLContext | None = None
+        self._lock = trio.Lock()
+
+    async def request(
+        self,
+        method: str,
+        target: str,
+        *,
+        headers: Mapping[str, str],
+        body: bytes | memoryview = b"",
+        max_body: int,
+        timeout_s: float,
+        bulk: bool = False,
+    ) -> HttpResponse:
+        """See `ports.HttpClient`."""
+        pool = await self._pool("bulk" if bulk else "api")
+        with self._told(), trio.fail_after(timeout_s):
+            async with pool.stream(
+                method,
+                self._url(target),
+                headers=self._headers(headers, body),
+                content=_pieces(body) if body else None,
+                extensions=_timeouts(SILENCE_S),
+            ) as response:
+                fields = _fields(response.headers)
+                return HttpResponse(response.status, fields, await _read(response, method, fields, max_body))
+        raise AssertionError
+
+    @asynccontextmanager
+    async def stream(
+        self, target: str, *, headers: Mapping[str, str], max_line: int, idle_s: float
+    ) -> AsyncIterator[_Lines]:
+        """See `ports.HttpClient`."""
+        pool = await self._pool("streams")
+        async with contextlib.AsyncExitStack() as stack:
+            with self._told():
+                request = pool.stream(
+                    "GET", self._url(target), headers=self._headers(headers, b""), extensions=_timeouts(idle_s)
+                )
+                response = await stack.enter_async_context(request)
+            pieces = await stack.enter_async_context(aclosing(response.aiter_stream()))
+            yield _Lines(self, response, pieces, max_line)
+
+    async def aclose(self) -> None:
+        """See `ports.HttpClient`."""
+        pools, self._pools = self._pools, {}
+        for pool in pools.values():
+            await pool.aclose()
+
+    async def _pool(self, purpose: str) -> httpcore2.AsyncConnectionPool:
+        async with self._lock:
+            if self._context is None:
+                # Reading the authorities of this machine takes tens of milliseconds.
+                self._context = await trio.to_thread.run_sync(_context, self._address.fingerprint)
+            if purpose not in self._pools:
+                self._pools[purpose] = httpcore2.AsyncConnectionPool(
+                    ssl_context=self._context,
+                    max_connections={"api": 4, "bulk": MAX_BULK, "streams": MAX_STREAMS}[purpose],
+                    keepalive_expiry=_KEEP_S,
+                    http1=True,
+                    http2=purpose == "api",
+                    network_backend=_Backend(self._address),
+                )
+            return self._pools[purpose]
+
+    def _url(self, target: str) -> httpcore2.URL:
+        address = self._address
+        return httpcore2.URL(scheme=b"https", host=address.host.encode(), port=address.port, target=target.encode())
+
+    def _headers(self, headers: Mapping[str, str], body: bytes | memoryview) -> list[tuple[bytes, bytes]]:
+        fields = {"host": self._address.authority, "accept-encoding": "identity", **headers}
+        if body:
+            fields["content-length"] = str(len(body))
+        return [(name.encode("ascii"), value.encode("latin-1")) for name, value in fields.items()]
+
+    @contextlib.contextmanager
+    def _told(self) -> Iterator[None]:
+        """What goes wrong, in this project's words."""
+        relay = self._address.origin
+        try:
+            yield
+        except (httpcore2.ConnectError, httpcore2.ConnectTimeout) as error:
+            raise _not_connected(error, relay) from error
+        except httpcore2.PoolTimeout as error:
+            raise Unreachable(f"too many requests to {relay} at once; try again in a moment") from error
+        except (httpcore2.NetworkError, httpcore2.TimeoutException, trio.TooSlowError) as error:
+            raise ConnectionLost(f"{relay} did not answer in time, or the connection broke; try again") from error
+        except httpcore2.RemoteProtocolError as error:
+            if any(word in str(error) for word in _ENDED):
+                raise ConnectionLost(f"{relay} closed the connection before it answered; try again") from error
+            raise ProtocolError(f"what {relay} answers is no HTTP; is it a p2psync relay?") from error
+        except httpcore2.ProtocolError as error:
+            raise ProtocolError(f"a request to {relay} cannot be made: {error}") from error
+
+
+class _Lines:
+    """See `ports.HttpStream`."""
+
+    def __init__(
+        self, client: HttpsClient, response: httpcore2.Response, pieces: AsyncIterator[bytes], max_line: int
+    ) -> None:
+        self.status = response.status
+        self.headers = _fields(response.headers)
+        self._client = client
+        self._pieces = pieces
+        self._max_line = max_line
+        self._buffer = bytearray()
+        self._searched = 0
+
+    async def line(self) -> bytes | None:
+        """See `ports.HttpStream`."""
+        while (end := self._buffer.find(b"\n", self._searched)) < 0:
+            self._searched = len(self._buffer)
+            if self._searched > self._max_line:
+                raise ProtocolError(f"a line of more than {self._max_line} bytes came from a relay")
+            with self._client._told():
+                piece = await anext(self._pieces, None)
+            if piece is None:
+                return None
+            self._buffer += piece
+        line = bytes(self._buffer[:end]).removesuffix(b"\r")
+        del self._buffer[: end + 1]
+        self._searched = 0
+        if len(line) > self._max_line:
+            raise ProtocolError(f"a line of more than {self._max_line} bytes came from a relay")
+        return line
+
+
+class _Backend(httpcore2.TrioBackend):
+    """Connects, and checks the certificate when there is one to check against."""
+
+    def __init__(self, address: RelayAddress) -> None:
+        self._fingerprint = address.fingerprint
+
+    async def connect_tcp(self, *arguments: Any, **named: Any) -> httpcore2.AsyncNetworkStream:
+        """See httpcore2."""
+        return _Stream(await super().connect_tcp(*arguments, **named), self._fingerprint)
+
+
+class _Stream(httpcore2.AsyncNetworkStream):
+    """A connection without TLS as yet; what comes of `start_tls` is the only thing requests are written to."""
+
+    def __init__(self, plain: httpcore2.AsyncNetworkStream, fingerprint: bytes | None) -> None:
+        self._plain = plain
+        self._fingerprint = fingerprint
+
+    async def start_tls(self, *arguments: Any, **named: Any) -> httpcore2.AsyncNetworkStream:
+        """TLS with the right relay. AuthenticationError when it is another."""
+        stream = await self._plain.start_tls(*arguments, **named)
+        if self._fingerprint is not None:
+            certificate = stream.get_extra_info("ssl_object").getpeercert(binary_form=True) or b""
+            if not hmac.compare_digest(sha256(certificate).digest(), self._fingerprint):
+                with trio.move_on_after(1, shield=True):
+                    await stream.aclose()
+                raise AuthenticationError(
+                    "the relay's certificate is not the one its URL names: somebody else answers there, or its "
+                    "operator has made a new one; ask them for the URL that the relay prints at its start"
+                )
+        return stream
+
+    async def aclose(self) -> None:
+        """See httpcore2."""
+        await self._plain.aclose()
+
+
+def _context(fingerprint: bytes | None) -> ssl.SSLContext:
+    if fingerprint is None:
+        return ssl.create_default_context()
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
+    context.minimum_version = ssl.TLSVersion.TLSv1_3
+    # The fingerprint says more than any authority, and the handshake proves the key (RFC 8446, section 4.4.3).
+    context.check_hostname = False
+    context.verify_mode = ssl.CERT_NONE
+    return context
+
+
+def _not_connected(error: Exception, relay: str) -> Exception:
+    cause: BaseException | None = error
+    while cause is not None:
+        if isinstance(cause, ssl.SSLCertVerificationError):
+            return AuthenticationError(
+                f"the certificate of {relay} is by no authority this machine trusts ({cause.verify_message}); give the "
+                "relay's URL with its fingerprint, as it prints it at its start"
+            )
+        cause = cause.__cause__ or cause.__context__
+    return Unreachable(f"{relay} cannot be reached; check the URL and that the relay runs")
+
+
+def _timeouts(silence_s: float) -> dict[str, Any]:
+    return {"timeout": {"connect": CONNECT_TIMEOUT_S, "read": silence_s, "write": silence_s, "pool": None}}
+
+
+async def _pieces(body: bytes | memoryview) -> AsyncIterator[bytes]:
+    view = memoryview(body)
+    for start in range(0, len(view), PIECE):
+        yield bytes(view[start : start + PIECE])
+
+
+def _fields(headers: list[tuple[bytes, bytes]]) -> dict[str, str]:
+    return {name.decode("latin-1").lower(): value.decode("latin-1") for name, value in headers}
+
+
+async def _read(response: httpcore2.Response, method: str, fields: Mapping[str, str], limit: int) -> bytes:
+    length = fields.get("content-length", "0")
+    pieces, size = [], 0 if method == "HEAD" else int(length) if length.isdecimal() and len(length) < 19 else limit + 1
+    if size <= limit:
+        size = 0
+        async with aclosing(response.aiter_stream()) as stream:
+            async for piece in stream:
+                size += len(piece)
+                if size > limit:
+                    break
+                pieces.append(piece)
+    if size > limit:
+        raise ProtocolError(f"a relay's answer has more than the {limit} bytes that were asked for")
+    return b"".join(pieces)

@@ -1,0 +1,215 @@
+"""HTTPS to servers that are slow, hostile or somebody else: all is bounded, and the wrong one hears nothing."""
+
+from __future__ import annotations
+
+import itertools
+import ssl
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import asynccontextmanager
+from pathlib import Path
+
+import pytest
+import trio
+
+from p2psync.errors import AuthenticationError, ConnectionLost, ProtocolError, Unreachable
+from p2psync.net import http
+from p2psync.net.http import HttpsClient
+from p2psync.ports import HttpResponse, RelayAddress
+from relay.config import Server
+from relay.tls import find_certificate
+
+Talk = Callable[[trio.SSLStream[trio.SocketStream]], Awaitable[None]]
+
+
+class Heard:
+    """What a server got to see."""
+
+    def __init__(self, address: RelayAddress) -> None:
+        self.address = address
+        self.handshakes = 0
+        self.bytes = b""
+
+
+@asynccontextmanager
+async def serving(directory: Path, talk: Talk) -> AsyncIterator[Heard]:
+    """A TLS server that reads the head of each request and then does as `talk` says."""
+    certificate = find_certificate(Server(), directory / "tls", "127.0.0.1")
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    certificate.load(context)
+    async with trio.open_nursery() as nursery:
+        [listener] = await trio.open_tcp_listeners(0, host="127.0.0.1")
+        port = listener.socket.getsockname()[1]
+        heard = Heard(RelayAddress("127.0.0.1", port, certificate.fingerprint()))
+
+        async def handle(stream: trio.SocketStream) -> None:
+            tls = trio.SSLStream(stream, context, server_side=True, https_compatible=True)
+            try:
+                await tls.do_handshake()
+                heard.handshakes += 1
+                while b"\r\n\r\n" not in heard.bytes:
+                    piece = await tls.receive_some()
+                    if not piece:
+                        return
+                    heard.bytes += piece
+                await talk(tls)
+            except (trio.BrokenResourceError, trio.ClosedResourceError):
+                pass
+            finally:
+                with trio.move_on_after(1, shield=True):
+                    await tls.aclose()
+
+        nursery.start_soon(trio.serve_listeners, handle, [listener])
+        yield heard
+        nursery.cancel_scope.cancel()
+
+
+async def get(address: RelayAddress, *, max_body: int = 1000, timeout_s: float = 5.0) -> HttpResponse:
+    client = HttpsClient(address)
+    try:
+        return await client.request("GET", "/x?y=1", headers={}, max_body=max_body, timeout_s=timeout_s)
+    finally:
+        await client.aclose()
+
+
+def says(data: bytes) -> Talk:
+    async def talk(stream: trio.SSLStream[trio.SocketStream]) -> None:
+        await stream.send_all(data)
+
+    return talk
+
+
+async def test_an_answer(tmp_path: Path) -> None:
+    talk = says(b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\nX-One: 1\r\n\r\nhi")
+    async with serving(tmp_path, talk) as heard:
+        answer = await get(heard.address)
+    assert (answer.status, answer.body, answer.headers["x-one"]) == (200, b"hi", "1")
+    assert heard.bytes.startswith(b"GET /x?y=1 HTTP/1.1\r\n")
+    assert b"accept-encoding: identity" in heard.bytes.lower()
+
+
+async def test_somebody_else_hears_nothing(tmp_path: Path) -> None:
+    async with serving(tmp_path, says(b"")) as heard:
+        wrong = RelayAddress(heard.address.host, heard.address.port, bytes(32))
+        with pytest.raises(AuthenticationError, match="not the one its URL names"):
+            await get(wrong)
+        with trio.fail_after(5):
+            while not heard.handshakes:
+                await trio.sleep(0.01)
+    assert heard.bytes == b""
+
+
+async def test_without_a_fingerprint_an_authority_must_vouch(tmp_path: Path) -> None:
+    async with serving(tmp_path, says(b"")) as heard:
+        with pytest.raises(AuthenticationError, match="no authority"):
+            await get(RelayAddress(heard.address.host, heard.address.port))
+    assert heard.bytes == b""
+
+
+async def test_nobody_there() -> None:
+    [listener] = await trio.open_tcp_listeners(0, host="127.0.0.1")
+    port = listener.socket.getsockname()[1]
+    await listener.aclose()
+    with pytest.raises(Unreachable):
+        await get(RelayAddress("127.0.0.1", port, bytes(32)))
+
+
+async def test_one_who_accepts_and_says_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(http, "CONNECT_TIMEOUT_S", 0.2)
+    [listener] = await trio.open_tcp_listeners(0, host="127.0.0.1")
+    async with listener:
+        with pytest.raises(Unreachable):
+            await get(RelayAddress("127.0.0.1", listener.socket.getsockname()[1], bytes(32)))
+
+
+@pytest.mark.parametrize(
+    ("said", "expected"),
+    [
+        (b"", ConnectionLost),
+        (b"HTTP/1.1 200 OK\r\nContent-Length: 10\r\n\r\nhi", ConnectionLost),
+        (b"SSH-2.0-OpenSSH\r\n\r\n", ProtocolError),
+        (b"HTTP/1.1 200 OK\r\nContent-Length: 1001\r\n\r\n", ProtocolError),
+        (b"HTTP/1.1 200 OK\r\nContent-Length: 99999999999999999999999\r\n\r\n", ProtocolError),
+        (b"HTTP/1.1 200 OK\r\nContent-Length: -1\r\n\r\n", ProtocolError),
+        (b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\nffffffffffffffff\r\n" + b"x" * 1001, ProtocolError),
+    ],
+)
+async def test_broken_answers(tmp_path: Path, said: bytes, expected: type[Exception]) -> None:
+    async with serving(tmp_path, says(said)) as heard:
+        with pytest.raises(expected):
+            await get(heard.address)
+
+
+def endless(start: bytes, piece: bytes) -> Talk:
+    async def talk(stream: trio.SSLStream[trio.SocketStream]) -> None:
+        await stream.send_all(start)
+        while True:
+            await stream.send_all(piece)
+
+    return talk
+
+
+@pytest.mark.parametrize(
+    ("start", "piece"),
+    [
+        (b"HTTP/1.1 200 OK\r\n", b"X-More: " + b"x" * 1000 + b"\r\n"),
+        (b"HTTP/1.1 200 OK\r\nX-Long: ", b"x" * 1000),
+        (b"HTTP/1.1 200 OK\r\n\r\n", b"x" * 1000),
+        (b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n", b"1\r\nx\r\n"),
+        (b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n0\r\n", b"X-More: " + b"x" * 1000 + b"\r\n"),
+    ],
+    ids=["headers", "a header", "body", "chunks", "trailers"],
+)
+async def test_endless_answers_are_cut_off(tmp_path: Path, start: bytes, piece: bytes) -> None:
+    async with serving(tmp_path, endless(start, piece)) as heard:
+        with trio.fail_after(5), pytest.raises((ProtocolError, ConnectionLost)):
+            await get(heard.address, timeout_s=60)
+
+
+@pytest.mark.parametrize("said", [b"", b"HTTP/1.1 200 OK\r\nContent-Length: 100\r\n\r\n"])
+async def test_slow_answers_are_given_up(tmp_path: Path, said: bytes) -> None:
+    async def talk(stream: trio.SSLStream[trio.SocketStream]) -> None:
+        await stream.send_all(said)
+        for _ in itertools.count():
+            await trio.sleep(0.02)
+            await stream.send_all(b"x" if said else b"HTTP/1.1 100 Continue\r\n\r\n")
+
+    async with serving(tmp_path, talk) as heard:
+        with trio.fail_after(5), pytest.raises(ConnectionLost):
+            await get(heard.address, timeout_s=0.5)
+
+
+# ── streams ─────────────────────────────────────────────────────────────────────────────────────────────────────────
+EVENTS = b"HTTP/1.1 200 OK\r\nContent-Type: text/event-stream\r\n\r\n"
+
+
+async def test_a_stream_is_read_line_by_line(tmp_path: Path) -> None:
+    async with serving(tmp_path, says(EVENTS + b"id: 1\r\n\ndata: a" + b"b" * 3000 + b"\nrest")) as heard:
+        client = HttpsClient(heard.address)
+        async with client.stream("/events", headers={"x": "1"}, max_line=4000, idle_s=5) as stream:
+            assert stream.status == 200
+            assert stream.headers["content-type"] == "text/event-stream"
+            lines = [await stream.line() for _ in range(4)]
+        await client.aclose()
+    assert lines == [b"id: 1", b"", b"data: a" + b"b" * 3000, None]
+
+
+async def test_an_endless_line_is_cut_off(tmp_path: Path) -> None:
+    async with serving(tmp_path, endless(EVENTS, b"x" * 1000)) as heard:
+        client = HttpsClient(heard.address)
+        with trio.fail_after(5), pytest.raises(ProtocolError, match="a line of more than 5000"):
+            async with client.stream("/events", headers={}, max_line=5000, idle_s=5) as stream:
+                await stream.line()
+        await client.aclose()
+
+
+async def test_a_silent_stream_is_lost(tmp_path: Path) -> None:
+    async def talk(stream: trio.SSLStream[trio.SocketStream]) -> None:
+        await stream.send_all(EVENTS)
+        await trio.sleep_forever()
+
+    async with serving(tmp_path, talk) as heard:
+        client = HttpsClient(heard.address)
+        with trio.fail_after(5), pytest.raises(ConnectionLost):
+            async with client.stream("/events", headers={}, max_line=5000, idle_s=0.2) as stream:
+                await stream.line()
+        await client.aclose()
