@@ -66,7 +66,7 @@ class Usage:
 
 @dataclass(frozen=True, slots=True)
 class Correction:
-    """What a recount found and put right."""
+    """Figures that a recount found wrong, and the right ones."""
 
     account_id: bytes
     before: Usage
@@ -145,17 +145,18 @@ class Ledger:
         c.execute(delete(reservations).where(reservations.c.account_id == account_id))
         c.execute(delete(account_usage).where(_is(account_id)))
 
-    def recount(self, c: Connection, account_id: bytes, used: int) -> Correction | None:
-        """Put the figures right, where `used` is what is truly stored, read in this transaction; None: they were right.
+    def recount(self, c: Connection, account_id: bytes, used: int, *, repair: bool) -> Correction | None:
+        """Compare the figures with what is truly stored, `used`, as this transaction sees it. None: they are right.
 
-        The caller has locked the account by `lock` before it counted.
+        With `repair` they are put right; the caller has locked the account by `lock` before it counted.
         """
         before = self.usage(c, account_id)
         total = select(func.coalesce(func.sum(reservations.c.size), 0)).where(reservations.c.account_id == account_id)
         after = Usage(used, int(c.execute(total).scalar_one()))
         if before == after:
             return None
-        c.execute(update(account_usage).where(_is(account_id)).values(used=after.used, reserved=after.reserved))
+        if repair:
+            c.execute(update(account_usage).where(_is(account_id)).values(used=after.used, reserved=after.reserved))
         return Correction(account_id, before, after)
 
     def lock(self, c: Connection, account_id: bytes) -> None:
