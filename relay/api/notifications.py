@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import AsyncIterator, Awaitable, Callable
-from contextlib import asynccontextmanager
+from collections.abc import Awaitable, Callable
+from contextlib import AbstractContextManager
 from typing import Annotated, Any, Final
 
 import msgspec
@@ -59,18 +59,19 @@ async def socket(call: Call) -> None:
     """As `stream`: each message is a JSON document with `events`, `cursor` and `reset`; an empty one is a heartbeat."""
     websocket = call.websocket
     assert websocket is not None
-    async with _subscribed(call, call.query.after) as subscription, trio.open_nursery() as nursery:
-        await websocket.accept()
-        nursery.start_soon(_until_closed, websocket, nursery.cancel_scope)
-        await _pump(subscription, lambda batch: websocket.send_text(_json(batch, subscription).decode()))
-        await websocket.close(1000)
-        nursery.cancel_scope.cancel()
+    with _subscribed(call, call.query.after) as subscription:
+        async with trio.open_nursery() as nursery:
+            await websocket.accept()
+            nursery.start_soon(_until_closed, websocket, nursery.cancel_scope)
+            await _pump(subscription, lambda batch: websocket.send_text(_json(batch, subscription).decode()))
+            await websocket.close(1000)
+            nursery.cancel_scope.cancel()
 
 
 async def poll(call: Call) -> Batch:
     """The next events, or none when the time is over."""
     query: PollQuery = call.query
-    async with _subscribed(call, query.after) as subscription:
+    with _subscribed(call, query.after) as subscription:
         try:
             batch = await subscription.next(query.wait)
         except SubscriptionEnded:
@@ -90,13 +91,14 @@ class EventStream(Response):
 
     async def __call__(self, scope: Any, receive: Any, send: Any) -> None:
         """See ASGI. ApiError 429 before anything is sent."""
-        async with _subscribed(self._call, self._after) as subscription, trio.open_nursery() as nursery:
-            headers = [(b"content-type", EVENTS.encode())]
-            await send({"type": "http.response.start", "status": 200, "headers": headers})
-            nursery.start_soon(_until_gone, receive, nursery.cancel_scope)
-            await _pump(subscription, lambda batch: send(_body(_format(batch), more=True)))
-            await send(_body(b"", more=False))
-            nursery.cancel_scope.cancel()
+        with _subscribed(self._call, self._after) as subscription:
+            async with trio.open_nursery() as nursery:
+                headers = [(b"content-type", EVENTS.encode())]
+                await send({"type": "http.response.start", "status": 200, "headers": headers})
+                nursery.start_soon(_until_gone, receive, nursery.cancel_scope)
+                await _pump(subscription, lambda batch: send(_body(_format(batch), more=True)))
+                await send(_body(b"", more=False))
+                nursery.cancel_scope.cancel()
 
 
 def _format(batch: Batch | None) -> bytes:
@@ -127,8 +129,7 @@ async def _pump(subscription: Subscription, send: Callable[[Batch | None], Await
         return
 
 
-@asynccontextmanager
-async def _subscribed(call: Call, after: int | None) -> AsyncIterator[Subscription]:
+def _subscribed(call: Call, after: int | None) -> AbstractContextManager[Subscription]:
     """A subscription of the calling device, for as long as its token is good."""
     caller, services = call.caller, call.services
     assert call.signed is not None
@@ -137,9 +138,7 @@ async def _subscribed(call: Call, after: int | None) -> AsyncIterator[Subscripti
     async def alive() -> bool:
         return await services.sessions.account_of(token, caller.device_id, services.now()) is not None
 
-    subscriptions = services.mailbox.subscriptions
-    async with subscriptions.open(caller.account_id, caller.device_id, after, alive) as subscription:
-        yield subscription
+    return services.mailbox.subscriptions.open(caller.account_id, caller.device_id, after, alive)
 
 
 async def _until_gone(receive: Any, scope: trio.CancelScope) -> None:

@@ -8,8 +8,8 @@ from __future__ import annotations
 
 import functools
 import math
-from collections.abc import AsyncIterator, Awaitable, Callable
-from contextlib import asynccontextmanager
+from collections.abc import Awaitable, Callable, Iterator
+from contextlib import contextmanager
 from typing import Final
 
 import trio
@@ -54,10 +54,8 @@ class Subscriptions:
         """How many there are."""
         return sum(len(subscriptions) for subscriptions in self._open.values())
 
-    @asynccontextmanager
-    async def open(
-        self, account_id: bytes, device_id: bytes, after: int | None, alive: Alive
-    ) -> AsyncIterator[Subscription]:
+    @contextmanager
+    def open(self, account_id: bytes, device_id: bytes, after: int | None, alive: Alive) -> Iterator[Subscription]:
         """Subscribe a device to the news of its account and folders after a cursor (None: from now on).
 
         Raises:
