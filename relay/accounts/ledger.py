@@ -41,8 +41,10 @@ account_usage = Table(
     "account_usage",
     metadata,
     Column("account_id", LargeBinary(16), primary_key=True),
-    Column("used", BigInteger, CheckConstraint("used >= 0", name="used"), nullable=False),
-    Column("reserved", BigInteger, CheckConstraint("reserved >= 0", name="reserved"), nullable=False),
+    Column("used", BigInteger, nullable=False),
+    Column("reserved", BigInteger, nullable=False),
+    CheckConstraint("used >= 0", name="used"),
+    CheckConstraint("reserved >= 0", name="reserved"),
     comment="bytes in all folders that the account owns; no row: none",
 )
 

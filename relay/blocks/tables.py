@@ -39,9 +39,10 @@ chunks = Table(
     Column("size", Integer, nullable=False, comment="of the sealed bytes"),
     Column("digest", LargeBinary(32), nullable=False, comment="SHA-256 of the sealed bytes"),
     Column("upload_id", LargeBinary(UPLOAD_ID_SIZE), comment="names its object; null: the object was lost"),
-    Column("refs", Integer, CheckConstraint("refs >= 0", name="refs"), nullable=False, comment="that name it"),
+    Column("refs", Integer, nullable=False, comment="that name it"),
     Column("unreferenced", BigInteger, index=True, comment="since when refs is 0; null: it is not"),
     Column("verified", BigInteger, nullable=False, index=True, comment="when its object was last known to be sound"),
+    CheckConstraint("refs >= 0", name="refs"),
     CheckConstraint("(refs = 0) = (unreferenced IS NOT NULL)", name="mark"),
     ForeignKeyConstraint(["folder_id"], ["folders.folder_id"], ondelete="CASCADE"),
 )
