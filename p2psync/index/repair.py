@@ -61,6 +61,7 @@ class Repairer(Writer):
         self._each(tables.HELD, self._restore_held)
         self._each(tables.PROBLEMS, lambda _, data: tables.decode(tables.problem_rows, data))
         self._each(tables.INTENTS, lambda _, data: tables.decode(tables.intent_rows, data))
+        self._each(tables.MAILBOXES, lambda _, data: tables.decode(tables.mailbox_rows, data))
         self._each(tables.HISTORY, self._restore_history)
         self._each(tables.SYNCED, self._restore_synced)
         self._each(tables.RECORDS, self._restore_records)
@@ -68,6 +69,10 @@ class Repairer(Writer):
         for table, kind in ((tables.BATCHES, b"b"), (tables.MANIFESTS, b"m")):
             for key in self._keys(table):
                 self.count_reference(kind + key, 0)
+        for key in self._keys(tables.MAILBOXES):
+            # What was dropped may be nowhere but there.
+            row = tables.decode(tables.mailbox_rows, self.txn.get(tables.MAILBOXES, key) or b"")
+            self.txn.put(tables.MAILBOXES, key, tables.encode(msgspec.structs.replace(row, cursor=0)))
         if self.txn.get(tables.META, tables.IDENTITY) is None:
             self._identity_row = msgspec.structs.replace(identity, incarnation=self._own_incarnation)
             self.new_incarnation(self._own_incarnation + 1)
@@ -83,7 +88,9 @@ class Repairer(Writer):
             feed = max((tables.from_number(key) for key in self._keys(tables.FEED)), default=0)
             # Which own events were issued is not known any more, so a new incarnation has to be taken.
             old = State(sequence=feed, rolled_back=True)
-        self._state_row = State(old.sequence, old.clock, old.issued, old.rolled_back)
+        # A chain of entries at a mailbox goes on only where it is known for sure how far it went.
+        lost_chain = any(table in {tables.MAILBOXES, tables.CHAINS, tables.OUTBOX} for table, _ in lost)
+        self._state_row = State(old.sequence, old.clock, old.issued, old.rolled_back or lost_chain)
 
     def _restore_held(self, key: bytes, data: bytes) -> None:
         self._state.held += tables.decode(tables.problem_rows, data).missed

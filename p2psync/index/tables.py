@@ -27,7 +27,15 @@ Keys are at most 127 bytes and fixed-size where possible, never whole paths: a p
 | history_times | replaced_ns, key, digest                | empty                                                      |
 | intents       | id                                      | Intent                                                     |
 | settings      | name                                    | value                                                      |
+| epoch_keys    | key id                                  | key of an epoch                                            |
+| grants        | key id, device id                       | Grant; empty when the device has shown that it has the key |
+| mailboxes     | mailbox                                 | `MailboxRow`                                               |
+| chains        | mailbox, kind, signer, chain            | newest header, proof of a fork, or (counter, time)         |
+| outbox        | mailbox, number                         | (signed entry, path keys and record ids in it)             |
+| posted        | mailbox, key                            | ids of the records of that path that are there             |
+| uploads       | mailbox, content root                   | (key id, when it was referred to)                          |
 
+A mailbox is named by 8 bytes (`index.mailbox`).
 Synced entries and announced names carry their directory first, so that one range is one directory. Numbers in keys are
 big-endian, so that their order is the order of the bytes.
 """
@@ -70,6 +78,13 @@ HISTORY = "history"
 HISTORY_TIMES = "history_times"
 INTENTS = "intents"
 SETTINGS = "settings"
+EPOCH_KEYS = "epoch_keys"
+GRANTS = "grants"
+MAILBOXES = "mailboxes"
+CHAINS = "chains"
+OUTBOX = "outbox"
+POSTED = "posted"
+UPLOADS = "uploads"
 
 TABLES = (
     META,
@@ -94,6 +109,13 @@ TABLES = (
     HISTORY_TIMES,
     INTENTS,
     SETTINGS,
+    EPOCH_KEYS,
+    GRANTS,
+    MAILBOXES,
+    CHAINS,
+    OUTBOX,
+    POSTED,
+    UPLOADS,
 )
 
 IDENTITY = b"identity"
@@ -168,6 +190,28 @@ class PendingRow(msgspec.Struct, frozen=True, array_like=True):
     size: int
 
 
+class MailboxRow(msgspec.Struct, frozen=True, array_like=True):
+    """How far this index and a mailbox have come with each other. Times in seconds since the epoch."""
+
+    cursor: int = 0
+    """Last entry of its feed that was taken in or passed over."""
+    skipped: int = 0
+    """First entry passed over for want of a key or a link; 0: none."""
+    posted: int = 0
+    """Sequence of this index's feed up to which everything is there."""
+    links: tuple[bytes, ...] = ()
+    """Hashes of membership links that are there, with all before them."""
+    generation: int = 0
+    """Counts the chains that this device had to give up there."""
+    statement: int = 0
+    """Counter of this device's last statement of heads."""
+    stated: int = 0
+    joined: int = 0
+    tidied: int = 0
+    covered: int = 0
+    """Last entry that the newest known snapshot covers."""
+
+
 # ── keys ────────────────────────────────────────────────────────────────────────────────────────────────────────────
 def number(value: int) -> bytes:
     """u64 key or value. IntegrityError when it is none: it then stood in a damaged row."""
@@ -221,6 +265,10 @@ history_rows = msgspec.msgpack.Decoder(HistoryEntry)
 intent_rows = msgspec.msgpack.Decoder(Intent)
 problem_rows = msgspec.msgpack.Decoder(Problem)
 link_rows = msgspec.msgpack.Decoder(tuple[int, bytes])
+mailbox_rows = msgspec.msgpack.Decoder(MailboxRow)
+statement_rows = msgspec.msgpack.Decoder(tuple[int, int])
+outbox_rows = msgspec.msgpack.Decoder(tuple[bytes, bytes])
+upload_rows = msgspec.msgpack.Decoder(tuple[bytes, int])
 cursor_rows = msgspec.msgpack.Decoder(tuple[bytes, int])
 
 

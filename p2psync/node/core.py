@@ -12,7 +12,7 @@ from typing import Protocol
 import msgspec
 import trio
 
-from p2psync.crypto.identity import DeviceKeys
+from p2psync.crypto.identity import DeviceCard, DeviceKeys
 from p2psync.errors import InputError, P2PSyncError, StateError
 from p2psync.model.ids import DeviceId, FolderId, format_device_id, format_folder_id, parse_device_id, parse_folder_id
 from p2psync.model.paths import RelPath
@@ -106,6 +106,12 @@ class Core:
             return self.name
         text = format_device_id(device)
         return next((d.name for d in self.state.devices if d.id == text and d.name), text.split("-")[0])
+
+    def card_of(self, device: bytes) -> DeviceCard | None:
+        """The card of a device that has been met; None for others."""
+        text = format_device_id(DeviceId(device))
+        known = next((d.card for d in self.state.devices if d.id == text), "")
+        return DeviceCard.decode(bytes.fromhex(known)) if known else None
 
     def find_device(self, text: str) -> DeviceEntry:
         """The known device a person means. InputError when there is none."""
@@ -225,7 +231,7 @@ class Core:
         except BaseException:
             index.close()
             raise
-        return Folder(
+        folder = Folder(
             self.world,
             self.keys,
             index,
@@ -238,6 +244,8 @@ class Core:
             members_changed=self.synchronizer.changed.fire,
             others=lambda: [f.context for i, f in self.synchronizer.folders.items() if i != folder_id],
         )
+        folder.context.card_of = self.card_of
+        return folder
 
     def index_path(self, folder: str) -> bytes:
         """Where the index of a folder lies."""

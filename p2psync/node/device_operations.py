@@ -210,6 +210,7 @@ class DeviceOperations(Core):
                     d,
                     last_addresses=tuple(dict.fromkeys([*fresh, *d.last_addresses]))[:MAX_LAST_ADDRESSES],
                     agreement_key=card.agreement_key.hex(),
+                    card=card.encode().hex(),
                 )
                 if d.id == text
                 else d
@@ -220,3 +221,5 @@ class DeviceOperations(Core):
             await self.save(devices=change)
         except (OSError, P2PSyncError) as error:
             _log.warning("cannot remember a meeting", device=short_id(card.device_id), error=str(error))
+        for folder in self.synchronizer.folders.values():
+            folder.context.state_changed.fire()

@@ -135,7 +135,9 @@ class FolderOperations(Core):
         name = self.device_name(device)
         if present is None:
             floor = await self.world.offload.run(lambda: self._clock(shared))
-            await shared.act(Add(device, wanted, name, floor if membership.was_member(device) else 0))
+            card = self.card_of(device)
+            floor = floor if membership.was_member(device) else 0
+            await shared.act(Add(device, wanted, name, floor, card.encode() if card is not None else b""))
         elif wanted > present:
             floor = await self.world.offload.run(lambda: self._clock(shared))
             await shared.act(SetRole(device, wanted, None, floor))

@@ -43,6 +43,8 @@ class DeviceEntry(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fiel
     """Where it was last reached, newest first."""
     agreement_key: Annotated[str, msgspec.Meta(pattern="^([0-9a-f]{64})?$")] = ""
     """Its public agreement key in hexadecimal, once it has been met: the next handshake is shorter for it."""
+    card: Annotated[str, msgspec.Meta(pattern="^([0-9a-f]{322})?$")] = ""
+    """Its card in hexadecimal, once it has been met: keys can be sealed to it while it is away."""
 
 
 class FolderEntry(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):

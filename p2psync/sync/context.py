@@ -10,7 +10,7 @@ from typing import Protocol
 import msgspec
 import trio
 
-from p2psync.crypto.identity import DeviceKeys
+from p2psync.crypto.identity import DeviceCard, DeviceKeys
 from p2psync.errors import StateError
 from p2psync.index.index import Index
 from p2psync.index.values import Problem
@@ -122,6 +122,9 @@ class FolderContext:
 
     confirmed_incoming: bool = False
     """A person has confirmed the mass change from other devices that was held back; good for one sweep."""
+
+    card_of: Callable[[bytes], DeviceCard | None] = lambda device: None
+    """The card of a device this one has met, for members whose links bring none."""
 
     awaiting_records: bool = False
     """Records were lost with a damaged index: what no record is known of is published once the peers had their say."""

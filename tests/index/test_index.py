@@ -36,6 +36,7 @@ from tests.index.factories import (
     symlink_record,
     tombstone,
 )
+from tests.index.test_mailbox import RELAY, fill_mailbox
 
 A, B, C = RelPath(b"a"), RelPath(b"a/b"), RelPath(b"a/b/c")
 
@@ -580,6 +581,7 @@ def test_one_flipped_bit_in_any_row_is_found_and_repaired() -> None:
         writer.set_cursor(THEM, b"i" * 16, 5)
         writer.note_problem(problem(b"d/f8"))
         writer.put_intents([Intent(b"1", "place", A)])
+        fill_mailbox(writer, RELAY)
 
     index.write(fill)
     index.close()

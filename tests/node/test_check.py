@@ -193,6 +193,8 @@ FILES, ROWS, VERSIONS = 120, 60, 20
 FROM_PEERS = (tables.RECORDS, tables.BATCHES, tables.MANIFESTS)
 """What only other devices can give back: damaged on one of the two."""
 ELSEWHERE = {tables.META, tables.INTENTS, tables.HELD, tables.PROBLEMS, tables.PENDING}
+ELSEWHERE |= {tables.EPOCH_KEYS, tables.GRANTS, tables.MAILBOXES, tables.CHAINS}
+ELSEWHERE |= {tables.OUTBOX, tables.POSTED, tables.UPLOADS}
 
 
 @pytest.mark.parametrize("seed", [1, *(pytest.param(seed, marks=pytest.mark.large) for seed in range(2, 12))])

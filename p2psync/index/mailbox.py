@@ -1,0 +1,174 @@
+"""What an index keeps for mailboxes: the keys of epochs, chains of entries, and what is there and what is not yet.
+
+The rows of one mailbox stand under 8 bytes cut from the name of the relay, so that a folder can have several.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Sequence
+
+from p2psync.crypto.epochs import EpochKey, KeyRing
+from p2psync.index import tables
+from p2psync.index.reader import Reader
+from p2psync.index.tables import MailboxRow, number, stop_of
+from p2psync.index.writer import Writer
+from p2psync.model.hashing import DIGEST_SIZE, labelled
+from p2psync.model.ids import DEVICE_ID_SIZE
+from p2psync.model.paths import KEY_SIZE, PathKey
+from p2psync.protocol.chains import Chains, ForkProof, Statement, decode_fork_proof
+from p2psync.protocol.mailbox import CHAIN_SIZE, ChainKey, Entry, Header, decode_entry, decode_header
+
+NAME_SIZE = 8
+_TIP, _FORK, _STATEMENT = b"t", b"f", b"s"
+
+Marks = Sequence[tuple[PathKey, bytes]]
+"""(path key, record id) of the records in an entry."""
+
+
+# ── keys of epochs ──────────────────────────────────────────────────────────────────────────────────────────────────
+def key_ring(reader: Reader) -> KeyRing:
+    """The epoch keys that this device holds."""
+    return KeyRing(reader.folder, (EpochKey(reader.folder, data) for _, data in reader.txn.range(tables.EPOCH_KEYS)))
+
+
+def put_keys(writer: Writer, keys: Iterable[EpochKey]) -> None:
+    """Keep keys of epochs."""
+    for key in keys:
+        writer.txn.put(tables.EPOCH_KEYS, key.id, key.secret)
+
+
+def grants(reader: Reader, key_id: bytes) -> dict[bytes, bytes]:
+    """Recipient → the encoded grant made here, b"" for a device that has shown that it has the key."""
+    rows = reader.txn.range(tables.GRANTS, key_id, stop_of(key_id))
+    return {key[-DEVICE_ID_SIZE:]: data for key, data in rows}
+
+
+def put_grant(writer: Writer, key_id: bytes, recipient: bytes, encoded: bytes) -> None:
+    """Keep a grant, or (b"") that none is needed."""
+    writer.txn.put(tables.GRANTS, key_id + recipient, encoded)
+
+
+# ── one mailbox ─────────────────────────────────────────────────────────────────────────────────────────────────────
+class MailboxView:
+    """What a view of the index says about one mailbox."""
+
+    def __init__(self, reader: Reader, relay: bytes) -> None:
+        """`relay` is the 32-byte name of the relay."""
+        self._reader = reader
+        self._name = relay[:NAME_SIZE]
+
+    def row(self) -> MailboxRow:
+        """How far things are; as at the beginning when there is no row."""
+        data = self._reader.txn.get(tables.MAILBOXES, self._name)
+        return tables.decode(tables.mailbox_rows, data) if data is not None else MailboxRow()
+
+    def own_chain(self, signer: bytes) -> ChainKey:
+        """The chain this device adds to: another one after every life of the index (I7), and when one was given up."""
+        reader, generation = self._reader, self.row().generation
+        seed = (reader.index_id, number(reader.incarnation), self._name, number(generation))
+        return ChainKey(signer, labelled(b"p2psync mailbox chain", *seed)[:CHAIN_SIZE])
+
+    def chains(self, signer: bytes) -> Chains:
+        """What is known of the chains."""
+        tips: list[Header] = []
+        forks: list[ForkProof] = []
+        statements: list[Statement] = []
+        for key, data in self._rows(tables.CHAINS):
+            match key[:1]:
+                case b"t":
+                    tips.append(decode_header(data))
+                case b"f":
+                    forks.append(decode_fork_proof(data))
+                case _:
+                    chain = ChainKey(key[1:-CHAIN_SIZE], key[-CHAIN_SIZE:])
+                    statements.append(Statement(chain, *tables.decode(tables.statement_rows, data)))
+        own = self.own_chain(signer)
+        unsent = [entry.header for entry, _ in self.outbox() if entry.header.key == own]
+        return Chains(self._reader.folder, own, tips=tips, forks=forks, statements=statements, unsent=unsent)
+
+    def outbox(self) -> list[tuple[Entry, Marks]]:
+        """Signed entries that the mailbox has not acknowledged, oldest first."""
+        rows = (tables.decode(tables.outbox_rows, data) for _, data in self._rows(tables.OUTBOX))
+        return [(decode_entry(encoded), _split(marks)) for encoded, marks in rows]
+
+    def posted(self, key: PathKey) -> frozenset[bytes]:
+        """Ids of the records of a path that are known to be there."""
+        data = self._reader.txn.get(tables.POSTED, self._name + key) or b""
+        return frozenset(data[i : i + DIGEST_SIZE] for i in range(0, len(data), DIGEST_SIZE))
+
+    def upload(self, content: bytes) -> tuple[bytes, int] | None:
+        """(key id, time) under which this device has put a content there."""
+        data = self._reader.txn.get(tables.UPLOADS, self._name + content)
+        return tables.decode(tables.upload_rows, data) if data is not None else None
+
+    def uploads(self) -> Iterator[tuple[bytes, bytes, int]]:
+        """(content root, key id, time) of every content this device has put there."""
+        for content, data in self._rows(tables.UPLOADS):
+            yield content, *tables.decode(tables.upload_rows, data)
+
+    def _rows(self, table: str) -> Iterator[tuple[bytes, bytes]]:
+        for key, data in self._reader.txn.range(table, self._name, stop_of(self._name)):
+            yield key[NAME_SIZE:], data
+
+
+class MailboxWriter(MailboxView):
+    """Changes what the index says about one mailbox."""
+
+    def __init__(self, writer: Writer, relay: bytes) -> None:
+        super().__init__(writer, relay)
+        self._txn = writer.txn
+
+    def put_row(self, row: MailboxRow) -> None:
+        """Replace how far things are."""
+        self._txn.put(tables.MAILBOXES, self._name, tables.encode(row))
+
+    def put_tip(self, header: Header) -> None:
+        """The newest entry of a chain."""
+        self._txn.put(tables.CHAINS, self._name + _TIP + b"".join(header.key), header.encoded)
+
+    def put_fork(self, proof: ForkProof) -> None:
+        """An author has signed two histories."""
+        self._txn.put(tables.CHAINS, self._name + _FORK + proof.signer, proof.encoded)
+
+    def put_statement(self, statement: Statement) -> None:
+        """The newest statement of a chain."""
+        data = tables.encode((statement.counter, statement.time))
+        self._txn.put(tables.CHAINS, self._name + _STATEMENT + b"".join(statement.key), data)
+
+    def put_outbox(self, entry: Entry, marks: Marks) -> None:
+        """A signed entry, before it is posted."""
+        packed = b"".join(key + identifier for key, identifier in marks)
+        self._txn.put(tables.OUTBOX, self._outbox_key(entry.header), tables.encode((entry.encoded, packed)))
+
+    def drop_outbox(self, header: Header) -> None:
+        """It is there, or its chain is given up."""
+        self._txn.delete(tables.OUTBOX, self._outbox_key(header))
+
+    def _outbox_key(self, header: Header) -> bytes:
+        # By chain too: what an earlier life left behind must not stand in the way of the first entries of this one.
+        return self._name + header.chain + number(header.seq)
+
+    def mark_posted(self, key: PathKey, identifiers: Iterable[bytes], present: Iterable[bytes]) -> None:
+        """These records of a path are there; of those known before, the ones still `present` are kept."""
+        known = self.posted(key)
+        kept = dict.fromkeys([*(i for i in present if i in known), *identifiers])
+        self._txn.put(tables.POSTED, self._name + key, b"".join(kept))
+
+    def put_upload(self, content: bytes, key_id: bytes, now: int) -> None:
+        """A content is there, referred to under this epoch."""
+        self._txn.put(tables.UPLOADS, self._name + content, tables.encode((key_id, now)))
+
+    def drop_upload(self, content: bytes) -> None:
+        """A content is not kept there any more."""
+        self._txn.delete(tables.UPLOADS, self._name + content)
+
+    def forget(self, table: str) -> None:
+        """Drop all rows of this mailbox in a table."""
+        for key in [key for key, _ in self._rows(table)]:
+            self._txn.delete(table, self._name + key)
+
+
+def _split(marks: bytes) -> Marks:
+    step = KEY_SIZE + DIGEST_SIZE
+    parts = [marks[i : i + step] for i in range(0, len(marks), step)]
+    return [(PathKey(part[:KEY_SIZE]), part[KEY_SIZE:]) for part in parts]
