@@ -161,7 +161,7 @@ async def test_a_server_that_is_away_is_unavailable() -> None:
 
 @pytest.mark.parametrize("url", ["mysql://x/y", "nonsense", "sqlite", ""])
 def test_other_databases_are_refused(url: str) -> None:
-    with pytest.raises(ConfigError, match="is not a database URL|runs on"):
+    with pytest.raises(ConfigError, match=r"is not a database URL|runs on"):
         database_from_url(url, Inline(), SimRng("database"))
 
 
