@@ -42,7 +42,7 @@ big-endian, so that their order is the order of the bytes.
 
 from __future__ import annotations
 
-from typing import TypeVar
+from typing import Annotated, TypeVar
 
 import msgspec
 
@@ -160,6 +160,10 @@ class State(msgspec.Struct, array_like=True):
     held: int = 0
 
 
+BatchId = Annotated[bytes, msgspec.Meta(min_length=16, max_length=16)]
+"""As `SignedBatch.batch_id` makes it. It is a key elsewhere: the store does not take one of any length."""
+
+
 class Row(msgspec.Struct, array_like=True):
     """Everything about one path that changes with its records.
 
@@ -168,7 +172,7 @@ class Row(msgspec.Struct, array_like=True):
     repeat key and size of the pending row, empty and 0 when the path is settled or held.
     """
 
-    records: list[tuple[bytes, bytes]]
+    records: list[tuple[bytes, BatchId]]
     sequence: int = 0
     possessed: int = 0
     order: bytes = b""

@@ -9,10 +9,12 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from typing import Annotated
 
 import msgspec
 
 from p2psync.errors import IntegrityError
+from p2psync.model.hashing import DIGEST_SIZE
 from p2psync.model.paths import PathKey, RelPath, path_key
 from p2psync.model.records import FileRecord, winner
 from p2psync.model.versions import Dot, Replica, VersionVector
@@ -153,7 +155,7 @@ class _Stored(msgspec.Struct, frozen=True, array_like=True):
     size: int
     mtime_ns: int
     mode: int
-    content: bytes
+    content: Annotated[bytes, msgspec.Meta(max_length=DIGEST_SIZE)]
     manifest: bytes
     target: bytes
     fingerprint: tuple[int, int, int, int, int, int]

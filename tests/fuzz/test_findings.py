@@ -6,6 +6,7 @@ import contextlib
 import time
 import tracemalloc
 from collections.abc import Callable, Sequence
+from typing import cast
 
 import msgspec
 import pytest
@@ -49,6 +50,18 @@ def _no_records(row: list[object]) -> None:
     row[0] = []
 
 
+def _no_batch(row: list[object]) -> None:
+    row[0] = [(encoded, b"") for encoded, _ in cast("list[tuple[bytes, bytes]]", row[0])]
+
+
+def _long_batch(row: list[object]) -> None:
+    row[0] = [(encoded, bytes(600)) for encoded, _ in cast("list[tuple[bytes, bytes]]", row[0])]
+
+
+def _long_content(row: list[object]) -> None:
+    row[5] = bytes(600)
+
+
 def _is_the_root(row: list[object]) -> None:
     row[0] = b""
 
@@ -90,6 +103,10 @@ FINDINGS: list[tuple[str, bytes]] = [
     ("index", _index_row(b"\x95\x91\x92", _negative)),
     # A directory of the synced tree that says it is the folder itself: who walked the tree never came to an end.
     ("index", _index_row(b"\x9f\xc4\x01a", _is_the_root)),
+    # Names of other rows that are no key of any length: the store's own error out of `check`.
+    ("index", _index_row(b"\x95\x91\x92", _no_batch)),
+    ("index", _index_row(b"\x95\x91\x92", _long_batch)),
+    ("index", _index_row(b"\x9f\xc4\x05large", _long_content)),
     # Sets in brackets that Python means to read otherwise one day: a warning for each scan.
     ("ignore", b"[[:alpha:]]\n[a--b]\n[a&&b]\n[a||b]\n"),
 ]
