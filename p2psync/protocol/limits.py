@@ -43,6 +43,9 @@ MAX_KEYS = 32 * 1024
 MAX_LINKS_PER_MESSAGE = 100
 """Membership links in one message: with `MAX_LINK` they fit the control message."""
 
+MAX_GRANTS_PER_MESSAGE = 64
+"""Grants of epoch keys in one message: a device is given one or two at a time."""
+
 MAX_HEADS = 256
 """Heads of a membership DAG in one message; honest folders have one or two."""
 

@@ -13,6 +13,7 @@ from msgspec import Meta, Struct
 
 from p2psync.crypto.identity import KEY_SIZE as SIGNING_KEY_SIZE
 from p2psync.crypto.identity import SIGNATURE_SIZE
+from p2psync.membership.grants import MAX_GRANT
 from p2psync.membership.links import MAX_LINK, Role
 from p2psync.model.hashing import DIGEST_SIZE
 from p2psync.model.ids import FOLDER_ID_SIZE
@@ -160,6 +161,15 @@ class Links(Struct, frozen=True, array_like=True, tag=13):
     more: bool = False
 
 
+class Grants(Struct, frozen=True, array_like=True, tag=14):
+    """Keys of epochs, granted to the receiver; the links that the grants refer to come before them."""
+
+    folder: Folder
+    grants: Annotated[
+        list[Annotated[bytes, Meta(max_length=MAX_GRANT)]], Meta(max_length=limits.MAX_GRANTS_PER_MESSAGE)
+    ]
+
+
 # ── records ─────────────────────────────────────────────────────────────────────────────────────────────────────────
 class RecordGroup(Struct, frozen=True, array_like=True):
     """Records of one signed batch. An item is a whole record, or the 32-byte id of one that is not sent.
@@ -298,6 +308,7 @@ Message = (
     | FolderOffer
     | LinksRequest
     | Links
+    | Grants
     | Records
     | Possession
     | RecordsRequest

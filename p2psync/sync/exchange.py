@@ -9,7 +9,7 @@ queries are sent by tasks of their own.
 from __future__ import annotations
 
 import math
-from collections.abc import Awaitable, Callable, Iterable, Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
 
@@ -17,22 +17,20 @@ import msgspec
 import structlog
 import trio
 
-from p2psync.errors import AuthenticationError, ConnectionLost, InputError, PermissionDenied, ProtocolError
+from p2psync.errors import ConnectionLost, ProtocolError
 from p2psync.index.reader import Reader
 from p2psync.index.writer import Writer
-from p2psync.membership.batches import open_batch
-from p2psync.membership.fold import Membership
 from p2psync.model.descent import MerkleDriver, answer
-from p2psync.model.hashing import DIGEST_SIZE
 from p2psync.model.merkle import EMPTY_HASH
 from p2psync.model.paths import KEY_SIZE, PathKey
-from p2psync.model.records import FileRecord, SignedBatch, record_id
 from p2psync.protocol import messages as m
-from p2psync.protocol.batcher import Outgoing, expand, pack
-from p2psync.protocol.limits import MAX_KEYS, MAX_LINKS_PER_MESSAGE
+from p2psync.protocol.batcher import pack
+from p2psync.protocol.limits import MAX_GRANTS_PER_MESSAGE, MAX_KEYS, MAX_LINKS_PER_MESSAGE
+from p2psync.sync.bundles import open_groups, outgoing
 from p2psync.sync.compare import Trie, decode_answer, decode_query, encode_answer, encode_query
 from p2psync.sync.context import FolderContext
 from p2psync.sync.link import Link
+from p2psync.sync.mailbox.keys import KeyKeeper
 from p2psync.sync.pulse import Pulse
 
 _log = structlog.get_logger(__name__)
@@ -71,11 +69,12 @@ class Exchange:
         rescan: Callable[[], Awaitable[int]],
         absorb_links: Callable[[Sequence[bytes]], Awaitable[None]],
         possesses: Callable[[bytes, Sequence[bytes]], None],
+        keys: KeyKeeper,
     ) -> None:
         """`announce(cursor_index_id, cursor_sequence)` builds our announcement.
 
         `rescan` scans and gives the generation; `absorb_links` adds membership links to the folder; `possesses` hears
-        which contents the peer says it holds.
+        which contents the peer says it holds; `keys` takes and has grants.
         """
         self._context = context
         self._link = link
@@ -83,6 +82,9 @@ class Exchange:
         self._rescan = rescan
         self._absorb_links = absorb_links
         self._possesses = possesses
+        self._keys = keys
+        self._granted: set[bytes] = set()
+        """Grants that were sent to the peer."""
         self.since = trio.current_time()
         self.theirs = Standing()
         self.changed = Pulse()
@@ -153,6 +155,8 @@ class Exchange:
                     await self._on_possession(message)
                 case m.Links(links=links):
                     await self._absorb_links(links)
+                case m.Grants(grants=grants):
+                    await self._keys.take(grants)
                 case m.RescanDone(request=request):
                     self.theirs.scanned = max(self.theirs.scanned, request)
                     self.changed.fire()
@@ -184,7 +188,7 @@ class Exchange:
         self.theirs.heard = trio.current_time()
 
         def work() -> tuple[list[PathKey], list[str]]:
-            opened, refused = _open_groups(context.folder, message, membership)
+            opened, refused = open_groups(context.folder, message, membership)
 
             def commit(writer: Writer) -> list[PathKey]:
                 changed: list[PathKey] = []
@@ -267,7 +271,7 @@ class Exchange:
 
             def read(part: Sequence[PathKey] = part) -> list[m.Records]:
                 with context.index.read() as reader:
-                    return list(pack(context.folder, b"", _outgoing(reader, part, context)))
+                    return list(pack(context.folder, b"", outgoing(reader, part, context)))
 
             for message in await context.world.offload.run(read):
                 await self._link.send(message)
@@ -287,6 +291,7 @@ class Exchange:
 
             # Links go first, so that the peer never meets a record whose author it cannot know.
             await self._update_links()
+            await self._send_grants()
             current = self._announce(*(await context.world.offload.run(cursor)))
             if current != last or again:
                 await self._link.send(msgspec.structs.replace(current, fresh=last is None))
@@ -299,6 +304,16 @@ class Exchange:
         if self._links_known is not None and membership.heads != self._links_known:
             await self._send_links(membership.links_after(self._links_known))
             self._links_known = membership.heads
+
+    async def _send_grants(self) -> None:
+        """Hand over the keys that were granted to the peer; the links that they refer to have gone before."""
+        if not len(self._keys.ring):
+            return
+        grants = await self._context.world.offload.run(lambda: self._keys.grants_for(self._link.device))
+        fresh = [grant for grant in grants if grant not in self._granted][:MAX_GRANTS_PER_MESSAGE]
+        if fresh and self._links_known is not None:
+            await self._link.send(m.Grants(self._context.folder, fresh))
+            self._granted.update(fresh)
 
     # ── sending ─────────────────────────────────────────────────────────────────────────────────────────────────────
     async def _send(self) -> None:
@@ -423,53 +438,8 @@ class Exchange:
         raise ConnectionLost(f"{self._link.name} did not answer within {ANSWER_TIMEOUT:.0f} s")
 
 
-def _open_groups(
-    folder: bytes, message: m.Records, membership: Membership
-) -> tuple[list[tuple[SignedBatch, list[tuple[FileRecord, bytes]]]], list[str]]:
-    """Verify what came: what may be merged, and in words what was refused."""
-    opened, refused = [], []
-    for group in message.groups:
-        incoming = expand(folder, group)
-        try:
-            opened.append((incoming.batch, open_batch(incoming.batch, membership, incoming.records)))
-        except PermissionDenied as error:
-            refused.append(str(error))
-        except (AuthenticationError, InputError) as error:
-            raise ProtocolError(f"the other side sent records that do not verify: {error}") from error
-    return opened, refused
-
-
 def _split_keys(keys: bytes) -> list[PathKey]:
     return [PathKey(keys[i : i + KEY_SIZE]) for i in range(0, len(keys), KEY_SIZE)]
-
-
-def _outgoing(reader: Reader, keys: Iterable[PathKey], context: FolderContext, upto: int = 0) -> Iterable[Outgoing]:
-    """Everything stored at `keys`, grouped by the batch it was signed in."""
-    batches: dict[bytes, tuple[SignedBatch, dict[int, bytes], set[int]]] = {}
-    for key in keys:
-        for stored in reader.stored(key):
-            if stored.batch_id not in batches:
-                batch = reader.batch(stored.batch_id)
-                assert batch is not None, "a stored record has its batch"
-                batches[stored.batch_id] = (batch, {}, set())
-            batch, records, held = batches[stored.batch_id]
-            index = _position(batch, stored.encoded)
-            records[index] = stored.encoded
-            synced = reader.synced(stored.record.path)
-            if synced is not None and synced.identity == stored.record.identity and not synced.rot:
-                held.add(index)
-    entries = list(batches.values())
-    for number, (batch, records, held) in enumerate(entries, 1):
-        yield Outgoing(batch, records, frozenset(held), upto if number == len(entries) else 0)
-
-
-def _position(batch: SignedBatch, encoded: bytes) -> int:
-    identifier = record_id(encoded)
-    at = batch.ids.find(identifier)
-    while at % DIGEST_SIZE:
-        at = batch.ids.find(identifier, at + 1)
-    assert at >= 0, "a batch covers its records"
-    return at // DIGEST_SIZE
 
 
 def _feed_messages(
@@ -482,6 +452,6 @@ def _feed_messages(
     upto = entries[-1].sequence
     wanted = [e.key for e in entries if not e.possession and e.origin != peer]
     possessed = [e.key for e in entries if e.possession]
-    records = list(pack(context.folder, reader.index_id, _outgoing(reader, wanted, context), upto=upto))
+    records = list(pack(context.folder, reader.index_id, outgoing(reader, wanted, context), upto=upto))
     possession = m.Possession(context.folder, b"".join(possessed), reader.index_id, upto) if possessed else None
     return records, possession, upto

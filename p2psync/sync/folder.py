@@ -18,7 +18,7 @@ from p2psync.index.writer import Writer
 from p2psync.membership.fold import Membership, make_link
 from p2psync.membership.links import Action, Role, decode_link
 from p2psync.membership.pool import LinkPool
-from p2psync.model.ids import DeviceId, FolderId, replica_device_prefix
+from p2psync.model.ids import DeviceId, FolderId
 from p2psync.model.ignore import IgnoreMatcher
 from p2psync.ports import Watch, World
 from p2psync.protocol import messages as m
@@ -31,6 +31,7 @@ from p2psync.sync.context import BRAKES, Emit, FolderContext, SyncSettings
 from p2psync.sync.exchange import Exchange
 from p2psync.sync.ignores import Ignores
 from p2psync.sync.link import Link
+from p2psync.sync.mailbox.keys import KeyKeeper
 from p2psync.sync.observer import Observer
 from p2psync.sync.recovery import recover
 from p2psync.sync.retention import Retention
@@ -84,6 +85,7 @@ class Folder:
         self.contents = ContentJobs(self.context, others)
         self.applier = Applier(self.context, self.observer, self.contents)
         self.scrubber = Scrubber(self.context, self.observer, self.contents, self._idle, self.exchanges)
+        self.keys = KeyKeeper(self.context, self.absorb_links)
         self._server = Server(self.context, self.observer, self.contents)
         self.context.ignores_changed = self._ignores.load
         self.watch: Literal["live", "degraded", "off"] = "off"
@@ -222,6 +224,7 @@ class Folder:
                 nursery.start_soon(self.applier.run)
                 nursery.start_soon(Retention(context).run)
                 nursery.start_soon(self.scrubber.run)
+                nursery.start_soon(self.keys.run)
                 nursery.start_soon(self._guard_root)
                 while True:
                     self.watch = "off" if watch is None else "live" if watch.live else "degraded"
@@ -350,7 +353,7 @@ class Folder:
         """Sign a membership change and tell the members. PermissionDenied when this device may not."""
         context = self.context
         encoded = make_link(context.keys, context.membership, action)
-        await self.absorb_links([encoded])
+        await self.absorb_links(await self.keys.with_epoch(encoded))
 
     async def absorb_links(self, links: Sequence[bytes]) -> None:
         """Take in membership links from anywhere, in any order; what no longer may stand leaves the index."""
@@ -400,18 +403,8 @@ class Folder:
 
     def cut(self, device: bytes) -> list[tuple[bytes, int]]:
         """What this device has seen of another's changes: what still counts once it has lost the right. Blocks."""
-        highest: dict[bytes, int] = {}
-        prefix = replica_device_prefix(device)
         with self.context.index.read() as reader:
-            after = b""
-            while keys := reader.keys(after):
-                after = keys[-1]
-                for key in keys:
-                    for record in reader.siblings(key):
-                        for replica, counter in record.version.entries:
-                            if replica[:8] == prefix:
-                                highest[replica] = max(counter, highest.get(replica, 0))
-        return sorted(highest.items())
+            return rights.cut(reader, device)
 
     # ── peers ───────────────────────────────────────────────────────────────────────────────────────────────────────
     def wants(self, device: DeviceId) -> bool:
@@ -439,6 +432,7 @@ class Folder:
             rescan=self.rescan,
             absorb_links=self.absorb_links,
             possesses=self._possesses,
+            keys=self.keys,
         )
         device = link.device
         self.exchanges[device] = exchange

@@ -44,6 +44,21 @@ def ensure(context: FolderContext) -> None:
         context.index.write(lambda writer: _begin_writing(writer, membership, device))
 
 
+def cut(reader: Reader, device: bytes) -> list[tuple[bytes, int]]:
+    """(replica, highest counter seen) of a device: what a revocation leaves standing of what it wrote. Reads all."""
+    highest: dict[bytes, int] = {}
+    prefix = replica_device_prefix(device)
+    after = b""
+    while keys := reader.keys(after):
+        after = keys[-1]
+        for key in keys:
+            for record in reader.siblings(key):
+                for replica, counter in record.version.entries:
+                    if replica[:8] == prefix:
+                        highest[replica] = max(counter, highest.get(replica, 0))
+    return sorted(highest.items())
+
+
 def _begin_writing(writer: Writer, membership: Membership, device: DeviceId) -> None:
     """Count on from where others believe this device, and have the next scan publish what it had kept to itself."""
     writer.advance(membership.floor(device))

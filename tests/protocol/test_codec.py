@@ -20,6 +20,7 @@ from p2psync.protocol.messages import (
     FolderState,
     Goodbye,
     GoodbyeCode,
+    Grants,
     Hello,
     Links,
     LinksRequest,
@@ -62,6 +63,7 @@ EXAMPLES: list[Message] = [
     ChunkCancel(1),
     PairHello(7, "name"),
     PairMessage(b"body"),
+    Grants(F, [b"grant"]),
 ]
 
 

@@ -260,8 +260,8 @@ MUTANTS = (
         (
             edit(
                 "sync/exchange.py",
-                "            opened, refused = _open_groups(context.folder, message, membership)\n",
-                "            opened, refused = _open_groups(context.folder, message, membership)\n"
+                "            opened, refused = open_groups(context.folder, message, membership)\n",
+                "            opened, refused = open_groups(context.folder, message, membership)\n"
                 "            if message.upto_sequence and message.index_id:\n"
                 "                context.index.write(\n"
                 "                    lambda w: w.set_cursor(peer, message.index_id, message.upto_sequence)\n"
