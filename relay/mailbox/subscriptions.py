@@ -25,7 +25,8 @@ MAX_PER_ACCOUNT: Final = 64
 MAX_PER_DEVICE: Final = 4
 """Of one device more, the oldest ends: its connection may have died unseen."""
 RECHECK_S: Final = 120.0
-"""How often a long subscription asks whether its session is still alive, beside when the account changes."""
+"""How often a long subscription asks whether its session is still alive, beside when the account changes, and reads
+its events although no bell rang."""
 NANOSECONDS: Final = 1_000_000_000
 
 Alive = Callable[[], Awaitable[bool]]
@@ -112,6 +113,8 @@ class Subscription:
         self._audiences = frozenset((account_id,))
         self._ended = False
         self._checked = clock.monotonic()
+        self._unread = True
+        """Whether there may be events: a silent subscription costs the database nothing."""
         hub.add(self._bell, self._audiences)
 
     async def next(self, wait_s: float) -> Batch | None:
@@ -125,14 +128,16 @@ class Subscription:
         deadline = trio.current_time() + wait_s
         while True:
             await self._check()
-            begins = self.cursor is None
-            batch = await self._read()
-            if batch.events or batch.reset or begins:
-                return batch
+            if self._unread:
+                begins = self.cursor is None
+                batch = await self._read()
+                self._unread = bool(batch.events)
+                if batch.events or batch.reset or begins:
+                    return batch
             with trio.move_on_at(deadline) as limit:
                 await self._bell.wait()
+                self._unread = True
             if limit.cancelled_caught:
-                await self._check()
                 return None
 
     def recheck(self) -> None:
@@ -173,5 +178,6 @@ class Subscription:
             raise SubscriptionEnded
         if self._clock.monotonic() - self._checked >= RECHECK_S:
             self._checked = self._clock.monotonic()
+            self._unread = True
             if not await self._alive():
                 raise SubscriptionEnded

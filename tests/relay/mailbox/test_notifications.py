@@ -194,7 +194,7 @@ async def test_a_folder_that_one_is_let_into_is_listened_to(listening: Listening
         listening.write(lambda c: emit(c, folder_id(1), news), folder_id(1))
         assert await subscription.next(1) is None
         listening.write(let_in, account(1))
-        assert [event.kind for event in (await subscription.next(1)).events] == ["access"]
+        assert (await subscription.next(1)).events[-1].kind == "access"
         listening.write(lambda c: emit(c, folder_id(1), news), folder_id(1))
         assert [event.kind for event in (await subscription.next(60)).events] == ["objects"]
         listening.write(shut_out, account(1))
