@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from typing import Final, TypeVar
 
 import trio
-from sqlalchemy import Connection, insert, select
+from sqlalchemy import Connection, select
 
 from p2psync.errors import StateError
 from p2psync.ports import Clock, Offload, Rng
@@ -25,6 +25,7 @@ from relay.blocks.presign import Presigner
 from relay.blocks.refs import References, owner_of
 from relay.blocks.tables import UPLOAD_ID_SIZE, block_store, chunks
 from relay.db.database import Database
+from relay.db.upsert import insert_if_missing
 from relay.errors import ApiError, not_found
 from relay.logs import get_logger
 from relay.mailbox.folders import Folder, Rights, require
@@ -216,12 +217,15 @@ class Blocks:
         if known is None:
             if found is not None and await self._store(_has_chunks):
                 raise StateError("the chunk store belongs to another database; restore that one, or name another store")
-            found = found or await self._name_store()
-            await self.world.database.write(lambda c: _set_store_id(c, found))
-        elif found is None and not await self.world.database.read(_names_objects):
-            await self._store(lambda store: store.put(STORE_ID_KEY, known))
-        elif found != known:
+            # The database decides which name it is, should several ask at once.
+            proposed = found or self.world.rng.token(_STORE_ID_SIZE)
+            known = await self.world.database.write(lambda c: _name_store(c, proposed))
+        elif (found is not None and found != known) or (
+            found is None and await self.world.database.read(_names_objects)
+        ):
             raise StateError("this is not the chunk store of this database; is its disk mounted?")
+        if found != known:
+            await self._store(lambda store: store.put(STORE_ID_KEY, known))
         self._known_store = True
 
     async def _require_store(self, *, again: bool = False) -> None:
@@ -230,11 +234,6 @@ class Blocks:
         except StateError as error:
             _LOG.error("the chunk store is not used", reason=str(error))
             raise ApiError(503, "unavailable", "the chunk store is not there; the operator has been told") from error
-
-    async def _name_store(self) -> bytes:
-        store_id = self.world.rng.token(_STORE_ID_SIZE)
-        await self._store(lambda store: store.put(STORE_ID_KEY, store_id))
-        return store_id
 
     async def _store(self, work: Callable[[BlockStore], T]) -> T:
         """FileNotFoundError; ApiError 503 for every other failure of the store."""
@@ -256,9 +255,9 @@ def _store_id(c: Connection) -> bytes | None:
     return c.execute(select(block_store.c.store_id)).scalar_one_or_none()
 
 
-def _set_store_id(c: Connection, store_id: bytes) -> None:
-    if _store_id(c) is None:
-        c.execute(insert(block_store).values(number=1, store_id=store_id))
+def _name_store(c: Connection, proposed: bytes) -> bytes:
+    insert_if_missing(c, block_store, number=1, store_id=proposed)
+    return bytes(c.execute(select(block_store.c.store_id)).scalar_one())
 
 
 def _names_objects(c: Connection) -> bool:

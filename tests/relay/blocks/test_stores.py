@@ -4,13 +4,21 @@ from __future__ import annotations
 
 import errno
 import os
+import urllib.error
+import urllib.request
 from collections.abc import Callable
 from pathlib import Path
 
+import msgspec
 import pytest
 
+from p2psync.errors import ConfigError
+from relay.blocks.build import make_store
 from relay.blocks.local import ABANDONED_S, LocalStore
+from relay.blocks.s3 import open_bucket
+from relay.config import Secret, Storage
 from relay.ports import BlockStore
+from tests.relay.engines import S3
 
 A, B, C = "chunks/f/00/aa.1", "chunks/f/00/aa.2", "chunks/f/ff/bb.1"
 OTHER = "chunks/g/00/cc.1"
@@ -145,3 +153,37 @@ def test_what_a_crash_left_is_swept(tmp_path: Path) -> None:
 def test_keys_stay_inside(local: LocalStore, key: str) -> None:
     with pytest.raises(ValueError, match="no key"):
         local.put(key, b"x")
+
+
+@pytest.mark.engines
+def test_a_bucket(s3: S3) -> None:
+    settings = Storage(
+        url=f"s3://{s3.bucket}/some/prefix",
+        endpoint=s3.endpoint,
+        region=s3.region,
+        access_key=s3.access_key,
+        secret_key=Secret(s3.secret_key),
+        allow_http=True,
+        presign=True,
+    )
+    store = open_bucket(settings)
+    contract(store)
+    url = store.presign("GET", A, 60)
+    assert url is not None
+    with urllib.request.urlopen(url) as answer:
+        assert answer.read() == b"again"
+    with pytest.raises(urllib.error.HTTPError):
+        urllib.request.urlopen(url.replace(A, B))
+    assert open_bucket(msgspec.structs.replace(settings, presign=False)).presign("GET", A, 60) is None
+    wrong = open_bucket(msgspec.structs.replace(settings, secret_key=Secret("wrong")))
+    for refused in (wrong.probe, lambda: wrong.get(A), lambda: list(wrong.list("")), lambda: wrong.delete([A])):
+        with pytest.raises(OSError, match="the S3 service") as caught:
+            refused()
+        assert not isinstance(caught.value, FileNotFoundError)
+
+
+def test_settings_that_cannot_be_right(tmp_path: Path) -> None:
+    for url in ("s3://", "ftp://x", "chunks"):
+        with pytest.raises(ConfigError, match="storage"):
+            make_store(Storage(url=url), tmp_path)
+    assert isinstance(make_store(Storage(), tmp_path / "new"), LocalStore)
