@@ -21,12 +21,10 @@ from p2psync.membership.sigchain import (
     Remove,
     decode_chain_link,
 )
+from p2psync.protocol.relay_api import CHAIN_PAGE
 from relay.accounts.plans import Plans
 from relay.accounts.tables import accounts, chain_links, devices
 from relay.errors import ApiError, not_found
-
-PAGE = 256
-"""Links in one answer."""
 
 
 def read_link(data: bytes) -> ChainLink:
@@ -46,13 +44,13 @@ def begin_chain(c: Connection, genesis: ChainLink, now: int) -> None:
 
 
 def read_chain(c: Connection, account_id: bytes, start: int) -> list[bytes]:
-    """At most `PAGE` links, from the place `start` on."""
+    """At most `CHAIN_PAGE` links, from the place `start` on."""
     return list(
         c.execute(
             select(chain_links.c.link)
             .where(chain_links.c.account_id == account_id, chain_links.c.seq >= start)
             .order_by(chain_links.c.seq)
-            .limit(PAGE)
+            .limit(CHAIN_PAGE)
         ).scalars()
     )
 

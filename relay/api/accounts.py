@@ -2,64 +2,45 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Final, Literal
+from typing import Annotated, Final
 
 import msgspec
 from msgspec import Meta
 
-from p2psync.crypto.password import LOGIN_KEY_SIZE, MAX_EMAIL
-from p2psync.membership.sigchain import ACCOUNT_ID_SIZE, MAX_CHAIN, MAX_CHAIN_LINK, DeviceKind
+from p2psync.membership.sigchain import MAX_CHAIN, DeviceKind
 from p2psync.model.ids import format_device_id
+from p2psync.protocol.relay_api import (
+    CHAIN_PAGE,
+    AccountStatus,
+    ChainPage,
+    Deletion,
+    DeviceEntry,
+    DeviceList,
+    KeyLogIn,
+    LogIn,
+    NewLink,
+    PasswordChange,
+    PlanChoice,
+    PlanEntry,
+    PlanLimits,
+    PlanList,
+    Refresh,
+    Reset,
+    ResetRequest,
+    Session,
+    SignUp,
+    Subscription,
+    Verification,
+)
 from relay.accounts.billing import SIGNATURE_FIELD, Subscribed
-from relay.accounts.chain import PAGE
 from relay.accounts.context import Origin
 from relay.accounts.plans import Limits
 from relay.accounts.sessions import TOKEN_SIZE, Tokens
-from relay.accounts.tables import PLAN_LENGTH
 from relay.api.route import KIB, RAW, Auth, Call, Rate, Route, decode_id, encode_id
 from relay.errors import ApiError, unauthorized
 
-Email = Annotated[str, Meta(min_length=3, max_length=MAX_EMAIL, description="Upper and lower case are the same.")]
-LoginKey = Annotated[
-    bytes,
-    Meta(
-        min_length=LOGIN_KEY_SIZE,
-        max_length=LOGIN_KEY_SIZE,
-        description="Derived from the password on the device; the password itself never comes here.",
-    ),
-]
-AccountId = Annotated[bytes, Meta(min_length=ACCOUNT_ID_SIZE, max_length=ACCOUNT_ID_SIZE)]
-Link = Annotated[bytes, Meta(min_length=1, max_length=MAX_CHAIN_LINK, description="A signed link of the chain.")]
-Code = Annotated[str, Meta(min_length=1, max_length=32, description="As it was mailed, in any case.")]
-Token = Annotated[str, Meta(min_length=1, max_length=4 * TOKEN_SIZE)]
-
 
 # ── sign-up ─────────────────────────────────────────────────────────────────────────────────────────────────────────
-class SignUp(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """Asks for an account; `genesis` is the first link of its chain, by the device that asks."""
-
-    email: Email
-    login_key: LoginKey
-    genesis: Link
-
-
-class Verification(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """Proves that the mail was read."""
-
-    account_id: AccountId
-    code: Code
-
-
-class Session(msgspec.Struct, frozen=True):
-    """A session of the device that signed. Tokens are sent as `Authorization: Bearer TOKEN`. Times are seconds."""
-
-    account_id: bytes
-    access_token: str
-    access_expires: int
-    refresh_token: str
-    refresh_expires: int
-
-
 async def sign_up(call: Call) -> None:
     """Always the same answer; the rest is said by mail."""
     body: SignUp = call.body
@@ -69,14 +50,7 @@ async def sign_up(call: Call) -> None:
 async def verify(call: Call) -> Session:
     """The account exists from now on."""
     body: Verification = call.body
-    opened = await call.services.accounts.signups.verify(body.account_id, body.code, _origin(call))
-    return _session(opened.account_id, opened.tokens)
-
-
-class Deletion(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """Deletes the account; the password is asked for once more."""
-
-    login_key: LoginKey
+    return _session(await call.services.accounts.signups.verify(body.account_id, body.code, _origin(call)))
 
 
 async def delete(call: Call) -> None:
@@ -86,37 +60,16 @@ async def delete(call: Call) -> None:
 
 
 # ── sessions ────────────────────────────────────────────────────────────────────────────────────────────────────────
-class LogIn(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """By password, from a device that is in the account."""
-
-    email: Email
-    login_key: LoginKey
-
-
-class KeyLogIn(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """By the device's key alone."""
-
-    account_id: AccountId
-
-
-class Refresh(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """Exchanges a refresh token, which works once."""
-
-    refresh_token: Token
-
-
 async def log_in(call: Call) -> Session:
     """A session by password."""
     body: LogIn = call.body
-    opened = await call.services.accounts.logins.log_in(body.email, body.login_key, _origin(call))
-    return _session(opened.account_id, opened.tokens)
+    return _session(await call.services.accounts.logins.log_in(body.email, body.login_key, _origin(call)))
 
 
 async def log_in_by_key(call: Call) -> Session:
     """A session for a device that has not logged out."""
     body: KeyLogIn = call.body
-    opened = await call.services.accounts.logins.log_in_by_key(body.account_id, call.caller.device_id, call.now)
-    return _session(opened.account_id, opened.tokens)
+    return _session(await call.services.accounts.logins.log_in_by_key(body.account_id, call.caller.device_id, call.now))
 
 
 async def refresh(call: Call) -> Session:
@@ -126,8 +79,7 @@ async def refresh(call: Call) -> Session:
         token = decode_id(body.refresh_token, TOKEN_SIZE)
     except ApiError:
         raise unauthorized() from None
-    tokens = await call.services.accounts.logins.refresh(token, call.caller.device_id, call.now)
-    return _session(token[:ACCOUNT_ID_SIZE], tokens)
+    return _session(await call.services.accounts.logins.refresh(token, call.caller.device_id, call.now))
 
 
 async def log_out(call: Call) -> None:
@@ -136,27 +88,6 @@ async def log_out(call: Call) -> None:
 
 
 # ── passwords ───────────────────────────────────────────────────────────────────────────────────────────────────────
-class ResetRequest(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """Asks for a code by mail, for the device that signs."""
-
-    email: Email
-
-
-class Reset(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """Sets a new password by the mailed code."""
-
-    email: Email
-    code: Code
-    login_key: LoginKey
-
-
-class PasswordChange(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """Sets a new password by the old one."""
-
-    login_key: LoginKey
-    new_login_key: LoginKey
-
-
 async def ask_reset(call: Call) -> None:
     """Always the same answer; the rest is said by mail."""
     body: ResetRequest = call.body
@@ -177,71 +108,10 @@ async def change_password(call: Call) -> None:
 
 
 # ── the account ─────────────────────────────────────────────────────────────────────────────────────────────────────
-class PlanLimits(msgspec.Struct, frozen=True):
-    """What an account may use; `plan` is empty for the free allowance."""
-
-    plan: str
-    bytes: int
-    devices: int
-    folders: int
-
-
-class Subscription(msgspec.Struct, frozen=True):
-    """A plan in force, or one that waits until the payment with this reference has arrived."""
-
-    plan: str
-    state: Literal["active", "pending"]
-    reference: str = ""
-    checkout: str = ""
-    """URL at which to pay, when the operator named one."""
-
-
-class AccountStatus(msgspec.Struct, frozen=True):
-    """The account at a glance; sizes are sealed bytes."""
-
-    account_id: bytes
-    email: str
-    limits: PlanLimits
-    used: int
-    reserved: int
-    devices: int
-    folders: int
-    pending: Subscription | None = None
-
-
-class DeviceEntry(msgspec.Struct, frozen=True):
-    """A device of the account; times are seconds, `seen` is 0 when it never had a session."""
-
-    device_id: str
-    kind: Literal["device", "recovery"]
-    added: int
-    seen: int
-    logged_out: bool
-
-
-class DeviceList(msgspec.Struct, frozen=True):
-    """In the order they came."""
-
-    devices: list[DeviceEntry]
-
-
 class ChainQuery(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """Where to begin."""
 
     start: Annotated[int, Meta(ge=0, le=MAX_CHAIN)] = 0
-
-
-class ChainPage(msgspec.Struct, frozen=True):
-    """Signed links, in order; `more` when there are others after them."""
-
-    links: list[bytes]
-    more: bool
-
-
-class NewLink(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """The next link of the chain."""
-
-    link: Link
 
 
 async def status(call: Call) -> AccountStatus:
@@ -279,7 +149,7 @@ async def read_chain(call: Call) -> ChainPage:
     """The chain as the relay has it; devices verify it."""
     query: ChainQuery = call.query
     links = await call.services.accounts.chain(call.caller.account_id, query.start)
-    return ChainPage(links, len(links) == PAGE)
+    return ChainPage(links, len(links) == CHAIN_PAGE)
 
 
 async def append_link(call: Call) -> None:
@@ -289,29 +159,6 @@ async def append_link(call: Call) -> None:
 
 
 # ── plans ───────────────────────────────────────────────────────────────────────────────────────────────────────────
-class PlanEntry(msgspec.Struct, frozen=True):
-    """A plan of this relay; without a price it is in force as soon as it is asked for."""
-
-    name: str
-    price: str
-    bytes: int
-    devices: int
-    folders: int
-
-
-class PlanList(msgspec.Struct, frozen=True):
-    """What everybody has, and what can be subscribed to."""
-
-    free: PlanLimits
-    plans: list[PlanEntry]
-
-
-class PlanChoice(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """Asks for a plan."""
-
-    plan: Annotated[str, Meta(min_length=1, max_length=PLAN_LENGTH)]
-
-
 async def plans(call: Call) -> PlanList:
     """The operator's plans."""
     known = call.services.accounts.plans
@@ -341,9 +188,9 @@ def _origin(call: Call) -> Origin:
     return Origin(call.caller.device_id, call.address, call.now)
 
 
-def _session(account_id: bytes, tokens: Tokens) -> Session:
+def _session(tokens: Tokens) -> Session:
     return Session(
-        account_id,
+        tokens.account_id,
         encode_id(tokens.access),
         tokens.access_expires,
         encode_id(tokens.refresh),

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import re
 from dataclasses import replace
-from typing import Annotated, Any, Final, Literal
+from typing import Annotated, Any, Final
 
 import msgspec
 from msgspec import Meta
@@ -14,25 +14,33 @@ from starlette.responses import Response
 from p2psync.crypto.seal import MAX_SEALED_CHUNK
 from p2psync.errors import InputError
 from p2psync.model.hashing import DIGEST_SIZE
-from p2psync.model.ids import FOLDER_ID_SIZE, FolderId, parse_folder_id
+from p2psync.model.ids import FolderId, parse_folder_id
+from p2psync.protocol.relay_api import (
+    MAX_LIST,
+    ChunkList,
+    ChunkQuestion,
+    FullRef,
+    LinkWish,
+    NewRef,
+    PresignedLink,
+    RefLine,
+    RefPage,
+    StoredChunk,
+)
 from relay.api.route import KIB, OCTETS, RAW, Auth, Call, Rate, Route, decode_id
 from relay.blocks import chunks
 from relay.blocks.chunks import Chunk
-from relay.blocks.presign import MAX_LIFETIME_S, MAX_LINK, Link
-from relay.blocks.refs import MAX_PAGE, MAX_REF_CHUNKS, Ref
+from relay.blocks.presign import MAX_LINK, Link
+from relay.blocks.refs import Ref
 from relay.blocks.service import Blocks, Body
 from relay.errors import ApiError, not_found
 from relay.mailbox.folders import Rights, require
 
-MAX_ASKED: Final = 1000
 BODY_DEADLINE_S: Final = 300.0
 """For a chunk on a slow line."""
 _PRESIGNED = "/api/v1/presigned"
 _RANGE = re.compile(r"bytes=([0-9]{0,9})-([0-9]{0,9})")
 _ID_TEXT = (DIGEST_SIZE * 4 + 2) // 3
-
-FolderIdBytes = Annotated[bytes, Meta(min_length=FOLDER_ID_SIZE, max_length=FOLDER_ID_SIZE)]
-Digest = Annotated[bytes, Meta(min_length=DIGEST_SIZE, max_length=DIGEST_SIZE)]
 
 
 class InFolder(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -42,14 +50,7 @@ class InFolder(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
 
 # ── chunks ──────────────────────────────────────────────────────────────────────────────────────────────────────────
-class Stored(msgspec.Struct, frozen=True):
-    """The chunk is stored durably; `new` is false when these bytes were there already, which costs nothing."""
-
-    size: int
-    new: bool
-
-
-async def put_chunk(call: Call) -> Stored:
+async def put_chunk(call: Call) -> StoredChunk:
     """Store a chunk under its name; the digest of the bytes is part of what the device signs."""
     assert call.signed is not None
     digest = call.signed.body_digest
@@ -58,7 +59,7 @@ async def put_chunk(call: Call) -> Stored:
     size = _length(call)
     folder, chunk_id = _folder(call), call.hex_id("chunk_id", DIGEST_SIZE)
     new = await _blocks(call).put(call.caller.account_id, folder, chunk_id, Body(size, digest, call.read))
-    return Stored(size, new)
+    return StoredChunk(size, new)
 
 
 async def get_chunk(call: Call) -> Response:
@@ -120,22 +121,9 @@ async def _find(call: Call) -> Chunk:
     return await _blocks(call).find(call.caller.account_id, _folder(call), chunk_id)
 
 
-class Question(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """Which of these chunks are missing?"""
-
-    folder_id: FolderIdBytes
-    chunk_ids: Annotated[list[Digest], Meta(max_length=MAX_ASKED)]
-
-
-class ChunkList(msgspec.Struct, frozen=True):
-    """Names of chunks, in the order asked, or by name."""
-
-    chunk_ids: list[bytes]
-
-
 async def missing_chunks(call: Call) -> ChunkList:
     """Those that are not stored in that folder."""
-    question: Question = call.body
+    question: ChunkQuestion = call.body
     account_id = call.caller.account_id
 
     def work(c: Any) -> list[bytes]:
@@ -149,7 +137,7 @@ class Page(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """Where a list goes on: behind `after`, the last name of the page before."""
 
     after: Annotated[str, Meta(max_length=_ID_TEXT)] = ""
-    limit: Annotated[int, Meta(ge=1, le=MAX_PAGE)] = MAX_PAGE
+    limit: Annotated[int, Meta(ge=1, le=MAX_LIST)] = MAX_LIST
 
 
 async def lost_chunks(call: Call) -> ChunkList:
@@ -164,33 +152,6 @@ async def lost_chunks(call: Call) -> ChunkList:
 
 
 # ── references ──────────────────────────────────────────────────────────────────────────────────────────────────────
-class NewRef(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """All that a reference is to keep; it takes the place of what it kept before."""
-
-    chunk_ids: Annotated[list[Digest], Meta(max_length=MAX_REF_CHUNKS)]
-
-
-class FullRef(msgspec.Struct, frozen=True):
-    """A reference; `modified` in seconds by the relay's clock."""
-
-    modified: int
-    chunk_ids: list[bytes]
-
-
-class RefLine(msgspec.Struct, frozen=True):
-    """A reference in a list."""
-
-    ref_id: bytes
-    modified: int
-    count: int
-
-
-class RefPage(msgspec.Struct, frozen=True):
-    """References by name; a page shorter than `limit` is the last."""
-
-    refs: list[RefLine]
-
-
 async def put_ref(call: Call) -> None:
     """Keep these chunks from now on, all or none."""
     folder_id, ref_id, account_id = call.folder_id(), call.id("ref_id", DIGEST_SIZE), call.caller.account_id
@@ -241,24 +202,6 @@ async def list_refs(call: Call) -> RefPage:
 
 
 # ── links ───────────────────────────────────────────────────────────────────────────────────────────────────────────
-class LinkWish(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """What a link is to allow. Uploads say size and SHA-256 of the sealed bytes; downloads need neither."""
-
-    operation: Literal["get", "put"]
-    folder_id: FolderIdBytes
-    chunk_id: Digest
-    size: Annotated[int, Meta(ge=0, le=MAX_SEALED_CHUNK)] = 0
-    digest: Annotated[bytes, Meta(max_length=DIGEST_SIZE)] = b""
-    lifetime_s: Annotated[int, Meta(ge=1, le=MAX_LIFETIME_S)] = MAX_LIFETIME_S
-
-
-class PresignedLink(msgspec.Struct, frozen=True):
-    """Works without token and signature for exactly what was asked; a `url` without host is of this relay."""
-
-    url: str
-    expires: int
-
-
 class LinkQuery(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """The link itself."""
 
@@ -297,7 +240,7 @@ async def get_by_link(call: Call) -> Response:
     return ChunkAnswer(call, blocks, link.account_id, chunk)
 
 
-async def put_by_link(call: Call) -> Stored:
+async def put_by_link(call: Call) -> StoredChunk:
     """As `put_chunk`."""
     blocks = _blocks(call)
     link = blocks.links.read(call.query.link, "put", call.now)
@@ -311,7 +254,7 @@ async def put_by_link(call: Call) -> Stored:
         return data
 
     new = await blocks.put(link.account_id, link.folder_id, link.chunk_id, Body(link.size, link.digest, read))
-    return Stored(link.size, new)
+    return StoredChunk(link.size, new)
 
 
 # ── parts ───────────────────────────────────────────────────────────────────────────────────────────────────────────
@@ -345,7 +288,7 @@ _DOWNLOAD: Final = (*_SEEN, "range-not-satisfiable", "unavailable")
 
 _put = Route(
     "PUT", _CHUNK, put_chunk, "Store a sealed chunk",
-    body=RAW, answer=Stored, query=InFolder, limit=MAX_SEALED_CHUNK, rate=Rate.BULK, problems=_UPLOAD,
+    body=RAW, answer=StoredChunk, query=InFolder, limit=MAX_SEALED_CHUNK, rate=Rate.BULK, problems=_UPLOAD,
     deadline_s=BODY_DEADLINE_S,
 )  # fmt: skip
 _get = Route(
@@ -362,7 +305,7 @@ ROUTES = (
     ),
     Route(
         "POST", "/api/v1/chunks/missing", missing_chunks, "Which of these chunks are missing",
-        body=Question, answer=ChunkList, limit=128 * KIB, rate=Rate.BULK, problems=_SEEN,
+        body=ChunkQuestion, answer=ChunkList, limit=128 * KIB, rate=Rate.BULK, problems=_SEEN,
     ),
     Route(
         "GET", "/api/v1/folders/{folder_id}/lost-chunks", lost_chunks, "Chunks to be uploaded again",

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Final, Literal
+from typing import Annotated, Final
 
 import msgspec
 from msgspec import Meta
@@ -10,40 +10,42 @@ from msgspec import Meta
 from p2psync.errors import InputError
 from p2psync.membership.grants import MAX_GRANT
 from p2psync.membership.sigchain import ACCOUNT_ID_SIZE
-from p2psync.model.hashing import DIGEST_SIZE
 from p2psync.model.ids import parse_device_id
-from p2psync.model.versions import MAX_COUNTER
 from p2psync.protocol.mailbox import MAX_ENTRY
+from p2psync.protocol.relay_api import (
+    MAX_APPEND_BYTES,
+    MAX_GRANTS,
+    MAX_OBJECTS,
+    AccessEntry,
+    AccessList,
+    AccountRights,
+    Cursor,
+    FolderEntry,
+    FolderList,
+    FolderMark,
+    FolderPage,
+    GrantList,
+    HeadList,
+    NewEntries,
+    NewGrants,
+    NewRights,
+    NewSnapshot,
+    ObjectPage,
+    Place,
+    Places,
+    StoredObject,
+    StoredSnapshot,
+)
 from relay.api.route import KIB, Call, Rate, Route
 from relay.errors import ApiError, not_found
-from relay.mailbox import feed, folders, grants
 from relay.mailbox.feed import StoredEntry
 from relay.mailbox.folders import Folder, Rights
 from relay.mailbox.service import Member
 
-AccountRights = Literal["read", "append", "manage"]
-Cursor = Annotated[int, Meta(ge=0, le=MAX_COUNTER)]
-EncodedEntry = Annotated[bytes, Meta(min_length=1, max_length=MAX_ENTRY, description="A signed entry, sealed inside.")]
-PageSize = Annotated[int, Meta(ge=1, le=feed.MAX_PAGE)]
+PageSize = Annotated[int, Meta(ge=1, le=MAX_OBJECTS)]
 
 
 # ── folders ─────────────────────────────────────────────────────────────────────────────────────────────────────────
-class FolderEntry(msgspec.Struct, frozen=True):
-    """A folder as the calling account sees it. Entries up to `pruned_seq` are gone; the newest is `last_seq`."""
-
-    folder_id: bytes
-    owned: bool
-    rights: AccountRights
-    last_seq: int
-    pruned_seq: int
-
-
-class FolderList(msgspec.Struct, frozen=True):
-    """Everything the calling account may see."""
-
-    folders: list[FolderEntry]
-
-
 async def list_folders(call: Call) -> FolderList:
     """The account's folders, its own and those of others."""
     found = await call.services.mailbox.folders(_member(call))
@@ -64,25 +66,6 @@ async def create_folder(call: Call) -> None:
 async def delete_folder(call: Call) -> None:
     """The folder is gone with all that was stored of it."""
     await call.services.mailbox.delete_folder(_member(call), call.folder_id(), call.now)
-
-
-class AccessEntry(msgspec.Struct, frozen=True):
-    """What an account may do in a folder."""
-
-    account_id: bytes
-    rights: AccountRights
-
-
-class AccessList(msgspec.Struct, frozen=True):
-    """The accounts of a folder."""
-
-    accounts: Annotated[list[AccessEntry], Meta(max_length=folders.MAX_ACCOUNTS)]
-
-
-class NewRights(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """A greater right includes the lesser: read, append, manage."""
-
-    rights: AccountRights
 
 
 async def list_access(call: Call) -> AccessList:
@@ -106,89 +89,26 @@ async def delete_access(call: Call) -> None:
 
 
 # ── entries ─────────────────────────────────────────────────────────────────────────────────────────────────────────
-class NewEntries(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """Entries of one folder that the calling device has signed, in the order of their chains."""
-
-    entries: Annotated[list[EncodedEntry], Meta(min_length=1, max_length=feed.MAX_APPEND)]
-
-
-class Place(msgspec.Struct, frozen=True):
-    """The numbers an entry has in its folder and in the relay."""
-
-    seq: int
-    object_id: int
-
-
-class Places(msgspec.Struct, frozen=True):
-    """One for each entry, in the order they came; the same entry has the same place however often it is sent."""
-
-    places: list[Place]
-
-
-class StoredObject(msgspec.Struct, frozen=True):
-    """An entry as it was appended."""
-
-    folder_id: bytes
-    seq: int
-    object_id: int
-    entry: bytes
-
-
 class ObjectQuery(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """`device_id` is the calling device's own."""
 
     device_id: Annotated[str, Meta(min_length=1, max_length=80)]
     local_object_id: Cursor = 0
-    limit: PageSize = feed.MAX_PAGE
-
-
-class FolderMark(msgspec.Struct, frozen=True):
-    """A folder whose entries up to `before_seq` are in no page after this cursor: read its own feed if they lack.
-
-    Those up to `pruned_seq` are gone: the folder's snapshot stands for them.
-    """
-
-    folder_id: bytes
-    before_seq: int
-    pruned_seq: int
-
-
-class ObjectPage(msgspec.Struct, frozen=True):
-    """Entries of all folders, in order. Take in the marks first; `local_object_id` goes into the next question."""
-
-    objects: list[StoredObject]
-    marks: list[FolderMark]
-    local_object_id: int
-    more: bool
+    limit: PageSize = MAX_OBJECTS
 
 
 class FolderQuery(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """The last number that is known already."""
 
     after: Cursor = 0
-    limit: PageSize = feed.MAX_PAGE
-
-
-class FolderPage(msgspec.Struct, frozen=True):
-    """Entries of one folder without a gap, beginning after `pruned_seq` if that is greater than what was asked."""
-
-    objects: list[StoredObject]
-    last_seq: int
-    pruned_seq: int
-
-
-class HeadList(msgspec.Struct, frozen=True):
-    """The newest header of every chain, and the numbers of the entries with the newest statements of freshness."""
-
-    headers: list[bytes]
-    statements: list[int]
+    limit: PageSize = MAX_OBJECTS
 
 
 async def append(call: Call) -> Places:
     """The entries are stored, all of them."""
     body: NewEntries = call.body
-    if sum(map(len, body.entries)) > feed.MAX_APPEND_BYTES:
-        raise ApiError(413, "too-large", f"at most {feed.MAX_APPEND_BYTES} bytes of entries at once")
+    if sum(map(len, body.entries)) > MAX_APPEND_BYTES:
+        raise ApiError(413, "too-large", f"at most {MAX_APPEND_BYTES} bytes of entries at once")
     placed = await call.services.mailbox.append(_member(call), body.entries, call.now)
     return Places([Place(place.seq, place.object_id) for place in placed])
 
@@ -229,37 +149,6 @@ async def read_heads(call: Call) -> HeadList:
 
 
 # ── snapshots and grants ────────────────────────────────────────────────────────────────────────────────────────────
-class NewSnapshot(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """A snapshot of everything up to entry `covers`; `ref_id` is the reference that keeps its parts."""
-
-    entry: EncodedEntry
-    covers: Cursor
-    ref_id: Annotated[bytes, Meta(min_length=DIGEST_SIZE, max_length=DIGEST_SIZE)]
-
-
-class StoredSnapshot(msgspec.Struct, frozen=True):
-    """The newest snapshot."""
-
-    object: StoredObject
-    covers: int
-    ref_id: bytes
-
-
-class NewGrants(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """Grants that the calling device has signed."""
-
-    grants: Annotated[
-        list[Annotated[bytes, Meta(min_length=1, max_length=MAX_GRANT)]],
-        Meta(min_length=1, max_length=grants.MAX_GRANTS),
-    ]
-
-
-class GrantList(msgspec.Struct, frozen=True):
-    """Grants for the calling device, newest first."""
-
-    grants: Annotated[list[bytes], Meta(max_length=grants.MAX_ANSWER)]
-
-
 async def post_snapshot(call: Call) -> Place:
     """The snapshot is stored; what it covers is forgotten some time later."""
     body: NewSnapshot = call.body
@@ -312,7 +201,7 @@ def _object(entry: StoredEntry) -> StoredObject:
 _FOLDER: Final = "/api/v1/folders/{folder_id}"
 _IN_JSON: Final = 4 / 3
 """Bytes in JSON are base64."""
-_APPEND_LIMIT: Final = int(feed.MAX_APPEND_BYTES * _IN_JSON) + 64 * KIB
+_APPEND_LIMIT: Final = int(MAX_APPEND_BYTES * _IN_JSON) + 64 * KIB
 
 ROUTES: Final = (
     Route("GET", "/api/v1/folders", list_folders, "Folders of the account", answer=FolderList),
@@ -343,7 +232,7 @@ ROUTES: Final = (
     Route("GET", f"{_FOLDER}/snapshot", get_snapshot, "The newest snapshot", answer=StoredSnapshot,
           problems=("not-found",)),
     Route("POST", f"{_FOLDER}/grants", put_grants, "Give keys to devices", body=NewGrants,
-          limit=int(MAX_GRANT * grants.MAX_GRANTS * _IN_JSON) + 16 * KIB,
+          limit=int(MAX_GRANT * MAX_GRANTS * _IN_JSON) + 16 * KIB,
           problems=("bad-request", "not-found", "forbidden", "over-quota")),
     Route("GET", f"{_FOLDER}/grants", get_grants, "Keys for this device", answer=GrantList,
           problems=("not-found",)),

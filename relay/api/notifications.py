@@ -14,10 +14,10 @@ from starlette.responses import Response
 from starlette.websockets import WebSocket, WebSocketDisconnect
 
 from p2psync.model.versions import MAX_COUNTER
+from p2psync.protocol.relay_api import Batch
 from relay.api.auth import TOKEN_SIZE
 from relay.api.route import EVENTS, Call, Raw, Route, decode_id
 from relay.errors import ApiError
-from relay.mailbox.notifications import Batch
 from relay.mailbox.subscriptions import Subscription, SubscriptionEnded
 
 HEARTBEAT_S: Final = 30.0

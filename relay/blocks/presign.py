@@ -17,7 +17,6 @@ from p2psync.crypto.kdf import derive
 from p2psync.model.hashing import keyed
 from relay.errors import unauthorized
 
-MAX_LIFETIME_S: Final = 15 * 60
 MAX_LINK: Final = 512
 _MAC_SIZE = 32
 _LABEL = b"p2psync relay presigned link"

@@ -13,7 +13,6 @@ from typing import Final
 from sqlalchemy import ColumnElement, Connection, case, delete, func, insert, null, select, update
 
 from p2psync.model.hashing import DIGEST_SIZE
-from p2psync.model.manifest import MAX_CHUNKS
 from relay.accounts.ledger import Ledger
 from relay.blocks.chunks import batches, missing
 from relay.blocks.tables import chunk_cost, chunks, dropped_folders, ref_cost, refs
@@ -22,9 +21,6 @@ from relay.errors import ApiError, not_found
 from relay.mailbox.folders import Folder
 from relay.mailbox.tables import folders
 
-MAX_REF_CHUNKS: Final = MAX_CHUNKS + 1
-"""Those of the largest content, and its manifest."""
-MAX_PAGE: Final = 1000
 MAX_NAMED: Final = 1000
 """Missing chunks that one refusal names."""
 

@@ -25,24 +25,19 @@ from p2psync.protocol.mailbox import (
     decode_entry,
     decode_header,
 )
+from p2psync.protocol.relay_api import MAX_OBJECT_BYTES, MAX_OBJECTS, Event, EventKind
 from relay.errors import ApiError
 from relay.mailbox import notifications
 from relay.mailbox.folders import Folder, Rights, require, visible
 from relay.mailbox.hooks import Ledger
-from relay.mailbox.notifications import Event, EventKind
 from relay.mailbox.tables import chains, entries, folders, last_number, take_numbers
 
-MAX_APPEND = 256
-"""Entries in one request."""
-MAX_APPEND_BYTES = 8 * 1024 * 1024
-MAX_PAGE = 1000
-MAX_PAGE_BYTES = 4 * 1024 * 1024
 MAX_CHAINS_PER_AUTHOR = 64
 """Lives of one device's index; `MAX_HEADS` bounds those of all."""
 _STEP = 64
 """Rows read at a time when the feeds of several folders are merged."""
 
-assert MAX_BODY * 2 < MAX_PAGE_BYTES
+assert MAX_BODY * 2 < MAX_OBJECT_BYTES
 
 
 # ── appending ───────────────────────────────────────────────────────────────────────────────────────────────────────
@@ -247,8 +242,8 @@ class _Size:
     size: int
 
 
-def read_folder(c: Connection, folder: Folder, after: int, limit: int = MAX_PAGE) -> FolderPage:
-    """Entries after number `after`, up to `limit` and `MAX_PAGE_BYTES`.
+def read_folder(c: Connection, folder: Folder, after: int, limit: int = MAX_OBJECTS) -> FolderPage:
+    """Entries after number `after`, up to `limit` and `MAX_OBJECT_BYTES`.
 
     Raises:
         ApiError: 409 `conflict` when `after` is greater than the last number: this is not the relay it came from, or
@@ -260,14 +255,14 @@ def read_folder(c: Connection, folder: Folder, after: int, limit: int = MAX_PAGE
         select(entries.c.object_id, entries.c.folder_id, entries.c.seq, entries.c.size)
         .where(entries.c.folder_id == folder.folder_id, entries.c.seq > max(after, folder.pruned_seq))
         .order_by(entries.c.seq)
-        .limit(min(limit, MAX_PAGE))
+        .limit(min(limit, MAX_OBJECTS))
     ).all()
     chosen, _ = _cut((_Size(*row) for row in sizes), limit)
     return FolderPage(_load(c, chosen), folder.last_seq, folder.pruned_seq)
 
 
-def read_all(c: Connection, account_id: bytes, after: int, limit: int = MAX_PAGE) -> Page:
-    """What every folder of an account has after the number `after`, up to `limit` entries and `MAX_PAGE_BYTES`.
+def read_all(c: Connection, account_id: bytes, after: int, limit: int = MAX_OBJECTS) -> Page:
+    """What every folder of an account has after the number `after`, up to `limit` entries and `MAX_OBJECT_BYTES`.
 
     Raises:
         ApiError: 409 `conflict`, as `read_folder`.
@@ -275,7 +270,7 @@ def read_all(c: Connection, account_id: bytes, after: int, limit: int = MAX_PAGE
     present = last_number(c)  # before everything else: entries numbered up to here can be seen below
     if after > present:
         raise _ahead(present)
-    limit = min(limit, MAX_PAGE)
+    limit = min(limit, MAX_OBJECTS)
     seen = visible(c, account_id)
     feeds = [_sizes(c, folder, after, present) for folder in seen if folder.last_seq > folder.pruned_seq]
     chosen, more = _cut(heapq.merge(*feeds, key=lambda row: row.object_id), limit)
@@ -335,7 +330,7 @@ def _cut(rows: Iterator[_Size], limit: int) -> tuple[list[_Size], bool]:
     total = 0
     for row in rows:
         total += row.size
-        if chosen and (len(chosen) == limit or total > MAX_PAGE_BYTES):
+        if chosen and (len(chosen) == limit or total > MAX_OBJECT_BYTES):
             return chosen, True
         chosen.append(row)
     return chosen, False

@@ -11,14 +11,12 @@ from enum import IntEnum
 
 from sqlalchemy import ColumnElement, Connection, delete, func, insert, select, update
 
+from p2psync.protocol.relay_api import MAX_ACCOUNTS, Event, EventKind
 from relay.errors import ApiError, not_found
 from relay.mailbox import notifications
 from relay.mailbox.hooks import Chunks, FolderLimits, Ledger
-from relay.mailbox.notifications import Event, EventKind
 from relay.mailbox.tables import entries, events, folder_access, folders, grants, take_numbers
 
-MAX_ACCOUNTS = 256
-"""Accounts that may see one folder."""
 MAX_FOLDERS = 1024
 """Folders that one account may see; its plan says how many it may own."""
 

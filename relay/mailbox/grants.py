@@ -12,18 +12,15 @@ from sqlalchemy import ColumnElement, Connection, delete, insert, select
 
 from p2psync.errors import AuthenticationError, InputError
 from p2psync.membership.grants import Grant, decode_grant
+from p2psync.protocol.relay_api import MAX_GRANTS_ANSWERED, Event, EventKind
 from relay.errors import ApiError
 from relay.mailbox import notifications
 from relay.mailbox.folders import Folder
 from relay.mailbox.hooks import Ledger
-from relay.mailbox.notifications import Event, EventKind
 from relay.mailbox.tables import grants, take_numbers
 
-MAX_GRANTS = 256
-"""Grants in one request."""
 MAX_PER_PAIR = 16
 """Grants of one giver to one device; the oldest goes first, as newer keys open the way to older ones."""
-MAX_ANSWER = 1024
 
 
 def read_grants(encoded: Sequence[bytes], folder_id: bytes, signer: bytes) -> list[Grant]:
@@ -79,9 +76,9 @@ def put(c: Connection, ledger: Ledger, folder: Folder, given: Sequence[Grant], n
 
 
 def granted(c: Connection, folder: Folder, recipient: bytes) -> list[bytes]:
-    """The grants for one device, newest first, up to `MAX_ANSWER`."""
+    """The grants for one device, newest first, up to `MAX_GRANTS_ANSWERED`."""
     statement = select(grants.c.data).where(grants.c.folder_id == folder.folder_id, grants.c.recipient == recipient)
-    return list(c.execute(statement.order_by(grants.c.object_id.desc()).limit(MAX_ANSWER)).scalars())
+    return list(c.execute(statement.order_by(grants.c.object_id.desc()).limit(MAX_GRANTS_ANSWERED)).scalars())
 
 
 def _make_room(c: Connection, grant: Grant) -> int:

@@ -11,72 +11,15 @@ its device reads again what events are about (folders, entries, grants, the acco
 from __future__ import annotations
 
 from dataclasses import dataclass
-from enum import StrEnum
-from typing import Annotated
 
 import msgspec
 from sqlalchemy import Connection, delete, func, insert, or_, select, update
 
+from p2psync.protocol.relay_api import MAX_EVENTS, Batch, Event
 from relay.db.upsert import insert_if_missing
 from relay.mailbox.tables import EVENTS_FLOOR, counters, events, folder_access, last_number
 
 RETENTION_S = 30 * 86400
-MAX_PAGE = 256
-"""Events read at once."""
-MAX_CALL = 4096
-"""Bytes that one event may carry for its receiver."""
-
-Id = Annotated[bytes, msgspec.Meta(max_length=32)]
-
-
-class EventKind(StrEnum):
-    """What is new."""
-
-    OBJECTS = "objects"
-    """A folder has entries up to `seq` and `object_id`."""
-    GRANT = "grant"
-    """There is a grant of a folder's key for this device."""
-    CHAIN = "chain"
-    """The account's chain of devices is longer."""
-    ACCESS = "access"
-    """What the account may do in a folder; without `rights` it may not see it any more."""
-    QUOTA = "quota"
-    """The account's plan or storage calls for attention."""
-    CALL = "call"
-    """Another device wants to connect: `body` is for this device, from `sender`."""
-    PRESENCE = "presence"
-    """A device of a folder or of the account came or went."""
-
-
-class Event(msgspec.Struct, frozen=True, omit_defaults=True):
-    """One piece of news. Which fields are there depends on `kind`; a client ignores kinds and fields it does not know.
-
-    `device_id` is the device an event is about, `sender` that which a call comes from.
-    """
-
-    kind: EventKind
-    event_id: int = 0
-    folder_id: Id = b""
-    seq: int = 0
-    object_id: int = 0
-    rights: str | None = None
-    device_id: Id = b""
-    sender: Id = b""
-    body: Annotated[bytes, msgspec.Meta(max_length=MAX_CALL)] = b""
-
-    @property
-    def topic(self) -> bytes:
-        """What a newer event takes the place of."""
-        return b"\0".join((self.kind.encode(), self.folder_id, self.device_id, self.sender))
-
-
-class Batch(msgspec.Struct, frozen=True):
-    """News after a cursor, oldest first. `cursor` goes into the next question."""
-
-    events: list[Event]
-    cursor: int
-    reset: bool = False
-    """Something before was forgotten, or the cursor is not of this relay: read everything again."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -117,7 +60,7 @@ def emit(
 
 
 def read(c: Connection, account_id: bytes, device_id: bytes, after: int | None, now: int) -> Found:
-    """Up to `MAX_PAGE` events after a cursor (None: from now on)."""
+    """Up to `MAX_EVENTS` events after a cursor (None: from now on)."""
     present = last_number(c)  # before everything else: what is numbered up to here can be seen below
     shared = select(folder_access.c.folder_id).where(folder_access.c.account_id == account_id)
     audiences = frozenset((account_id, *c.execute(shared).scalars()))
@@ -135,10 +78,10 @@ def read(c: Connection, account_id: bytes, device_id: bytes, after: int | None, 
             or_(events.c.device_id.is_(None), events.c.device_id == device_id),
         )
         .order_by(events.c.event_id)
-        .limit(MAX_PAGE)
+        .limit(MAX_EVENTS)
     ).all()
     found = [msgspec.structs.replace(_decoder.decode(row.data), event_id=row.event_id) for row in rows]
-    return Found(Batch(found, found[-1].event_id if len(found) == MAX_PAGE else present), audiences)
+    return Found(Batch(found, found[-1].event_id if len(found) == MAX_EVENTS else present), audiences)
 
 
 def forget_old(c: Connection, now: int) -> int:

@@ -11,6 +11,7 @@ from sqlalchemy import Connection
 
 from p2psync.ports import Clock, Offload
 from p2psync.protocol.mailbox import EntryKind
+from p2psync.protocol.relay_api import Event, EventKind
 from relay.db.database import Database
 from relay.errors import ApiError, not_found
 from relay.mailbox import feed, folders, grants, notifications, snapshots
@@ -18,7 +19,6 @@ from relay.mailbox.feed import FolderPage, Heads, Page, Placed, StoredEntry
 from relay.mailbox.folders import Access, Folder, Rights
 from relay.mailbox.hooks import Chunks, FolderLimits, Ledger
 from relay.mailbox.hub import Hub
-from relay.mailbox.notifications import Event, EventKind
 from relay.mailbox.snapshots import StoredSnapshot
 from relay.mailbox.subscriptions import NANOSECONDS, Subscriptions
 from relay.mailbox.tables import take_numbers

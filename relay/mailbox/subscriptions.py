@@ -15,11 +15,11 @@ from typing import Final
 import trio
 
 from p2psync.ports import Clock
+from p2psync.protocol.relay_api import Batch
 from relay.db.database import Database
 from relay.errors import ApiError
 from relay.mailbox import notifications
 from relay.mailbox.hub import Bell, Hub
-from relay.mailbox.notifications import Batch
 
 MAX_PER_ACCOUNT: Final = 64
 MAX_PER_DEVICE: Final = 4

@@ -6,10 +6,9 @@ import msgspec
 import pytest
 from sqlalchemy import Connection, select
 
+from p2psync.protocol.relay_api import MAX_REF_CHUNKS, FullRef, RefPage
 from relay.accounts.ledger import Usage
-from relay.api.blocks import FullRef, RefPage
 from relay.api.route import encode_id
-from relay.blocks.refs import MAX_REF_CHUNKS
 from relay.blocks.tables import chunks, dropped_folders
 from relay.mailbox import folders
 from relay.mailbox.folders import Rights

@@ -12,6 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from sqlalchemy import Connection
 
+from p2psync.protocol.relay_api import MAX_EVENTS, Event, EventKind
 from p2psync.testing.world import SimRng
 from relay.db.database import IN_MEMORY, Database, database_from_url
 from relay.db.metadata import metadata
@@ -19,7 +20,7 @@ from relay.errors import ApiError
 from relay.mailbox import folders, notifications
 from relay.mailbox.folders import Rights
 from relay.mailbox.hub import Hub
-from relay.mailbox.notifications import MAX_PAGE, RETENTION_S, Event, EventKind
+from relay.mailbox.notifications import RETENTION_S
 from relay.mailbox.subscriptions import (
     MAX_PER_ACCOUNT,
     MAX_PER_DEVICE,
@@ -125,11 +126,11 @@ def test_a_cursor_misses_nothing(script: list[tuple[Any, ...]]) -> None:
 
 
 def test_pages(c: Connection) -> None:
-    for number in range(MAX_PAGE + 5):
+    for number in range(MAX_EVENTS + 5):
         emit(c, account(1), Event(EventKind.OBJECTS, folder_id=folder_id(number)))
     first = notifications.read(c, account(1), DEVICE, 0, NOW).batch
     second = notifications.read(c, account(1), DEVICE, first.cursor, NOW).batch
-    assert (len(first.events), len(second.events)) == (MAX_PAGE, 5)
+    assert (len(first.events), len(second.events)) == (MAX_EVENTS, 5)
 
 
 # ── subscriptions ───────────────────────────────────────────────────────────────────────────────────────────────────
