@@ -16,15 +16,16 @@ import hashlib
 import hmac
 import re
 from dataclasses import dataclass
+from enum import IntEnum
 from typing import Annotated, Final, Literal
 
 import msgspec
 from msgspec import Meta
-from sqlalchemy import Connection, delete, select, update
+from sqlalchemy import ColumnElement, Connection, delete, insert, select, update
 
 from relay.accounts.plans import FREE, Plans, set_plan
 from relay.accounts.tables import billing_events, subscriptions
-from relay.db.upsert import insert_if_missing, put
+from relay.db.upsert import insert_if_missing
 from relay.errors import ApiError, not_found, unauthorized
 
 REFERENCE_SIZE: Final = 16
@@ -34,6 +35,14 @@ EVENT_MEMORY_S: Final = 30 * 86_400
 SIGNATURE_FIELD: Final = "p2psync-signature"
 
 _SIGNATURE = re.compile(r"t=([0-9]{1,12}),v1=([0-9a-f]{64})", re.ASCII)
+
+
+class State(IntEnum):
+    """What the provider has said of a subscription."""
+
+    PENDING = 0
+    ACTIVE = 1
+    ENDED = 2
 
 
 class BillingEvent(msgspec.Struct, frozen=True):
@@ -57,23 +66,33 @@ class Subscribed:
 
 
 def subscribe(c: Connection, plans: Plans, account_id: bytes, name: str, *, now: int, reference: bytes) -> Subscribed:
-    """Ask for a plan. `reference` is 16 random bytes. ApiError 404 when there is no such plan."""
+    """Ask for a plan. `reference` is 16 random bytes. ApiError 404 when there is no such plan.
+
+    A paid plan stays in force until another one is paid; asking again replaces what waits for its payment.
+    """
     plan = plans.named(name)
     if plan is None:
         raise not_found()
-    unsubscribe(c, account_id)
     if not plan.price:
+        unsubscribe(c, account_id)
         set_plan(c, account_id, plan.name)
         return Subscribed(plan.name, None)
-    changed = now - TOLERANCE_S  # the provider's clock may be behind ours
-    put(c, subscriptions, account_id=account_id, reference=reference, plan=plan.name, active=False, changed=changed)
+    c.execute(delete(subscriptions).where(_of(account_id), subscriptions.c.state != State.ACTIVE))
+    row = {"account_id": account_id, "reference": reference, "plan": plan.name, "state": int(State.PENDING)}
+    c.execute(insert(subscriptions).values(**row, changed=now - TOLERANCE_S))  # the provider's clock may be behind ours
     return Subscribed(plan.name, reference)
 
 
 def unsubscribe(c: Connection, account_id: bytes) -> None:
     """Back to the free allowance, at once. What is stored stays; more is taken when there is room again."""
-    c.execute(delete(subscriptions).where(subscriptions.c.account_id == account_id))
+    c.execute(delete(subscriptions).where(_of(account_id)))
     set_plan(c, account_id, FREE)
+
+
+def pending(c: Connection, account_id: bytes) -> Subscribed | None:
+    """The plan that waits for its payment."""
+    row = c.execute(select(subscriptions).where(_of(account_id), subscriptions.c.state == State.PENDING)).one_or_none()
+    return None if row is None else Subscribed(row.plan, row.reference)
 
 
 def sign_event(secret: str, body: bytes, now: int) -> str:
@@ -108,13 +127,21 @@ def apply_event(c: Connection, plans: Plans, event: BillingEvent, now: int) -> b
     row = c.execute(select(subscriptions).where(at).with_for_update()).one_or_none()
     if row is None or event.created < row.changed:
         return None
-    active = event.type == "subscription.active"
-    if active and plans.named(row.plan) is None:
-        raise ApiError(503, "unavailable", "the configuration has no such plan any more")
-    c.execute(update(subscriptions).where(at).values(active=active, changed=event.created))
-    set_plan(c, row.account_id, row.plan if active else FREE)
     account_id: bytes = row.account_id
+    if event.type == "subscription.active":
+        if plans.named(row.plan) is None:
+            raise ApiError(503, "unavailable", "the configuration has no such plan any more")
+        c.execute(delete(subscriptions).where(_of(account_id), ~at))
+        set_plan(c, account_id, row.plan)
+    elif row.state == State.ACTIVE:
+        set_plan(c, account_id, FREE)
+    state = State.ACTIVE if event.type == "subscription.active" else State.ENDED
+    c.execute(update(subscriptions).where(at).values(state=int(state), changed=event.created))
     return account_id
+
+
+def _of(account_id: bytes) -> ColumnElement[bool]:
+    return subscriptions.c.account_id == account_id
 
 
 def _mac(secret: str, time: str, body: bytes) -> str:

@@ -26,7 +26,7 @@ from relay.accounts.sessions import (
     open_session_by_key,
     refresh_session,
 )
-from relay.accounts.signup import CODE_LIFETIME_S, CODE_TRIES, Opened
+from relay.accounts.signup import CODE_LIFETIME_S, CODE_TRIES
 from relay.accounts.tables import accounts, devices, resets
 from relay.accounts.throttle import (
     GUESSES_PER_ACCOUNT,
@@ -60,7 +60,7 @@ class Logins:
             cache.keep(account_id, device_id, token, now=now, generation=generation)
         return account_id
 
-    async def log_in(self, email: str, login_key: bytes, origin: Origin) -> Opened:
+    async def log_in(self, email: str, login_key: bytes, origin: Origin) -> Tokens:
         """A session by password and device key.
 
         Raises:
@@ -104,9 +104,9 @@ class Logins:
         context.sessions.forget(found.account_id, origin.device_id)
         if tokens is None:
             raise _suspended() if found.suspended else ApiError(403, "device-unknown", _JOIN)
-        return Opened(found.account_id, tokens)
+        return tokens
 
-    async def log_in_by_key(self, account_id: bytes, device_id: bytes, now: int) -> Opened:
+    async def log_in_by_key(self, account_id: bytes, device_id: bytes, now: int) -> Tokens:
         """A session for a device of the account that has not logged out. ApiError 401 for any other."""
         entropy = self._context.rng.token(SESSION_ENTROPY)
 
@@ -118,7 +118,7 @@ class Logins:
 
         tokens = await self._context.database.write(work)
         self._context.sessions.forget(account_id, device_id)
-        return Opened(account_id, _granted(tokens))
+        return _granted(tokens)
 
     async def refresh(self, token: bytes, device_id: bytes, now: int) -> Tokens:
         """New tokens for the newest refresh token of this device; any other ends its session. ApiError 401."""
@@ -249,7 +249,7 @@ def _find(c: Connection, address: str, device_id: bytes) -> _Found | None:
 
 
 def _use_code(c: Connection, place: tuple[bytes, bytes], code_hash: bytes, now: int) -> bool:
-    """Whether the code is right; it is used up then, and a wrong one uses up a try."""
+    """Whether the code is right; a wrong one uses up a try. With the new password, every code is void."""
     at = (resets.c.address_hash == place[0]) & (resets.c.device_id == place[1])
     row = c.execute(select(resets).where(at).with_for_update()).one_or_none()
     if row is None or row.expires <= now or row.tries_left <= 0:
@@ -257,5 +257,4 @@ def _use_code(c: Connection, place: tuple[bytes, bytes], code_hash: bytes, now: 
     if not hmac.compare_digest(row.code_hash, code_hash):
         c.execute(update(resets).where(at).values(tries_left=row.tries_left - 1))
         return False
-    c.execute(delete(resets).where(at))
     return True

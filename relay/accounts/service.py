@@ -19,8 +19,8 @@ from relay.accounts.ledger import Ledger, Usage
 from relay.accounts.login import Logins
 from relay.accounts.outbox import Outbox
 from relay.accounts.plans import Limits, Plans
-from relay.accounts.signup import SignUps
-from relay.accounts.tables import accounts, devices, resets, signups, subscriptions
+from relay.accounts.signup import SignUps, delete_account
+from relay.accounts.tables import accounts, devices, resets, signups
 from relay.errors import ApiError, not_found
 
 SWEEP_EVERY_S: Final = 600
@@ -84,18 +84,20 @@ class Accounts:
             email = c.execute(select(accounts.c.email).where(accounts.c.account_id == account_id)).scalar_one_or_none()
             if email is None:
                 raise not_found()
-            wish = c.execute(select(subscriptions).where(subscriptions.c.account_id == account_id)).one_or_none()
-            pending = None if wish is None or wish.active else Subscribed(wish.plan, wish.reference)
             return Status(
                 email,
                 self.plans.limits(c, account_id),
                 self.ledger.usage(c, account_id),
                 count_devices(c, account_id),
                 self._context.hooks.folders(c, account_id),
-                pending,
+                billing.pending(c, account_id),
             )
 
         return await self._context.database.read(work)
+
+    def remove(self, c: Connection, account_id: bytes, now: int) -> bool:
+        """Delete an account and all it stored, in the operator's transaction. Whether there was one."""
+        return delete_account(c, self._context, account_id, now)
 
     # ── devices ─────────────────────────────────────────────────────────────────────────────────────────────────────
     async def devices(self, account_id: bytes) -> list[Device]:

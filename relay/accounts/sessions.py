@@ -37,6 +37,11 @@ class Tokens:
     """Seconds since the epoch."""
     refresh_expires: int
 
+    @property
+    def account_id(self) -> bytes:
+        """Whose session it is."""
+        return self.access[:ACCOUNT_ID_SIZE]
+
     def __repr__(self) -> str:
         return f"Tokens(expires={self.access_expires})"
 

@@ -8,10 +8,10 @@ or was typed for somebody else's sign-up, is worth nothing.
 from __future__ import annotations
 
 import hmac
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import Final
 
-from sqlalchemy import Connection, delete, or_, select, update
+from sqlalchemy import Connection, delete, select, update
 
 from p2psync.membership.sigchain import Genesis, decode_chain_link
 from relay.accounts import letters
@@ -37,14 +37,6 @@ from relay.ports import Mail
 
 CODE_LIFETIME_S: Final = 3600
 CODE_TRIES: Final = 5
-
-
-@dataclass(frozen=True, slots=True)
-class Opened:
-    """A session that has begun."""
-
-    account_id: bytes
-    tokens: Tokens
 
 
 class SignUps:
@@ -95,17 +87,16 @@ class SignUps:
     def _letter(self, c: Connection, address: str, account_id: bytes, code: str) -> Mail:
         """What the owner of the address is told. The code is mailed only where it may be used."""
         verification = letters.verification(address, code, CODE_LIFETIME_S // 60)
-        taken = c.execute(
-            select(accounts.c.account_id).where(or_(accounts.c.email == address, accounts.c.account_id == account_id))
-        ).first()
+        taken = c.execute(select(accounts.c.account_id).where(accounts.c.email == address)).first()
+        used = c.execute(select(accounts.c.account_id).where(accounts.c.account_id == account_id)).first()
         invited = c.execute(select(invitations.c.email).where(invitations.c.email == address)).first()
         if taken is not None:
             return letters.already_registered(address)
-        if invited is None and not self._context.open_signup:
+        if used is not None or (invited is None and not self._context.open_signup):
             return replace(verification, to=NOBODY)
         return verification
 
-    async def verify(self, account_id: bytes, code: str, origin: Origin) -> Opened:
+    async def verify(self, account_id: bytes, code: str, origin: Origin) -> Tokens:
         """The account exists from now on, and this device has a session. ApiError 401 unless the code is right, 429."""
         context = self._context
         place = context.secrets.pseudonym("guess from", origin.network)
@@ -122,7 +113,7 @@ class SignUps:
         tokens = await context.database.write(work)
         if tokens is None:
             raise unauthorized()
-        return Opened(account_id, tokens)
+        return tokens
 
     async def delete(self, account_id: bytes, login_key: bytes, now: int) -> None:
         """Delete an account and all it stored. ApiError 401 unless the password is right, 429, 503."""

@@ -74,11 +74,14 @@ subscriptions = Table(
     "subscriptions",
     metadata,
     Column("account_id", LargeBinary(16), primary_key=True),
-    Column("reference", LargeBinary(16), nullable=False, unique=True, comment="what the billing provider names it by"),
+    Column(
+        "reference", LargeBinary(16), primary_key=True, unique=True, comment="what the billing provider names it by"
+    ),
     Column("plan", String(PLAN_LENGTH), nullable=False),
-    Column("active", Boolean, nullable=False, comment="the provider says that it is paid"),
+    Column("state", SmallInteger, nullable=False, comment="billing.State"),
     Column("changed", BigInteger, nullable=False, comment="by the provider's clock"),
     ForeignKeyConstraint(["account_id"], ["accounts.account_id"], ondelete="CASCADE"),
+    comment="to plans that have a price: at most one is active, and one pending",
 )
 
 billing_events = Table(

@@ -67,6 +67,14 @@ async def test_a_code_is_for_the_device_that_signed_up(stack: Stack) -> None:
     assert (await mallory.verify(theirs)).status == 401
 
 
+async def test_a_device_that_has_an_account_begins_no_other_with_the_same_link(stack: Stack) -> None:
+    ann = await registered(stack)
+    before = len(await mails(stack))
+    ann.email = "ann@example.net"
+    assert (await ann.sign_up()).status == 202
+    assert len(await mails(stack)) == before
+
+
 async def test_an_account_begins_with_a_link_of_the_device_that_asks(stack: Stack) -> None:
     client, other = stack.client(), stack.client()
     chain = begin_account(other.keys, bytes(16))
@@ -248,6 +256,18 @@ async def test_a_password_is_reset_by_mail(stack: Stack) -> None:
     ann.login_key = OTHER_KEY
     assert (await ann.log_in()).status == 200
     assert (await mails(stack))[-1].subject == "Your p2psync password was changed"
+
+
+async def test_a_reset_code_has_few_tries_and_a_short_life(stack: Stack) -> None:
+    ann = await registered(stack)
+    await ask_reset(ann)
+    for _ in range(CODE_TRIES):
+        assert (await confirm_reset(ann, "AAAA-AAAA", OTHER_KEY)).status == 401
+    assert (await confirm_reset(ann, code_in(await mails(stack), ann.email), OTHER_KEY)).status == 401
+    await ask_reset(ann)
+    stack.clock.advance(CODE_LIFETIME_S)
+    assert (await confirm_reset(ann, code_in(await mails(stack), ann.email), OTHER_KEY)).status == 401
+    assert (await ann.log_in()).status == 200
 
 
 async def test_a_reset_code_is_for_the_device_that_asked(stack: Stack) -> None:

@@ -26,6 +26,7 @@ SECRET = "whsec_test"
 PLANS = (
     Plan(name="big", bytes=Size(10**10), devices=50, folders=100),
     Plan(name="paid", price="3 € a month", bytes=Size(10**11), devices=99, folders=999),
+    Plan(name="more", price="9 € a month", bytes=Size(10**12), devices=999, folders=9999),
 )
 numbers = itertools.count()
 
@@ -172,6 +173,35 @@ async def test_an_event_has_effect_once_and_in_its_order(stack: Stack) -> None:
     assert await plan_of(ann) == "", "also when its id is forgotten"
 
 
+async def test_a_paid_plan_stays_until_another_is_paid(stack: Stack) -> None:
+    """And who never pays for the other keeps neither when the first one ends."""
+    ann, first = await asked(stack)
+    await post(stack, event(stack, first))
+    second, third = [(await subscribe(ann, name)).json()["reference"] for name in ("more", "more")]
+    assert await plan_of(ann) == "paid"
+    assert (await ann.first.get("/api/v1/account")).json()["pending"]["reference"] == third
+    await post(stack, event(stack, second))
+    assert await plan_of(ann) == "paid", "it was replaced before it was paid"
+    stack.clock.advance(5)
+    await post(stack, event(stack, first, "ended"))
+    assert await plan_of(ann) == ""
+    await post(stack, event(stack, third))
+    assert await plan_of(ann) == "more"
+    stack.clock.advance(5)
+    for late in (event(stack, first), event(stack, first, "ended")):
+        await post(stack, late)
+        assert await plan_of(ann) == "more"
+
+
+async def test_a_payment_that_failed_and_was_made_good(stack: Stack) -> None:
+    ann, reference = await asked(stack)
+    for kind, plan in (("active", "paid"), ("ended", ""), ("active", "paid")):
+        await post(stack, event(stack, reference, kind))
+        stack.clock.advance(5)
+        assert await plan_of(ann) == plan
+    assert (await ann.first.get("/api/v1/account")).json()["pending"] is None
+
+
 async def test_only_the_provider_is_believed(stack: Stack) -> None:
     ann, reference = await asked(stack)
     good = event(stack, reference)
@@ -224,6 +254,10 @@ async def test_the_operator_grants_suspends_and_lists(stack: Stack) -> None:
     }
     await database.write(lambda c: administration.resume(c, find))
     assert (await ann.log_in()).status == 200
+    now = stack.services.now()
+    assert await database.write(lambda c: stack.services.accounts.remove(c, bob.account_id, now))
+    assert not await database.write(lambda c: stack.services.accounts.remove(c, bob.account_id, now))
+    assert (await bob.log_in_by_key()).status == 401
     for work in (
         lambda c: administration.find_account(c, "nobody@example.org"),
         lambda c: administration.grant_plan(c, plans, find, "none such"),

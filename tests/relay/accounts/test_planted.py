@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import base64
+import stat
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
+from p2psync.errors import StateError
 from p2psync.testing.world import SimRng
 from relay.api.routes import all_routes
+from relay.data import DataDirectory
 from relay.db.database import database_from_url
 from relay.db.metadata import metadata
 from tests.relay.stack import Inline, Stack, make_stack
@@ -83,3 +86,14 @@ async def test_secrets_are_neither_stored_nor_logged(
             assert spelling not in files
             assert spelling not in log
     assert b"ann@example.org" not in log
+
+
+def test_the_relays_own_secret_is_made_once_and_for_its_owner_only(tmp_path: Path) -> None:
+    data = DataDirectory(tmp_path)
+    assert data.secret(RELAY_SECRET) == RELAY_SECRET
+    assert data.secret(b"another one, which is not needed") == RELAY_SECRET
+    (path,) = tmp_path.iterdir()
+    assert stat.S_IMODE(path.stat().st_mode) == 0o600
+    path.write_bytes(b"short")
+    with pytest.raises(StateError, match="damaged"):
+        data.secret(RELAY_SECRET)
