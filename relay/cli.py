@@ -11,9 +11,9 @@ import typer
 
 import p2psync
 from p2psync.errors import P2PSyncError, cause
+from relay.admin import commands
 from relay.config import Config, load_config, render_config
-
-DEFAULT_DATA = Path("/var/lib/p2psync-relay")
+from relay.options import DEFAULT_DATA, ConfigOption, DataOption
 
 app = typer.Typer(
     name="p2psync-relay",
@@ -22,13 +22,7 @@ app = typer.Typer(
     add_completion=False,
     pretty_exceptions_enable=False,
 )
-
-DataOption = Annotated[
-    Path, typer.Option("--data", metavar="DIR", envvar="P2PSYNC_RELAY_DATA", help="Where the relay keeps its data.")
-]
-ConfigOption = Annotated[
-    Path | None, typer.Option("--config", metavar="FILE", envvar="P2PSYNC_RELAY_CONFIG", help="The TOML configuration.")
-]
+app.add_typer(commands.app, name="admin")
 
 
 def _version(*, value: bool) -> None:

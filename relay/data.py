@@ -14,8 +14,11 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Final
 
-from p2psync.errors import StateError
+from p2psync.errors import InputError, StateError
+
+OWN_FILES: Final = ("secret", "tls/key.pem", "tls/certificate.pem")
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,17 +55,23 @@ class DataDirectory:
         """The relay's own secret, which is `fresh` when there is none yet. StateError when its file is damaged."""
         path = self.path / "secret"
         if not path.exists():
-            partial = path.with_suffix(".part")
-            partial.unlink(missing_ok=True)
-            with os.fdopen(os.open(partial, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600), "wb") as file:
-                file.write(fresh)
-                file.flush()
-                os.fsync(file.fileno())
-            partial.rename(path)
+            write_private(path, fresh)
         secret = path.read_bytes()
         if len(secret) != len(fresh):
             raise StateError(f"{path} is damaged: restore it from a backup, or remove it, which voids mailed codes")
         return secret
+
+    def own_files(self) -> dict[str, bytes]:
+        """What a backup needs beside database and chunks: the secret and the self-made certificate."""
+        return {name: (self.path / name).read_bytes() for name in OWN_FILES if (self.path / name).exists()}
+
+    def keep_file(self, name: str, data: bytes) -> None:
+        """Put back one of `own_files`. InputError when it is none of them."""
+        if name not in OWN_FILES:
+            raise InputError(f"{name[:80]!r} is no file of a relay")
+        path = self.path / name
+        path.parent.mkdir(mode=0o700, exist_ok=True)
+        write_private(path, data)
 
     @contextmanager
     def locked(self) -> Iterator[None]:
@@ -76,3 +85,19 @@ class DataDirectory:
             yield
         finally:
             os.close(descriptor)
+
+
+def write_private(path: Path, data: bytes) -> None:
+    """Write a file that only this user can read, whole or not at all, durably."""
+    partial = path.with_suffix(".part")
+    partial.unlink(missing_ok=True)
+    with os.fdopen(os.open(partial, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600), "wb") as file:
+        file.write(data)
+        file.flush()
+        os.fsync(file.fileno())
+    partial.rename(path)
+    directory = os.open(path.parent, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        os.fsync(directory)
+    finally:
+        os.close(directory)

@@ -13,21 +13,16 @@ from pathlib import Path
 import trio
 
 from p2psync.errors import ConfigError
-from relay.accounts.mailers import make_mailer
-from relay.accounts.secrets import SECRET_SIZE
 from relay.api.app import build_app
 from relay.api.route import encode_id
 from relay.api.routes import all_routes
-from relay.blocks.build import make_store
+from relay.compose import composed
 from relay.config import Config, parse_listen
 from relay.data import DataDirectory
-from relay.db.database import database_from_url
 from relay.db.migrate import upgrade
 from relay.logs import configure_logging, get_logger
 from relay.server import Server
-from relay.services import Ports, build_services
 from relay.tls import Certificate, find_certificate, make_context
-from relay.world import SystemClock, SystemRng, ThreadOffload
 
 _LOG = get_logger(__name__)
 
@@ -48,14 +43,8 @@ def serve(config: Config, directory: Path) -> None:
 
 
 async def _serve(config: Config, data: DataDirectory) -> None:
-    offload, clock, rng = ThreadOffload(), SystemClock(), SystemRng()
-    mailer = make_mailer(config.mail, data.outbox, clock, rng)
-    store = make_store(config.storage, data.chunks)
-    secret = data.secret(rng.token(SECRET_SIZE))
-    database = database_from_url(config.database.url or data.database_url, offload, rng, pool_size=config.database.pool)
-    try:
-        await offload.run(lambda: upgrade(database.engine))
-        services = build_services(config, Ports(clock, rng, offload, database, mailer, store, secret))
+    with composed(config, data) as services:
+        await services.ports.offload.run(lambda: upgrade(services.database.engine))
         host, port = parse_listen(config.server.listen)
         name = host or socket.gethostname()
         certificate = find_certificate(config.server, data.tls, name)
@@ -63,18 +52,16 @@ async def _serve(config: Config, data: DataDirectory) -> None:
         server = Server(build_app(services, all_routes()), context, config.server)
         services.metrics.connections.set_function(lambda: server.gate.open)
         listeners = await trio.open_tcp_listeners(port, host=host)
-        url = config.server.url or _url(name, listeners[0])
+        url = relay_url(config.server.url or _url(name, listeners[0]), certificate)
         stop = trio.Event()
         with trio.open_signal_receiver(signal.SIGTERM, signal.SIGINT, signal.SIGHUP) as signals:
             async with trio.open_nursery() as nursery:
                 nursery.start_soon(services.run)
                 nursery.start_soon(_obey, signals, certificate, context, stop)
-                sys.stdout.write(f"ready {relay_url(url, certificate)} mail to {mailer.target}\n")
+                sys.stdout.write(f"ready {url} mail to {services.ports.mailer.target}\n")
                 sys.stdout.flush()
                 await server.run(listeners, stop)
                 nursery.cancel_scope.cancel()
-    finally:
-        database.close()
     _LOG.info("stopped")
 
 

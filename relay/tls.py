@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import datetime as dt
 import hashlib
-import os
 import ssl
 from dataclasses import dataclass
 from ipaddress import ip_address
@@ -18,6 +17,7 @@ from cryptography.x509.oid import NameOID
 
 from p2psync.errors import ConfigError
 from relay.config import Server
+from relay.data import write_private
 
 FORWARD_ALPN: Final = "p2psync-forward/1"
 _NAME = "p2psync relay"
@@ -103,8 +103,8 @@ def _make(certificate: Certificate, host: str) -> None:
     pem = serialization.Encoding.PEM
     secret = key.private_bytes(pem, serialization.PrivateFormat.PKCS8, serialization.NoEncryption())
     # The key first: a certificate without one would never be made again.
-    _write(certificate.key, secret)
-    _write(certificate.chain, made.public_bytes(pem))
+    write_private(certificate.key, secret)
+    write_private(certificate.chain, made.public_bytes(pem))
 
 
 def _alternatives(host: str) -> list[x509.GeneralName]:
@@ -114,12 +114,3 @@ def _alternatives(host: str) -> list[x509.GeneralName]:
     except ValueError:
         names.insert(0, x509.DNSName(host))
     return names
-
-
-def _write(path: Path, data: bytes) -> None:
-    temporary = path.with_suffix(".new")
-    with open(os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600), "wb") as file:
-        file.write(data)
-        file.flush()
-        os.fsync(file.fileno())
-    temporary.rename(path)

@@ -35,6 +35,14 @@ def upgrade(engine: Engine) -> None:
             ) from error
 
 
+def migrate_to(connection: Connection, wanted: str) -> None:
+    """Apply revisions up to `wanted` in the caller's transaction. StateError when this version does not know it."""
+    try:
+        command.upgrade(alembic_config(connection), wanted)
+    except CommandError as error:
+        raise StateError(f"revision {wanted} of the schema is unknown: use a newer relay") from error
+
+
 def revision(connection: Connection) -> str | None:
     """The revision of a database; None when it is empty."""
     return MigrationContext.configure(connection).get_current_revision()
