@@ -114,7 +114,7 @@ class Reader:
         except ApiError:
             return False
         have = self.have.get(folder, 0)
-        page: FolderPage = feed.read_folder(c, found, have, 3)
+        page: FolderPage = feed.read_folder(c, found, have, 1)
         if have < page.pruned_seq:
             snapshot = snapshots.newest(c, found)
             assert snapshot is not None
