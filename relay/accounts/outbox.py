@@ -78,8 +78,9 @@ class Outbox:
             mail = Mail(*_decoder.decode(self._secrets.unseal(sealed)))
             if mail.to != NOBODY:
                 await self._offload.run(lambda: self._mailer.send(mail))
-        except IntegrityError as error:
-            _LOG.warning("mail: a message is lost", error=str(error))
+        except (IntegrityError, ValueError) as error:
+            # It will not get better by trying, and must not stand in the way of others.
+            _LOG.error("mail: a message is lost", error=type(error).__name__)
         except OSError as error:
             now = self._now()
             if now - queued < GIVE_UP_S:

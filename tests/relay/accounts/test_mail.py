@@ -148,6 +148,20 @@ async def test_what_waits_is_sealed(database: Database) -> None:
     assert (other.mailer.sent, await post.waiting()) == ([], []), "it can never be sent"
 
 
+async def test_a_message_that_cannot_be_written_stands_in_nobodys_way(database: Database) -> None:
+    class Picky(MemoryMailer):
+        def send(self, mail: Mail) -> None:
+            if mail.subject == "odd":
+                raise UnicodeEncodeError("ascii", "ä", 0, 1, "not ASCII")
+            super().send(mail)
+
+    post = Post(database, Picky())
+    await post.queue(Mail("ann@example.org", "odd", ""))
+    await post.queue()
+    await post.outbox.send_due()
+    assert (post.mailer.sent, await post.waiting()) == ([MAIL], [])
+
+
 async def test_a_message_to_nobody_is_thrown_away(database: Database) -> None:
     post = Post(database, MemoryMailer())
     await post.queue(Mail(NOBODY, "s", "b"))
