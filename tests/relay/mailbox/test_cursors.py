@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from p2psync.protocol.mailbox import EntryKind
@@ -17,7 +17,7 @@ from tests.relay.mailbox.helpers import NOW, Author, Chunks, Ledger, Limits, Rea
 from tests.relay.stack import Inline
 
 FOLDERS = 2
-READERS = 3
+READERS = 2
 steps = st.lists(
     st.one_of(
         st.tuples(st.just("append"), st.integers(0, 1), st.integers(0, FOLDERS - 1), st.integers(1, 4)),
@@ -109,6 +109,11 @@ class World:
 
 @settings(max_examples=15, deadline=None)
 @given(steps)
+@example([("append", 0, 0, 4), ("page", 0, 3, False), ("let in", 0, 0), ("append", 1, 0, 2)])
+@example(
+    [("let in", 0, 0), ("append", 0, 0, 4), ("page", 0, 2, False), ("shut out", 0, 0), ("append", 0, 0, 2)]
+    + [("page", 0, 2, False), ("let in", 0, 0), ("snapshot", 0), ("append", 0, 0, 1), ("prune", 0)]
+)
 def test_nothing_is_missed_and_nothing_comes_twice(script: list[tuple[Any, ...]]) -> None:
     database = database_from_url(IN_MEMORY, Inline(), SimRng("database"))
     metadata.create_all(database.engine)
