@@ -120,7 +120,7 @@ def feed_batch(data: bytes) -> None:
     """A batch and what came of its records, signature and all."""
     try:
         batch, records = _BATCH.decode(data)
-    except (msgspec.MsgspecError, ValueError):
+    except (msgspec.MsgspecError, ValueError, RecursionError):
         raise InputError("no batch") from None
     for record, encoded in open_batch(batch, TEAM, records):
         assert batch.covers(record_id(encoded))
