@@ -19,7 +19,9 @@ from p2psync.protocol.chains import Chains, ForkProof, Statement, decode_fork_pr
 from p2psync.protocol.mailbox import CHAIN_SIZE, ChainKey, Entry, Header, decode_entry, decode_header
 
 NAME_SIZE = 8
-_TIP, _FORK, _STATEMENT = b"t", b"f", b"s"
+MAX_POSTED = 32
+"""Records of one path that are known to be there; what is forgotten would be posted once more, to no harm."""
+_TIP, _FORK, _STATEMENT, _GIVEN = b"t", b"f", b"s", b"g"
 
 Marks = Sequence[tuple[PathKey, bytes]]
 """(path key, record id) of the records in an entry."""
@@ -79,6 +81,8 @@ class MailboxView:
                     tips.append(decode_header(data))
                 case b"f":
                     forks.append(decode_fork_proof(data))
+                case b"g":
+                    continue
                 case _:
                     chain = ChainKey(key[1:-CHAIN_SIZE], key[-CHAIN_SIZE:])
                     statements.append(Statement(chain, *tables.decode(tables.statement_rows, data)))
@@ -93,8 +97,15 @@ class MailboxView:
 
     def posted(self, key: PathKey) -> frozenset[bytes]:
         """Ids of the records of a path that are known to be there."""
+        return frozenset(self._posted(key))
+
+    def _posted(self, key: PathKey) -> list[bytes]:
         data = self._reader.txn.get(tables.POSTED, self._name + key) or b""
-        return frozenset(data[i : i + DIGEST_SIZE] for i in range(0, len(data), DIGEST_SIZE))
+        return [data[i : i + DIGEST_SIZE] for i in range(0, len(data), DIGEST_SIZE)]
+
+    def is_given(self, key_id: bytes, recipient: bytes) -> bool:
+        """Whether a grant made here is there."""
+        return self._reader.txn.get(tables.CHAINS, self._name + _GIVEN + key_id + recipient) is not None
 
     def upload(self, content: bytes) -> tuple[bytes, int] | None:
         """(key id, time) under which this device has put a content there."""
@@ -148,11 +159,18 @@ class MailboxWriter(MailboxView):
         # By chain too: what an earlier life left behind must not stand in the way of the first entries of this one.
         return self._name + header.chain + number(header.seq)
 
-    def mark_posted(self, key: PathKey, identifiers: Iterable[bytes], present: Iterable[bytes]) -> None:
-        """These records of a path are there; of those known before, the ones still `present` are kept."""
-        known = self.posted(key)
-        kept = dict.fromkeys([*(i for i in present if i in known), *identifiers])
-        self._txn.put(tables.POSTED, self._name + key, b"".join(kept))
+    def mark_posted(self, marks: Marks) -> None:
+        """These records are there; of each path the last `MAX_POSTED` are known."""
+        fresh: dict[PathKey, list[bytes]] = {}
+        for key, identifier in marks:
+            fresh.setdefault(key, []).append(identifier)
+        for key, identifiers in fresh.items():
+            known = dict.fromkeys([*self._posted(key), *identifiers])
+            self._txn.put(tables.POSTED, self._name + key, b"".join(list(known)[-MAX_POSTED:]))
+
+    def put_given(self, key_id: bytes, recipient: bytes) -> None:
+        """A grant is there."""
+        self._txn.put(tables.CHAINS, self._name + _GIVEN + key_id + recipient, b"")
 
     def put_upload(self, content: bytes, key_id: bytes, now: int) -> None:
         """A content is there, referred to under this epoch."""

@@ -30,7 +30,8 @@ Keys are at most 127 bytes and fixed-size where possible, never whole paths: a p
 | epoch_keys    | key id                                  | key of an epoch                                            |
 | grants        | key id, device id                       | Grant; empty when the device has shown that it has the key |
 | mailboxes     | mailbox                                 | `MailboxRow`                                               |
-| chains        | mailbox, kind, signer, chain            | newest header, proof of a fork, or (counter, time)         |
+| chains        | mailbox, kind, signer, chain            | newest header, proof of a fork, or (counter, time); and    |
+|               | mailbox, kind, key id, device id        | empty: a grant that is there                               |
 | outbox        | mailbox, number                         | (signed entry, path keys and record ids in it)             |
 | posted        | mailbox, key                            | ids of the records of that path that are there             |
 | uploads       | mailbox, content root                   | (key id, when it was referred to)                          |

@@ -222,4 +222,5 @@ class DeviceOperations(Core):
         except (OSError, P2PSyncError) as error:
             _log.warning("cannot remember a meeting", device=short_id(card.device_id), error=str(error))
         for folder in self.synchronizer.folders.values():
-            folder.context.state_changed.fire()
+            if folder.keys.in_use:
+                folder.context.state_changed.fire()

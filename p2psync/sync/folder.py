@@ -224,9 +224,12 @@ class Folder:
                 nursery.start_soon(self.applier.run)
                 nursery.start_soon(Retention(context).run)
                 nursery.start_soon(self.scrubber.run)
-                nursery.start_soon(self.keys.run)
                 nursery.start_soon(self._guard_root)
+                started = False
                 while True:
+                    if self.keys.in_use and not started:
+                        nursery.start_soon(self.keys.run)
+                        started = True
                     self.watch = "off" if watch is None else "live" if watch.live else "degraded"
                     if self._reported is not None:
                         raise self._reported

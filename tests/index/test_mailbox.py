@@ -8,7 +8,7 @@ from p2psync.crypto.epochs import EpochKey
 from p2psync.crypto.identity import DeviceKeys
 from p2psync.index import tables
 from p2psync.index.index import Index
-from p2psync.index.mailbox import MailboxView, MailboxWriter, grants, key_ring, put_grant, put_keys
+from p2psync.index.mailbox import MAX_POSTED, MailboxView, MailboxWriter, grants, key_ring, put_grant, put_keys
 from p2psync.index.tables import MailboxRow
 from p2psync.index.writer import Writer
 from p2psync.model.paths import PathKey
@@ -40,7 +40,8 @@ def fill_mailbox(writer: Writer, relay: bytes) -> None:
     rows.put_fork(ForkProof(theirs, twin))
     rows.put_statement(Statement(theirs.key, 4, 5))
     rows.put_outbox(entry(writer.folder, KEYS, rows.own_chain(KEYS.card.signing_key).chain), [(KEY, b"i" * 32)])
-    rows.mark_posted(KEY, [b"i" * 32], [])
+    rows.mark_posted([(KEY, b"i" * 32)])
+    rows.put_given(key.id, b"d" * 32)
     rows.put_upload(b"c" * 32, key.id, 9)
 
 
@@ -104,16 +105,19 @@ def test_a_chain_that_was_given_up_is_followed_by_another() -> None:
     index.close()
 
 
-def test_what_is_known_of_a_path_there_shrinks_to_what_is_present() -> None:
+def test_of_a_path_only_the_last_records_are_known_to_be_there() -> None:
     index = filled()
+    names = [bytes((number,)) * 32 for number in range(MAX_POSTED)]
 
     def mark(writer: Writer) -> frozenset[bytes]:
         rows = MailboxWriter(writer, RELAY)
-        rows.mark_posted(KEY, [b"j" * 32], [b"i" * 32, b"x" * 32])
-        rows.mark_posted(KEY, [b"k" * 32], [b"j" * 32])
+        rows.mark_posted([(KEY, name) for name in names])
         return rows.posted(KEY)
 
-    assert index.write(mark) == {b"j" * 32, b"k" * 32}
+    assert index.write(mark) == set(names)
+    with index.read() as reader:
+        assert MailboxView(reader, RELAY).is_given(next(iter(key_ring(reader))).id, b"d" * 32)
+        assert not MailboxView(reader, RELAY).is_given(b"k" * 16, b"d" * 32)
     index.close()
 
 
