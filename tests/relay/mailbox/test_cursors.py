@@ -111,8 +111,11 @@ class World:
 @given(steps)
 @example([("append", 0, 0, 4), ("page", 0, 3, False), ("let in", 0, 0), ("append", 1, 0, 2)])
 @example(
-    [("let in", 0, 0), ("append", 0, 0, 4), ("page", 0, 2, False), ("shut out", 0, 0), ("append", 0, 0, 2)]
-    + [("page", 0, 2, False), ("let in", 0, 0), ("snapshot", 0), ("append", 0, 0, 1), ("prune", 0)]
+    [
+        *(("let in", 0, 0), ("append", 0, 0, 4), ("page", 0, 2, False)),
+        *(("shut out", 0, 0), ("append", 0, 0, 2), ("page", 0, 2, False)),
+        *(("let in", 0, 0), ("snapshot", 0), ("append", 0, 0, 1), ("prune", 0)),
+    ]
 )
 def test_nothing_is_missed_and_nothing_comes_twice(script: list[tuple[Any, ...]]) -> None:
     database = database_from_url(IN_MEMORY, Inline(), SimRng("database"))
