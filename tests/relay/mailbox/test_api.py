@@ -7,13 +7,12 @@ from sqlalchemy import insert
 
 from p2psync.membership.grants import Grant
 from p2psync.model.ids import format_device_id, format_folder_id
+from p2psync.protocol import relay_api as api
 from p2psync.protocol.mailbox import ChainKey, EntryKind, Header, next_slot
 from relay.accounts.tables import accounts
-from relay.api import mailbox as api
-from relay.api import notifications
+from relay.api import mailbox, notifications
 from relay.api.auth import Auth
 from relay.api.route import encode_id
-from relay.mailbox import notifications as news
 from tests.relay.mailbox.helpers import account, folder_id
 from tests.relay.stack import Answer, Client, Stack
 
@@ -198,8 +197,8 @@ def test_the_table_of_paths_is_complete() -> None:
         ("GET", "/api/v1/folders/{folder_id}/objects/{seq}"),
     }
     tried = {(method, path.replace(format_folder_id(F), "{folder_id}")) for method, path, _ in PATHS}
-    routes = [*api.ROUTES, *notifications.ROUTES]
-    assert {(route.method, route.path) for route in api.ROUTES} - named <= tried
+    routes = [*mailbox.ROUTES, *notifications.ROUTES]
+    assert {(route.method, route.path) for route in mailbox.ROUTES} - named <= tried
     assert all(route.auth is Auth.SESSION for route in routes)
 
 
@@ -269,12 +268,12 @@ async def test_a_websocket(devices: list[Device]) -> None:
 async def test_long_polling(devices: list[Device], autojump_clock: object) -> None:
     owner, _, viewer, _ = devices
     path = "/api/v1/notifications/poll"
-    begun = (await viewer.client.get(path)).decode(news.Batch)
+    begun = (await viewer.client.get(path)).decode(api.Batch)
     assert begun.events == []
-    assert (await viewer.client.get(path, query={"after": begun.cursor, "wait": 20})).decode(news.Batch) == begun
+    assert (await viewer.client.get(path, query={"after": begun.cursor, "wait": 20})).decode(api.Batch) == begun
     await owner.append(owner.entry(b"a"))
-    found = (await viewer.client.get(path, query={"after": begun.cursor})).decode(news.Batch)
-    assert [(event.kind, event.seq) for event in found.events] == [(news.EventKind.OBJECTS, 1)]
-    reset = (await viewer.client.get(path, query={"after": 10**9})).decode(news.Batch)
+    found = (await viewer.client.get(path, query={"after": begun.cursor})).decode(api.Batch)
+    assert [(event.kind, event.seq) for event in found.events] == [(api.EventKind.OBJECTS, 1)]
+    reset = (await viewer.client.get(path, query={"after": 10**9})).decode(api.Batch)
     assert reset.reset
     assert reset.cursor == found.cursor
