@@ -37,8 +37,13 @@ class Nonces:
         if abs(now - signed.created) > MAX_SKEW_S or signed.created < self._started:
             raise unauthorized()
 
+    def check_time(self, created: int, now: int) -> None:
+        """ApiError 401 when a request is stale, or from before this process began, which knows no older nonces."""
+        if abs(now - created) > MAX_SKEW_S or created < self._started:
+            raise unauthorized()
+
     def use(self, signed: Signed, now: int) -> None:
-        """Take note of a request whose age was checked. ApiError 401 when it is not the first."""
+        """Take note of a request whose time was checked. ApiError 401 when it is not the first of its kind."""
         window = now // (2 * MAX_SKEW_S)
         if window != self._window:
             self._seen = (set(), self._seen[0] if window == self._window + 1 else set())
@@ -64,21 +69,21 @@ class Authenticator:
             signed = verify_request(method, scope["raw_path"], scope["query_string"], scope["headers"])
         except AuthenticationError:
             raise unauthorized() from None
-        self._nonces.check_age(signed, now)
+        self._nonces.check_time(signed.created, now)
         return signed
 
     async def identify(self, auth: Auth, signed: Signed, now: int) -> Caller:
-        """Who signed. ApiError 401 when the route asks for a session and there is none of this device, or on a replay.
+        """Who signed, once. ApiError 401 for a replay, or when the route asks for a session and there is none.
 
-        The nonce comes last: who has no session must not fill the memory of those who have.
+        Only callers that are known take up memory, where a session is asked for.
         """
-        caller = await self._caller(auth, signed, now)
+        caller = Caller(signed.device_id, signed.signing_key, await self._account(auth, signed, now))
         self._nonces.use(signed, now)
         return caller
 
-    async def _caller(self, auth: Auth, signed: Signed, now: int) -> Caller:
+    async def _account(self, auth: Auth, signed: Signed, now: int) -> bytes:
         if auth is Auth.SIGNED:
-            return Caller(signed.device_id, signed.signing_key)
+            return b""
         authorization = signed.authorization or ""
         if not authorization.startswith(_BEARER):
             raise unauthorized()
@@ -89,4 +94,4 @@ class Authenticator:
         account_id = await self._sessions.account_of(token, signed.device_id, now)
         if account_id is None:
             raise unauthorized()
-        return Caller(signed.device_id, signed.signing_key, account_id)
+        return account_id

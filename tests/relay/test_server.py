@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import math
 import ssl
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from pathlib import Path
 
@@ -19,12 +19,14 @@ import trio_websocket
 from starlette.responses import Response, StreamingResponse
 
 from p2psync.errors import ConfigError
+from p2psync.testing.world import SimRng
 from relay.api.app import build_app
 from relay.api.route import RAW, Auth, Call, Route
 from relay.config import Server as Settings
+from relay.db.database import IN_MEMORY, database_from_url
 from relay.server import MAX_HEAD, Forward, Gate, Server, TlsStream
 from relay.tls import FORWARD_ALPN, Certificate, find_certificate, make_context
-from tests.relay.stack import Stack
+from tests.relay.stack import Inline, make_stack
 
 MIB = 1 << 20
 DOWNLOAD = 20 * MIB
@@ -97,7 +99,10 @@ Run = Callable[..., AbstractAsyncContextManager[Running]]
 
 
 @pytest.fixture
-def running(stack: Stack, tmp_path: Path) -> Run:
+def running(tmp_path: Path) -> Iterator[Run]:
+    database = database_from_url(IN_MEMORY, Inline(), SimRng("database"))
+    stack = make_stack(database)
+
     @asynccontextmanager
     async def run(forward: Forward | None = None, **settings: int) -> AsyncIterator[Running]:
         config = Settings(**{"drain_s": 5, **settings})  # type: ignore[arg-type]
@@ -116,7 +121,8 @@ def running(stack: Stack, tmp_path: Path) -> Run:
                         await trio.aclose_forcefully(stream)
                 relay.stop.set()
 
-    return run
+    yield run
+    database.close()
 
 
 @pytest.mark.parametrize("http2", [False, True])
@@ -135,6 +141,16 @@ async def test_websockets(running: Run) -> None:
     ):
         await socket.send_message("hello")
         assert await socket.get_message() == "hello"
+
+
+async def test_websockets_with_compression_are_refused(running: Run) -> None:
+    async with running() as relay:
+        stream = await relay.connect()
+        await stream.send_all(
+            b"GET /echo HTTP/1.1\r\nhost: x\r\nupgrade: websocket\r\nconnection: upgrade\r\n"
+            b"sec-websocket-version: 13\r\nsec-websocket-key: dGhlIHNhbXBsZSBub25jZQ==\r\nsec-websocket-extensions: permessage-deflate\r\n\r\n"
+        )
+        assert (await stream.receive_some(1000)).startswith(b"HTTP/1.1 400")
 
 
 async def test_the_second_protocol_gets_its_connections(running: Run) -> None:
