@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from types import MappingProxyType
+
 
 class P2PSyncError(Exception):
     """Base of every error this project raises on purpose. Its text is meant for the person at the keyboard."""
@@ -41,6 +44,18 @@ class ConnectionLost(P2PSyncError):  # noqa: N818  (the term people know)
 
 class Unreachable(ConnectionLost):
     """No connection could be made; nothing was sent."""
+
+
+class RelayRefusal(P2PSyncError):  # noqa: N818  (what it is, more than what went wrong)
+    """A relay said no. `code` is one of its problem codes, `figures` the numbers and names it gave."""
+
+    def __init__(
+        self, text: str, code: str = "", status: int = 0, figures: Mapping[str, object] = MappingProxyType({})
+    ) -> None:
+        super().__init__(text)
+        self.code = code
+        self.status = status
+        self.figures = figures
 
 
 class PermissionDenied(P2PSyncError):  # noqa: N818  (the term people know)

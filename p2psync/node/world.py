@@ -13,7 +13,7 @@ import trio
 from p2psync.index.lmdb_store import LmdbDatabase
 from p2psync.net.discovery import MdnsDiscovery
 from p2psync.net.tcp import TcpNetwork
-from p2psync.ports import World
+from p2psync.ports import HttpClient, RelayAddress, World
 from p2psync.workspace.posix import PosixStorage
 from p2psync.workspace.watcher import WatchdogWatcher
 
@@ -62,6 +62,13 @@ class ThreadOffload:
         return await trio.to_thread.run_sync(work, limiter=self._limiter)
 
 
+def _https(address: RelayAddress) -> HttpClient:
+    """Most nodes never need HTTP: it is loaded for those that do."""
+    from p2psync.net.http import HttpsClient
+
+    return HttpsClient(address)
+
+
 def real_world(*, discovery: bool) -> World:
     """The ports of a node on this machine; without `discovery` it neither announces itself nor looks for others."""
     return World(
@@ -73,4 +80,5 @@ def real_world(*, discovery: bool) -> World:
         database=LmdbDatabase(),
         network=TcpNetwork(),
         discovery=MdnsDiscovery(SystemRng()) if discovery else None,
+        http=_https,
     )
