@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import pytest
+import trio
 from sqlalchemy import insert
 
 from p2psync.membership.grants import Grant
@@ -254,6 +255,24 @@ async def test_server_sent_events(devices: list[Device]) -> None:
     assert owner.client.stack.services.mailbox.subscriptions.count() == 0
     answer = await viewer.client.get("/api/v1/notifications", headers={"last-event-id": "x"})
     assert answer.problem == "bad-request"
+
+
+async def test_a_stream_ends_with_its_session(devices: list[Device], stack: Stack) -> None:
+    _, member, viewer, _ = devices
+    async with (
+        viewer.client.stream("/api/v1/notifications") as events,
+        member.client.stream("/api/v1/notifications") as others,
+    ):
+        await events.event()
+        await others.event()
+        stack.sessions._tokens = {
+            token: owner for token, owner in stack.sessions._tokens.items() if owner[0] != account(VIEWER)
+        }
+        stack.services.mailbox.account_committed(account(VIEWER))
+        with pytest.raises(trio.EndOfChannel), trio.fail_after(5):
+            await events.event()
+        await member.append(member.entry(b"a"))
+        assert (await others.event())["event"] == "objects"
 
 
 async def test_a_websocket(devices: list[Device]) -> None:
