@@ -22,8 +22,6 @@ from relay.errors import ApiError
 
 AccountHook = Callable[[Connection, bytes, int], None]
 """Called with (connection, account id, now) in the transaction that changes the account, which it joins."""
-DeviceHook = Callable[[Connection, bytes, bytes, int], None]
-"""As `AccountHook`, with the device's id after the account's."""
 
 
 @dataclass(slots=True)
@@ -35,9 +33,7 @@ class Hooks:
     changed: list[AccountHook] = field(default_factory=list)
     """The chain or the plan has changed."""
     committed: list[Callable[[bytes], None]] = field(default_factory=list)
-    """Called with the account's id once a change of it is committed: ring bells here."""
-    device_removed: list[DeviceHook] = field(default_factory=list)
-    """A device has left the chain: forget what is kept for it."""
+    """Called with the account's id once it has changed, or sessions of it have ended: what lasts asks again."""
     folders: Callable[[Connection, bytes], int] = lambda _connection, _account_id: 0
     """How many folders an account owns."""
 
@@ -75,6 +71,18 @@ class Context:
         wait = await self.database.write(lambda c: count_try(c, subjects, now))
         if wait:
             raise too_often(wait)
+
+    def committed(self, account_id: bytes, *ended: bytes) -> None:
+        """An account has changed, and the sessions of the devices in `ended` are over."""
+        for device_id in ended:
+            self.sessions.forget(account_id, device_id)
+        for tell in self.hooks.committed:
+            tell(account_id)
+
+    def all_ended(self, account_id: bytes) -> None:
+        """Every session of an account is over."""
+        self.sessions.forget_account(account_id)
+        self.committed(account_id)
 
 
 def read_email(text: str) -> str:

@@ -19,6 +19,8 @@ from sqlalchemy import (
     Connection,
     LargeBinary,
     Table,
+    Update,
+    bindparam,
     case,
     delete,
     func,
@@ -55,6 +57,35 @@ reservations = Table(
     Column("reservation_id", LargeBinary(RESERVATION_ID_SIZE), primary_key=True),
     Column("size", BigInteger, nullable=False),
     Column("expires", BigInteger, nullable=False, index=True),
+)
+
+
+def _take(column: Column[int]) -> Update:
+    taken = account_usage.c.used + account_usage.c.reserved
+    mine = account_usage.c.account_id == bindparam("account")
+    return update(account_usage).where(mine, taken <= bindparam("most")).values({column: column + bindparam("size")})
+
+
+def _not_below_zero(figure: ColumnElement[int]) -> ColumnElement[int]:
+    """A figure that was wrong before must not keep anything from being deleted; the check of the store finds it."""
+    return case((figure < 0, 0), else_=figure)
+
+
+# Built once: these run for every chunk, and building takes longer than running.
+_TAKE_USED, _TAKE_RESERVED = _take(account_usage.c.used), _take(account_usage.c.reserved)
+_ADD = (
+    update(account_usage)
+    .where(account_usage.c.account_id == bindparam("account"))
+    .values(
+        used=_not_below_zero(account_usage.c.used + bindparam("more_used")),
+        reserved=_not_below_zero(account_usage.c.reserved + bindparam("more_reserved")),
+    )
+)
+_RESERVE = insert(reservations)
+_END = (
+    delete(reservations)
+    .where(reservations.c.account_id == bindparam("account"), reservations.c.reservation_id == bindparam("reservation"))
+    .returning(reservations.c.size)
 )
 
 
@@ -98,9 +129,9 @@ class Ledger:
         Raises:
             ApiError: 507 `over-quota` when the account's plan has no room for them.
         """
-        self._take(c, account_id, size, account_usage.c.reserved, now)
+        self._take(c, account_id, size, _TAKE_RESERVED, now)
         values = {"account_id": account_id, "reservation_id": reservation_id, "size": size, "expires": expires}
-        c.execute(insert(reservations).values(**values))
+        c.execute(_RESERVE, values)
 
     def commit(self, c: Connection, account_id: bytes, reservation_id: bytes) -> bool:
         """What was reserved is stored now. False when there is no such reservation (any more): store nothing then."""
@@ -130,7 +161,7 @@ class Ledger:
     # ── what is in the database itself ──────────────────────────────────────────────────────────────────────────────
     def charge(self, c: Connection, account_id: bytes, size: int, now: int) -> None:
         """Count bytes that this transaction stores. ApiError 507 `over-quota` when there is no room for them."""
-        self._take(c, account_id, size, account_usage.c.used, now)
+        self._take(c, account_id, size, _TAKE_USED, now)
 
     def refund(self, c: Connection, account_id: bytes, size: int, now: int) -> None:
         """Bytes that are stored no longer."""
@@ -166,21 +197,17 @@ class Ledger:
         insert_if_missing(c, account_usage, account_id=account_id, used=0, reserved=0)
         c.execute(select(account_usage.c.used).where(_is(account_id)).with_for_update())
 
-    def _take(self, c: Connection, account_id: bytes, size: int, column: Column[int], now: int) -> None:
+    def _take(self, c: Connection, account_id: bytes, size: int, statement: Update, now: int) -> None:
         assert size >= 0
         limits = self._allowances.limits(c, account_id)
-        statement = (
-            update(account_usage)
-            .where(_is(account_id), account_usage.c.used + account_usage.c.reserved + size <= limits.bytes)
-            .values({column: column + size})
-        )
-        if c.execute(statement).rowcount:
+        given = {"account": account_id, "size": size, "most": limits.bytes - size}
+        if c.execute(statement, given).rowcount:
             return
         if size <= limits.bytes:
             # There may have been no row yet, or what is in the way is promised to uploads that were given up.
             insert_if_missing(c, account_usage, account_id=account_id, used=0, reserved=0)
             self._expire(c, now, reservations.c.account_id == account_id)
-            if c.execute(statement).rowcount:
+            if c.execute(statement, given).rowcount:
                 return
         raise over_quota(self.usage(c, account_id), limits, size)
 
@@ -195,12 +222,7 @@ class Ledger:
         return sum(self.release(c, row.account_id, row.reservation_id) for row in due)
 
     def _end(self, c: Connection, account_id: bytes, reservation_id: bytes) -> int | None:
-        statement = (
-            delete(reservations)
-            .where(reservations.c.account_id == account_id, reservations.c.reservation_id == reservation_id)
-            .returning(reservations.c.size)
-        )
-        return c.execute(statement).scalar_one_or_none()
+        return c.execute(_END, {"account": account_id, "reservation": reservation_id}).scalar_one_or_none()
 
 
 def over_quota(usage: Usage, limits: Limits, asked: int) -> ApiError:
@@ -219,17 +241,7 @@ def over_quota(usage: Usage, limits: Limits, asked: int) -> ApiError:
 
 
 def _add(c: Connection, account_id: bytes, *, used: int = 0, reserved: int = 0) -> None:
-    table = account_usage.c
-    c.execute(
-        update(account_usage)
-        .where(_is(account_id))
-        .values(used=_not_below_zero(table.used + used), reserved=_not_below_zero(table.reserved + reserved))
-    )
-
-
-def _not_below_zero(figure: ColumnElement[int]) -> ColumnElement[int]:
-    """A figure that was wrong before must not keep anything from being deleted; the check of the store finds it."""
-    return case((figure < 0, 0), else_=figure)
+    c.execute(_ADD, {"account": account_id, "more_used": used, "more_reserved": reserved})
 
 
 def _is(account_id: bytes) -> ColumnElement[bool]:

@@ -21,6 +21,7 @@ from relay.accounts.sessions import (
     Tokens,
     account_of,
     end_all_sessions,
+    end_session,
     log_out,
     open_session,
     open_session_by_key,
@@ -101,7 +102,7 @@ class Logins:
             return open_session(c, found.account_id, origin.device_id, origin.now, entropy)
 
         tokens = await context.database.write(finish)
-        context.sessions.forget(found.account_id, origin.device_id)
+        context.committed(found.account_id, origin.device_id)
         if tokens is None:
             raise _suspended() if found.suspended else ApiError(403, "device-unknown", _JOIN)
         return tokens
@@ -116,21 +117,27 @@ class Logins:
                 return None
             return open_session_by_key(c, account_id, device_id, now, entropy)
 
-        tokens = await self._context.database.write(work)
-        self._context.sessions.forget(account_id, device_id)
-        return _granted(tokens)
+        tokens = _granted(await self._context.database.write(work))
+        self._context.committed(account_id, device_id)
+        return tokens
 
     async def refresh(self, token: bytes, device_id: bytes, now: int) -> Tokens:
         """New tokens for the newest refresh token of this device; any other ends its session. ApiError 401."""
-        entropy = self._context.rng.token(SESSION_ENTROPY)
-        tokens = await self._context.database.write(lambda c: refresh_session(c, token, device_id, now, entropy))
-        self._context.sessions.forget(token[:ACCOUNT_ID_SIZE], device_id)
+        entropy, account_id = self._context.rng.token(SESSION_ENTROPY), token[:ACCOUNT_ID_SIZE]
+
+        def work(c: Connection) -> tuple[Tokens | None, bool]:
+            tokens = refresh_session(c, token, device_id, now, entropy)
+            return tokens, tokens is not None or end_session(c, account_id, device_id)
+
+        tokens, changed = await self._context.database.write(work)
+        if changed:
+            self._context.committed(account_id, device_id)
         return _granted(tokens)
 
     async def log_out(self, account_id: bytes, device_id: bytes) -> None:
         """End the device's session; its next one needs the password."""
         await self._context.database.write(lambda c: log_out(c, account_id, device_id))
-        self._context.sessions.forget(account_id, device_id)
+        self._context.committed(account_id, device_id)
 
     # ── passwords ───────────────────────────────────────────────────────────────────────────────────────────────────
     async def ask_reset(self, email: str, origin: Origin) -> None:
@@ -178,7 +185,7 @@ class Logins:
         account_id = await context.database.write(work)
         if account_id is None:
             raise unauthorized()
-        context.sessions.forget_account(account_id)
+        context.all_ended(account_id)
         context.outbox.ring()
 
     async def change_password(self, account_id: bytes, old: bytes, new: bytes, now: int) -> None:
@@ -201,7 +208,7 @@ class Logins:
             self._set_password(c, account_id, row.email, verifier, now=now, nonce=nonce)
 
         await context.database.write(work)
-        context.sessions.forget_account(account_id)
+        context.all_ended(account_id)
         context.outbox.ring()
 
     def _set_password(

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from sqlalchemy import Connection, func, select, update
+from sqlalchemy import Connection, bindparam, func, select, update
 
 from p2psync.membership.sigchain import DeviceKind
 from relay.accounts.tables import accounts, devices
@@ -14,6 +14,7 @@ from relay.errors import ApiError
 
 FREE = ""
 """The stored name of no plan."""
+_PLAN_OF = select(accounts.c.plan).where(accounts.c.account_id == bindparam("account"))
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,7 +42,7 @@ class Plans:
 
     def limits(self, c: Connection, account_id: bytes) -> Limits:
         """What an account may use. An account that does not exist may use nothing."""
-        name = c.execute(select(accounts.c.plan).where(accounts.c.account_id == account_id)).scalar_one_or_none()
+        name = c.execute(_PLAN_OF, {"account": account_id}).scalar_one_or_none()
         if name is None:
             return Limits(FREE, 0, 0, 0)
         return self._limits.get(name, self.free)

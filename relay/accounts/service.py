@@ -127,16 +127,11 @@ class Accounts:
 
         def work(c: Connection) -> bytes | None:
             removed = append_link(c, link, context.plans, now)
-            if removed is not None:
-                for hook in context.hooks.device_removed:
-                    hook(c, account_id, removed, now)
             self._changed(c, account_id, now)
             return removed
 
         removed = await context.database.write(work)
-        if removed is not None:
-            context.sessions.forget(account_id, removed)
-        self._committed(account_id)
+        context.committed(account_id, *([removed] if removed is not None else []))
 
     # ── plans ───────────────────────────────────────────────────────────────────────────────────────────────────────
     async def subscribe(self, account_id: bytes, plan: str, now: int) -> Subscribed:
@@ -149,7 +144,7 @@ class Accounts:
             return result
 
         result = await self._context.database.write(work)
-        self._committed(account_id)
+        self._context.committed(account_id)
         return result
 
     async def unsubscribe(self, account_id: bytes, now: int) -> None:
@@ -160,7 +155,7 @@ class Accounts:
             self._changed(c, account_id, now)
 
         await self._context.database.write(work)
-        self._committed(account_id)
+        self._context.committed(account_id)
 
     async def billed(self, signature: str, body: bytes, now: int) -> None:
         """Take in a message of the billing provider. ApiError as `billing.read_event` and `apply_event`."""
@@ -174,15 +169,11 @@ class Accounts:
 
         account_id = await self._context.database.write(work)
         if account_id is not None:
-            self._committed(account_id)
+            self._context.committed(account_id)
 
     def _changed(self, c: Connection, account_id: bytes, now: int) -> None:
         for hook in self._context.hooks.changed:
             hook(c, account_id, now)
-
-    def _committed(self, account_id: bytes) -> None:
-        for ring in self._context.hooks.committed:
-            ring(account_id)
 
     # ── background ──────────────────────────────────────────────────────────────────────────────────────────────────
     async def run(self) -> None:

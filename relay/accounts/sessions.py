@@ -85,10 +85,7 @@ def account_of(c: Connection, token: bytes, device_id: bytes, now: int) -> bytes
 
 
 def refresh_session(c: Connection, token: bytes, device_id: bytes, now: int, entropy: bytes) -> Tokens | None:
-    """Both tokens anew, for the newest refresh token of this device; anything else ends its session and gives None.
-
-    It returns and does not raise, so that the end of a session is not undone with the transaction.
-    """
+    """Both tokens anew, for the newest refresh token of this device; None for any other: then the session must end."""
     account_id, secret = token[:ACCOUNT_ID_SIZE], token[ACCOUNT_ID_SIZE:]
     tokens, row = _issue(account_id, now, entropy)
     # One statement decides, so that of two requests with one token only one can win.
@@ -105,15 +102,14 @@ def refresh_session(c: Connection, token: bytes, device_id: bytes, now: int, ent
         .values(**row)
     )
     if renewed.rowcount != 1:
-        end_session(c, account_id, device_id)
         return None
     c.execute(update(devices).where(_is_device(account_id, device_id)).values(seen=now))
     return tokens
 
 
-def end_session(c: Connection, account_id: bytes, device_id: bytes) -> None:
-    """Both tokens of a device are worth nothing from now on."""
-    c.execute(delete(sessions).where(_is(account_id, device_id)))
+def end_session(c: Connection, account_id: bytes, device_id: bytes) -> bool:
+    """Both tokens of a device are worth nothing from now on. Whether it had any."""
+    return c.execute(delete(sessions).where(_is(account_id, device_id))).rowcount == 1
 
 
 def end_all_sessions(c: Connection, account_id: bytes) -> None:

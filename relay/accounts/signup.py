@@ -137,7 +137,7 @@ class SignUps:
                 context.outbox.queue(c, letters.deleted(row.email), now, nonce)
 
         await context.database.write(work)
-        context.sessions.forget_account(account_id)
+        context.all_ended(account_id)
         context.outbox.ring()
 
 

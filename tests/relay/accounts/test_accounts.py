@@ -155,6 +155,27 @@ async def test_who_logged_out_needs_the_password(stack: Stack) -> None:
     assert (await ann.log_in_by_key()).status == 200
 
 
+async def test_what_lasts_hears_of_every_session_that_ends(stack: Stack) -> None:
+    """Streams of news ask again then; who has no session can make nobody ask."""
+    ann = await registered(stack)
+    told: list[bytes] = []
+    stack.services.account_hooks.committed.append(told.append)
+    stranger = stack.client()
+    await ann.log_in_by_key(stranger)
+    body = {"refresh_token": (await ann.log_in()).json()["refresh_token"]}
+    told.clear()
+    assert (await stranger.post("/api/v1/sessions/refresh", body)).status == 401
+    assert told == []
+    for expected, path in ((200, "/api/v1/sessions/refresh"), (401, "/api/v1/sessions/refresh")):
+        assert (await ann.first.post(path, body)).status == expected
+        assert told == [ann.account_id]
+        told.clear()
+    await ann.log_in()
+    told.clear()
+    await ann.first.delete("/api/v1/sessions")
+    assert told == [ann.account_id]
+
+
 async def test_a_device_that_is_not_in_the_account_is_told_so_after_the_right_password_only(stack: Stack) -> None:
     ann = await registered(stack)
     laptop = stack.client()
