@@ -205,9 +205,11 @@ def remove(c: Connection, ledger: Ledger, chunks: Chunks, folder: Folder, now: i
 
 def forget_account(c: Connection, ledger: Ledger, chunks: Chunks, account_id: bytes, now: int) -> None:
     """Delete an account's folders and what it may see of others; who could see them finds it in their news."""
-    for folder_id in owned(c, account_id):
-        remove(c, ledger, chunks, require(c, folder_id, account_id, Rights.MANAGE, lock=True), now)
+    # Every lock before the first number is taken: who holds one of these may be waiting for a number.
+    mine = [require(c, folder_id, account_id, Rights.MANAGE, lock=True) for folder_id in owned(c, account_id)]
     c.execute(delete(folder_access).where(folder_access.c.account_id == account_id))
+    for folder in mine:
+        remove(c, ledger, chunks, folder, now)
     c.execute(delete(events).where(events.c.audience == account_id))
 
 
