@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections import OrderedDict
 from collections.abc import Mapping
+from functools import lru_cache
 from ipaddress import IPv6Address, ip_address, ip_network
 from math import ceil
 from typing import Final
@@ -79,11 +80,14 @@ class Limiter:
 
 def network_of(client: tuple[str, int] | None) -> str:
     """The network that stands for an address in limits and logs: /24 of IPv4, /48 of IPv6, "" when there is none."""
+    return _network(client[0]) if client else ""
+
+
+@lru_cache(maxsize=4096)
+def _network(host: str) -> str:
     try:
-        address = ip_address(client[0].partition("%")[0]) if client else None
+        address = ip_address(host.partition("%")[0])
     except ValueError:
-        return ""
-    if address is None:
         return ""
     if isinstance(address, IPv6Address) and address.ipv4_mapped:
         address = address.ipv4_mapped

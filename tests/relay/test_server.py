@@ -148,7 +148,8 @@ async def test_websockets_with_compression_are_refused(running: Run) -> None:
         stream = await relay.connect()
         await stream.send_all(
             b"GET /echo HTTP/1.1\r\nhost: x\r\nupgrade: websocket\r\nconnection: upgrade\r\n"
-            b"sec-websocket-version: 13\r\nsec-websocket-key: dGhlIHNhbXBsZSBub25jZQ==\r\nsec-websocket-extensions: permessage-deflate\r\n\r\n"
+            b"sec-websocket-version: 13\r\nsec-websocket-key: dGhlIHNhbXBsZSBub25jZQ==\r\n"
+            b"sec-websocket-extensions: permessage-deflate\r\n\r\n"
         )
         assert (await stream.receive_some(1000)).startswith(b"HTTP/1.1 400")
 
