@@ -234,7 +234,7 @@ class Observer:
             # No device may ever see a file with live entries below it: it would move the file aside. So a directory
             # comes before what is in it, and what takes its name after the removal of what was in it.
             turned = [finding for finding in present if finding.why is Why.KIND]
-            opened = [finding for finding in turned if finding.stat is not None and finding.stat.kind is Kind.DIRECTORY]
+            opened = [f for f in present if f.why in {Why.NEW, Why.KIND} and f.stat and f.stat.kind is Kind.DIRECTORY]
             found.closed += [finding for finding in turned if finding.synced and finding.synced.kind is Kind.DIRECTORY]
             await self._read_and_commit(opened, found)
             apart = {finding.path for finding in (*opened, *found.closed)}

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import errno
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from enum import Enum
 from typing import Protocol
@@ -20,6 +21,7 @@ from p2psync.model.paths import (
     PRIVATE_DIRECTORY,
     ROOT,
     RelPath,
+    ancestors,
     composed,
     display,
     fold,
@@ -163,14 +165,20 @@ def scan(
 def examine(root: Root, view: SyncedView, ignored: Ignored, paths: Sequence[bytes]) -> Iterator[Batch]:
     """Compare single paths, as hinted by the watcher; a directory is scanned with everything in it.
 
-    Paths below our private directory or below an ignored directory are passed over.
+    Paths below our private directory or below an ignored directory are passed over. One in a directory that was never
+    seen, because its hint was lost, stands for that directory: what has no directory in the view is never missed.
     """
     work = _Scan(root, view, ignored, recursive=True)
+    done: set[RelPath] = set()
     for path in paths:
         if not path:
             yield from work.walk([ROOT])
         elif not _private(path) and not work.below_ignored(path):
-            work.examine(RelPath(path))
+            place = work.outermost(RelPath(path))
+            if place in done:
+                continue
+            done.add(place)
+            work.examine(place)
             if entered := work.take_entered():
                 yield from work.walk(entered)
             elif work.batch.full:
@@ -243,9 +251,21 @@ class _Scan:
         for path in sorted(known):
             self._missing(known[path])
 
-    def examine(self, path: RelPath) -> None:
-        """Compare one path."""
+    def outermost(self, path: RelPath) -> RelPath:
+        """The outermost directory above `path` that stands on the disk and not in the view, or the path itself."""
         path = self._given(path)
+        above = parent(path)
+        if not above or self._view.entry(above) is not None:
+            return path
+        unseen = next(directory for directory in ancestors(path) if self._view.entry(directory) is None)
+        with suppress(OSError, EscapeError):
+            stat = stat_exact(self._root, unseen)
+            if stat is not None and stat.kind is Kind.DIRECTORY:
+                return unseen
+        return path
+
+    def examine(self, path: RelPath) -> None:
+        """Compare one path, by the name under which the disk was given it."""
         self.batch.examined += 1
         try:
             stat = stat_exact(self._root, path)

@@ -234,6 +234,17 @@ def test_hinted_paths(root: PosixRoot) -> None:
     assert result.problems == []
 
 
+def test_a_hint_of_what_is_in_a_directory_that_was_never_seen_stands_for_the_directory(root: PosixRoot) -> None:
+    view = snapshot(root)
+    root.mkdir(b"n")
+    root.mkdir(b"n/m")
+    write(root, b"n/m/x", b"x")
+    write(root, b"n/y", b"y")
+    result = merged(examine(root, view, nothing, [b"n/m/x", b"n/m/z", b"n/y"]))
+    assert found(result) == [(b"n", "new"), (b"n/m", "new"), (b"n/y", "new"), (b"n/m/x", "new")]
+    assert found(merged(examine(root, view, nothing, [b"none/x"]))) == []
+
+
 def test_nothing_is_in_a_directory_that_became_a_symlink(root: PosixRoot) -> None:
     view = snapshot(root)
     root.rename(b"d", b"elsewhere", Rename.NOREPLACE)
