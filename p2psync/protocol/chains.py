@@ -11,7 +11,7 @@ not shown to `Chains`.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from functools import cached_property
 
@@ -248,10 +248,13 @@ class Chains:
             return [Regressed(key, head.counter, known.counter)]
         return [finding for header in head.heads if (finding := self._missing(header, caught_up)) is not None]
 
-    def judge_relay(self, heads: Iterable[Header], *, caught_up: bool) -> list[Finding]:
+    def judge_relay(
+        self, heads: Iterable[Header], *, asked_with: Mapping[ChainKey, Header], caught_up: bool
+    ) -> list[Finding]:
         """What the relay's own list of the newest entry of every chain proves; the list must be complete.
 
-        `caught_up` says that its feed has been read to an end that was asked for after the list came.
+        `asked_with` is a copy of `tips` from when the list was asked for: what was read or acknowledged meanwhile need
+        not be in it. `caught_up` says that the feed has been read to an end that was asked for after the list came.
         An operator who restored an old backup looks like this too: for what was lost it makes no difference.
 
         Raises:
@@ -263,7 +266,7 @@ class Chains:
             finding = self._missing(header, caught_up)
             if finding is not None:
                 findings.append(finding)
-        for key, tip in self.tips.items():
+        for key, tip in asked_with.items():
             seq = shown[key].seq if key in shown else 0
             if seq < tip.seq and key.signer not in self.forks:
                 findings.append(RolledBack(seq, tip))

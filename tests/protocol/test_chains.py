@@ -15,6 +15,7 @@ from p2psync.protocol.chains import (
     Behind,
     Chains,
     Duplicate,
+    Finding,
     Fork,
     ForkProof,
     Fresh,
@@ -104,7 +105,7 @@ def test_what_no_author_signed_is_refused() -> None:
         with pytest.raises(AuthenticationError):
             view(one).judge(header)
         with pytest.raises(AuthenticationError):
-            view(one).judge_relay([header], caught_up=False)
+            view(one).judge_relay([header], asked_with={}, caught_up=False)
         with pytest.raises(AuthenticationError):
             view(one).judge_heads(one.key, Head(1, 0, (header,)), caught_up=True)
 
@@ -124,7 +125,7 @@ def test_own_entries_that_an_earlier_life_signed() -> None:
     assert chains.judge(three) == OwnRollback(three)
     assert chains.judge(history(ME, "ax")[1]) == OwnRollback(history(ME, "ax")[1])
     assert chains.judge(history(ME, "x")[0]) == OwnRollback(history(ME, "x")[0])
-    assert chains.judge_relay([three], caught_up=False) == [OwnRollback(three)]
+    assert chains.judge_relay([three], asked_with={}, caught_up=False) == [OwnRollback(three)]
     assert chains.judge_heads(three.key, Head(1, 0, (three,)), caught_up=False) == [OwnRollback(three)]
     assert view(unsent=history(ME, "xyz")).judge(one) == OwnRollback(one)
     assert view(two).judge(one) == Duplicate(one)
@@ -148,11 +149,17 @@ def test_a_statement_proves_what_is_missing() -> None:
 
 def test_a_relay_that_goes_back_is_seen() -> None:
     one, two = history(ALICE, "ab")
-    assert view(two).judge_relay([two], caught_up=True) == []
-    assert view(two).judge_relay([one], caught_up=True) == [RolledBack(1, two)]
-    assert view(two).judge_relay([], caught_up=True) == [RolledBack(0, two)]
-    assert view(one).judge_relay([two], caught_up=False) == [Behind(1, two)]
-    assert view(one).judge_relay([two], caught_up=True) == [Withheld(1, two)]
+    key = one.key
+
+    def judged(tip: Header, *shown: Header, then: Header, caught_up: bool = True) -> list[Finding]:
+        return view(tip).judge_relay(shown, asked_with={key: then}, caught_up=caught_up)
+
+    assert judged(two, two, then=two) == []
+    assert judged(two, one, then=two) == [RolledBack(1, two)]
+    assert judged(two, then=two) == [RolledBack(0, two)]
+    assert judged(two, one, then=one) == []
+    assert judged(one, two, then=one, caught_up=False) == [Behind(1, two)]
+    assert judged(one, two, then=one) == [Withheld(1, two)]
 
 
 def test_an_old_statement_is_no_news() -> None:

@@ -115,9 +115,9 @@ class Device:
             for entry in self.outbox:
                 relay.append(entry.encoded)
         except Conflict as conflict:
+            own = {key: tip for key, tip in self.chains.tips.items() if key == self.key}
             heads = [conflict.head] if conflict.head else []
-            others = [tip for key, tip in self.chains.tips.items() if key != self.key]
-            self.note(self.chains.judge_relay([*others, *heads], caught_up=False))
+            self.note(self.chains.judge_relay(heads, asked_with=own, caught_up=False))
             return
         if answered:
             for entry in self.outbox:
@@ -164,11 +164,12 @@ class Device:
 
     def ask(self, relay: Relay) -> None:
         """The relay's own list; then its feed to its end."""
-        heads = list(relay.heads.values())
-        self.note(self.chains.judge_relay(heads, caught_up=False))
+        asked_with, heads = dict(self.chains.tips), list(relay.heads.values())
+        self.post(relay)  # what happens while the list is under way is no rollback
+        self.note(self.chains.judge_relay(heads, asked_with=asked_with, caught_up=False))
         self.read(relay)
         if not self.found(OwnRollback):
-            self.note(self.chains.judge_relay(heads, caught_up=True))
+            self.note(self.chains.judge_relay(heads, asked_with=asked_with, caught_up=True))
 
     def note(self, findings: list[Finding]) -> None:
         for finding in findings:
