@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import os
+import resource
 import signal
 import socket
 import ssl
 import sys
 from collections.abc import AsyncIterator
 from pathlib import Path
+from typing import Final
 
 import trio
 
@@ -26,6 +28,9 @@ from relay.tls import Certificate, find_certificate, make_context
 
 _LOG = get_logger(__name__)
 
+SPARE_FILES: Final = 512
+"""Open files beside connections: the database, chunks, certificates."""
+
 
 def serve(config: Config, directory: Path) -> None:
     """Run the relay until SIGTERM or SIGINT; SIGHUP loads the certificate anew.
@@ -36,10 +41,22 @@ def serve(config: Config, directory: Path) -> None:
     """
     configure_logging(config.log.level)
     os.umask(0o077)
+    _raise_file_limit(config.server.max_connections)
     data = DataDirectory(directory.absolute())
     data.create()
     with data.locked():
         trio.run(_serve, config, data)
+
+
+def _raise_file_limit(connections: int) -> None:
+    """Each connection is an open file, and few systems allow many by default."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    wanted = connections + SPARE_FILES
+    if soft != resource.RLIM_INFINITY and soft < wanted:
+        soft = wanted if hard == resource.RLIM_INFINITY else min(wanted, hard)
+        resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+        if soft < wanted:
+            _LOG.warning("fewer open files are allowed than server.max_connections needs", allowed=soft, needed=wanted)
 
 
 async def _serve(config: Config, data: DataDirectory) -> None:
