@@ -148,6 +148,12 @@ class Accounts(Section, frozen=True):
     hash_parallel: Annotated[
         Annotated[int, Meta(ge=1, le=64)], _about("Passwords checked at the same time; others wait, or are sent away.")
     ] = 2
+    mails_per_network: Annotated[
+        Positive, _about("Sign-ups and new passwords that one network may ask for in a day before it has to wait.")
+    ] = 20
+    guesses_per_network: Annotated[
+        Positive, _about("Wrong passwords and codes from one network in an hour before it has to wait.")
+    ] = 30
 
 
 class Allowance(Section, frozen=True):

@@ -11,6 +11,7 @@ from relay.accounts.plans import Plans
 from relay.accounts.secrets import Secrets
 from relay.accounts.service import Accounts
 from relay.accounts.session_cache import SessionCache
+from relay.accounts.throttle import policies
 from relay.config import Config
 from relay.db.database import Database
 from relay.ports import Mailer
@@ -43,6 +44,7 @@ def build_accounts(
         ledger=Ledger(plans),
         hooks=hooks,
         sessions=SessionCache(),
+        policies=policies(given.mails_per_network, given.guesses_per_network),
         open_signup=given.signup == "open",
     )
     return Accounts(context, config.billing.webhook_secret)

@@ -16,7 +16,7 @@ from relay.accounts.passwords import PasswordHasher
 from relay.accounts.plans import Plans
 from relay.accounts.secrets import Secrets
 from relay.accounts.session_cache import SessionCache
-from relay.accounts.throttle import Policy, count_try, too_often
+from relay.accounts.throttle import Policies, Policy, count_try, too_often
 from relay.db.database import Database
 from relay.errors import ApiError
 
@@ -64,7 +64,28 @@ class Context:
     ledger: Ledger
     hooks: Hooks
     sessions: SessionCache
-    open_signup: bool = True
+    policies: Policies
+    open_signup: bool
+
+    async def throttle_mail(self, address: str, origin: Origin) -> None:
+        """Count a mail that somebody without a session asks for. ApiError 429 when it comes too soon."""
+        subjects = [
+            (self.secrets.pseudonym("mail", address), self.policies.mails_per_address),
+            (self.secrets.pseudonym("mail from", origin.network), self.policies.mails_per_network),
+        ]
+        await self.throttle(subjects, origin.now)
+
+    async def throttle_code(self, origin: Origin) -> bytes:
+        """Count a try at a mailed code. What to `take_back` when it was right. ApiError 429 when it comes too soon."""
+        subject = self.secrets.pseudonym("guess from", origin.network)
+        await self.throttle([(subject, self.policies.guesses_per_network)], origin.now)
+        return subject
+
+    async def throttle_owner(self, account_id: bytes, now: int) -> bytes:
+        """Count a password asked for once more. What to `forgive` when it was right. ApiError 429 when too soon."""
+        subject = self.secrets.pseudonym("guess inside", account_id)
+        await self.throttle([(subject, self.policies.guesses_per_account)], now)
+        return subject
 
     async def throttle(self, subjects: list[tuple[bytes, Policy]], now: int) -> None:
         """Count a try for each subject. ApiError 429 when one of them must wait."""

@@ -29,16 +29,7 @@ from relay.accounts.sessions import (
 )
 from relay.accounts.signup import CODE_LIFETIME_S, CODE_TRIES
 from relay.accounts.tables import accounts, devices, resets
-from relay.accounts.throttle import (
-    GUESSES_PER_ACCOUNT,
-    GUESSES_PER_NETWORK,
-    MAILS_PER_ADDRESS,
-    MAILS_PER_NETWORK,
-    count_try,
-    forgive,
-    take_back,
-    too_often,
-)
+from relay.accounts.throttle import count_try, forgive, take_back, too_often
 from relay.db.upsert import put
 from relay.errors import ApiError, unauthorized
 
@@ -78,7 +69,8 @@ class Logins:
             # A device of the account has tries of its own, so that strangers cannot lock it out.
             device = origin.device_id if found is not None and found.is_member else b""
             subject = context.secrets.pseudonym("guess", address, device)
-            subjects = [(subject, GUESSES_PER_ACCOUNT), (place, GUESSES_PER_NETWORK)]
+            policies = context.policies
+            subjects = [(subject, policies.guesses_per_account), (place, policies.guesses_per_network)]
             return count_try(c, subjects, origin.now), subject, found
 
         wait, subject, found = await context.database.write(begin)
@@ -143,13 +135,7 @@ class Logins:
     async def ask_reset(self, email: str, origin: Origin) -> None:
         """Mail a code with which this device may set a new password. ApiError 400, 429."""
         context, address = self._context, read_email(email)
-        await context.throttle(
-            [
-                (context.secrets.pseudonym("mail", address), MAILS_PER_ADDRESS),
-                (context.secrets.pseudonym("mail from", origin.network), MAILS_PER_NETWORK),
-            ],
-            origin.now,
-        )
+        await context.throttle_mail(address, origin)
         code, nonce = new_code(context.rng.token(CODE_ENTROPY)), context.rng.token(SEAL_ENTROPY)
         place = {"address_hash": context.secrets.pseudonym("reset", address), "device_id": origin.device_id}
         letter = letters.reset(address, code, CODE_LIFETIME_S // 60)
@@ -166,8 +152,7 @@ class Logins:
     async def reset(self, email: str, code: str, login_key: bytes, origin: Origin) -> None:
         """Set a new password by a mailed code; every session of the account ends. ApiError 401, 429, 503."""
         context, address = self._context, read_email(email)
-        network = context.secrets.pseudonym("guess from", origin.network)
-        await context.throttle([(network, GUESSES_PER_NETWORK)], origin.now)
+        network = await context.throttle_code(origin)
         verifier = await context.hasher.make(login_key, context.rng.token(SALT_SIZE))
         place = (context.secrets.pseudonym("reset", address), origin.device_id)
         code_hash = context.secrets.code_hash(read_code(code), *place)
@@ -191,8 +176,7 @@ class Logins:
     async def change_password(self, account_id: bytes, old: bytes, new: bytes, now: int) -> None:
         """Set a new password by the old one; every session of the account ends. ApiError 401, 429, 503."""
         context = self._context
-        subject = context.secrets.pseudonym("guess inside", account_id)
-        await context.throttle([(subject, GUESSES_PER_ACCOUNT)], now)
+        subject = await context.throttle_owner(account_id, now)
         row = await context.database.read(
             lambda c: c.execute(
                 select(accounts.c.email, accounts.c.verifier).where(accounts.c.account_id == account_id)

@@ -23,14 +23,7 @@ from relay.accounts.plans import FREE
 from relay.accounts.secrets import CODE_ENTROPY, SEAL_ENTROPY, new_code, read_code
 from relay.accounts.sessions import SESSION_ENTROPY, Tokens, open_session
 from relay.accounts.tables import accounts, invitations, resets, signups
-from relay.accounts.throttle import (
-    GUESSES_PER_ACCOUNT,
-    GUESSES_PER_NETWORK,
-    MAILS_PER_ADDRESS,
-    MAILS_PER_NETWORK,
-    forgive,
-    take_back,
-)
+from relay.accounts.throttle import forgive, take_back
 from relay.db.upsert import insert_if_missing, put
 from relay.errors import ApiError, unauthorized
 from relay.ports import Mail
@@ -56,13 +49,7 @@ class SignUps:
         link = read_link(genesis)
         if not isinstance(link.action, Genesis) or link.author != origin.device_id:
             raise ApiError(400, "bad-request", "an account begins with a first link by the device that signs up")
-        await context.throttle(
-            [
-                (context.secrets.pseudonym("mail", address), MAILS_PER_ADDRESS),
-                (context.secrets.pseudonym("mail from", origin.network), MAILS_PER_NETWORK),
-            ],
-            origin.now,
-        )
+        await context.throttle_mail(address, origin)
         verifier = await context.hasher.make(login_key, context.rng.token(SALT_SIZE))
         code, nonce = new_code(context.rng.token(CODE_ENTROPY)), context.rng.token(SEAL_ENTROPY)
 
@@ -99,8 +86,7 @@ class SignUps:
     async def verify(self, account_id: bytes, code: str, origin: Origin) -> Tokens:
         """The account exists from now on, and this device has a session. ApiError 401 unless the code is right, 429."""
         context = self._context
-        place = context.secrets.pseudonym("guess from", origin.network)
-        await context.throttle([(place, GUESSES_PER_NETWORK)], origin.now)
+        place = await context.throttle_code(origin)
         code_hash = context.secrets.code_hash(read_code(code), account_id)
         entropy = context.rng.token(SESSION_ENTROPY)
 
@@ -125,8 +111,7 @@ class SignUps:
         )
         if row is None:
             raise unauthorized()
-        subject = context.secrets.pseudonym("guess inside", account_id)
-        await context.throttle([(subject, GUESSES_PER_ACCOUNT)], now)
+        subject = await context.throttle_owner(account_id, now)
         if not await context.hasher.matches(login_key, row.verifier):
             raise unauthorized()
         nonce = context.rng.token(SEAL_ENTROPY)

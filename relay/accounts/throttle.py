@@ -6,7 +6,7 @@ A try is counted when it begins, in a transaction, so a thousand at once are no 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from sqlalchemy import Connection, case, delete, select, update
 
@@ -31,10 +31,23 @@ class Policy:
         return 0 if over < 0 else min(self.first_s << min(over, 32), self.longest_s)
 
 
-GUESSES_PER_ACCOUNT = Policy(free=5, first_s=2, longest_s=900, forget_s=86_400)
-GUESSES_PER_NETWORK = Policy(free=30, first_s=1, longest_s=900, forget_s=3600)
-MAILS_PER_ADDRESS = Policy(free=3, first_s=300, longest_s=6 * 3600, forget_s=86_400)
-MAILS_PER_NETWORK = Policy(free=20, first_s=10, longest_s=3600, forget_s=86_400)
+@dataclass(frozen=True, slots=True)
+class Policies:
+    """How often what may be tried."""
+
+    guesses_per_account: Policy = Policy(free=5, first_s=2, longest_s=900, forget_s=86_400)
+    guesses_per_network: Policy = Policy(free=30, first_s=1, longest_s=900, forget_s=3600)
+    mails_per_address: Policy = Policy(free=3, first_s=300, longest_s=6 * 3600, forget_s=86_400)
+    mails_per_network: Policy = Policy(free=20, first_s=10, longest_s=3600, forget_s=86_400)
+
+
+def policies(mails_per_network: int, guesses_per_network: int) -> Policies:
+    """With the numbers that depend on who is behind a network."""
+    plain = Policies()
+    return Policies(
+        guesses_per_network=replace(plain.guesses_per_network, free=guesses_per_network),
+        mails_per_network=replace(plain.mails_per_network, free=mails_per_network),
+    )
 
 
 def count_try(c: Connection, subjects: Sequence[tuple[bytes, Policy]], now: int) -> int:

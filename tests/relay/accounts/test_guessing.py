@@ -17,7 +17,7 @@ from sqlalchemy import select
 from p2psync.membership.sigchain import begin_account
 from relay.accounts.passwords import SALT_SIZE, Cost, PasswordHasher
 from relay.accounts.tables import accounts
-from relay.accounts.throttle import GUESSES_PER_ACCOUNT, Policy
+from relay.accounts.throttle import Policies, Policy, policies
 from relay.errors import ApiError
 from tests.relay.stack import Answer, Client, Stack
 
@@ -26,6 +26,7 @@ from .helpers import KEY, OTHER_KEY, Person, b64, mails, registered, shape
 T = TypeVar("T")
 KNOWN, UNKNOWN = "ann@example.org", "eve@example.org"
 WARM_UP = 10
+POLICIES = Policies()
 
 
 # ── one answer ──────────────────────────────────────────────────────────────────────────────────────────────────────
@@ -160,6 +161,16 @@ def test_delays_double_up_to_a_limit() -> None:
     assert policy.delay(10**9) == 20
 
 
+def test_an_operator_with_many_people_behind_one_address_allows_more() -> None:
+    more = policies(mails_per_network=500, guesses_per_network=600)
+    assert (more.mails_per_network.delay(500), more.guesses_per_network.delay(600)) == (10, 1)
+    assert (more.mails_per_network.delay(499), more.guesses_per_network.delay(599)) == (0, 0)
+    assert (more.mails_per_address, more.guesses_per_account) == (
+        POLICIES.mails_per_address,
+        POLICIES.guesses_per_account,
+    )
+
+
 @pytest.mark.parametrize("email", [KNOWN, UNKNOWN])
 async def test_guesses_have_to_wait_whether_the_account_exists(stack: Stack, email: str) -> None:
     await registered(stack)
@@ -186,13 +197,13 @@ async def test_a_thousand_guesses_at_once_are_no_better(stack: Stack) -> None:
         for _ in range(50):
             nursery.start_soon(one)
     assert sorted(set(statuses)) == [401, 429]
-    assert statuses.count(401) == GUESSES_PER_ACCOUNT.free
+    assert statuses.count(401) == POLICIES.guesses_per_account.free
 
 
 async def test_a_right_password_too_early_is_refused_all_the_same(stack: Stack) -> None:
     ann = await registered(stack)
     stranger = stack.client()
-    for _ in range(GUESSES_PER_ACCOUNT.free):
+    for _ in range(POLICIES.guesses_per_account.free):
         await guess(stranger, ann.email)
     assert (await guess(stranger, ann.email, KEY)).status == 429
     stack.clock.advance(2)
@@ -202,7 +213,7 @@ async def test_a_right_password_too_early_is_refused_all_the_same(stack: Stack) 
 async def test_strangers_cannot_lock_a_device_of_the_account_out(stack: Stack) -> None:
     ann = await registered(stack)
     stranger = stack.client()
-    for _ in range(GUESSES_PER_ACCOUNT.free + 1):
+    for _ in range(POLICIES.guesses_per_account.free + 1):
         await guess(stranger, ann.email)
     assert (await guess(stranger, ann.email)).status == 429
     assert (await ann.log_in()).status == 200

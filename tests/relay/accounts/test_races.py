@@ -10,13 +10,15 @@ import trio
 
 from p2psync.membership.sigchain import Add, DeviceKind, Remove
 from p2psync.testing.world import SimRng
-from relay.accounts.throttle import GUESSES_PER_ACCOUNT, MAILS_PER_ADDRESS
+from relay.accounts.throttle import Policies
 from relay.db.database import database_from_url
 from relay.db.metadata import metadata
 from relay.world import ThreadOffload
 from tests.relay.stack import Answer, Stack, make_stack
 
 from .helpers import OTHER_KEY, Person, alive, b64, code_in, mails, registered
+
+POLICIES = Policies()
 
 
 @pytest.fixture
@@ -67,7 +69,7 @@ async def test_of_links_at_one_place_one_is_taken(stack: Stack) -> None:
 async def test_sign_ups_of_one_device_are_one(stack: Stack) -> None:
     ann = Person(stack, "ann@example.org")
     await ann.sign_up()
-    free = MAILS_PER_ADDRESS.free - 1
+    free = POLICIES.mails_per_address.free - 1
     assert await at_once(6, lambda _: ann.sign_up()) == {202: free, 429: 6 - free}
     codes = [code_in([mail], ann.email) for mail in await mails(stack)]
     assert sorted([(await ann.verify(code)).status for code in codes]) == [200, 401, 401]
@@ -77,7 +79,7 @@ async def test_guesses_at_once_are_counted(stack: Stack) -> None:
     ann = await registered(stack)
     body = {"email": ann.email, "login_key": b64(OTHER_KEY)}
     statuses = await at_once(30, lambda _: stack.client().post("/api/v1/sessions", body))
-    assert statuses == {401: GUESSES_PER_ACCOUNT.free, 429: 30 - GUESSES_PER_ACCOUNT.free}
+    assert statuses == {401: POLICIES.guesses_per_account.free, 429: 30 - POLICIES.guesses_per_account.free}
 
 
 async def test_a_device_that_is_removed_while_it_logs_in_has_no_session(stack: Stack) -> None:
