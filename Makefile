@@ -49,7 +49,7 @@ test-large: $(VENV)/.dev ## what takes minutes
 # apt-get would start a server of its own beside those of the tests: only its programs are wanted.
 engines: $(VENV)/.dev ## the relay's tests against a real PostgreSQL and a real S3 store
 	$(call debian,ls /usr/lib/postgresql/*/bin/initdb,postgresql)
-	$(PYTEST) --engines tests/relay
+	$(PYTEST) -m "not large" --engines tests/relay
 
 lint: $(VENV)/.dev ## style, types, and which room may import which
 	$(BIN)/ruff check .
