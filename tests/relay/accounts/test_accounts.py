@@ -7,7 +7,7 @@ from sqlalchemy import func, select
 
 from p2psync.crypto.recovery import recovery_keys
 from p2psync.membership import sigchain
-from p2psync.membership.sigchain import Add, DeviceKind, begin_account, fold_chain
+from p2psync.membership.sigchain import Add, DeviceKind, Remove, begin_account, fold_chain
 from relay.accounts.administration import invite
 from relay.accounts.sessions import ACCESS_LIFETIME_S
 from relay.accounts.signup import CODE_LIFETIME_S, CODE_TRIES
@@ -229,6 +229,10 @@ async def test_links_without_right_or_effect_are_refused(stack: Stack) -> None:
     assert bob.chain is not None
     by_bob = bob.chain.sign(bob.first.keys, Add(stack.keys().card.encode(), DeviceKind.DEVICE))
     assert (await ann.append(ann.first, by_bob)).status == 400
+    head = ann.chain.head
+    for action in (Add(stack.keys().card.encode(), DeviceKind.DEVICE), Remove(ann.first.device_id)):
+        forged = sigchain._sign(bob.first.keys, ann.account_id, 1, head.hash, action)
+        assert (await ann.append(ann.first, forged)).status == 400
     await ann.add(bob.first.keys)
     again = ann.chain.sign(bob.first.keys, Add(stack.keys().card.encode(), DeviceKind.DEVICE))
     assert (await ann.append(ann.first, again)).status == 204
