@@ -42,6 +42,7 @@ def believing() -> Iterator[None]:
         mock.patch("p2psync.membership.links.verify_signature", believe),
         mock.patch("p2psync.membership.batches.verify_signature", believe),
         mock.patch("p2psync.membership.grants.verify_signature", believe),
+        mock.patch("p2psync.protocol.mailbox.verify_signature", believe),
     ):
         yield
 
