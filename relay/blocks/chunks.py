@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from enum import Enum
 from typing import Final
 
-from sqlalchemy import ColumnElement, Connection, Row, Select, delete, select, update
+from sqlalchemy import ColumnElement, Connection, Row, Select, bindparam, delete, select, update
 
 from relay.accounts.ledger import Ledger
 from relay.blocks.tables import chunk_cost, chunks, object_key
@@ -56,9 +56,26 @@ class Ended(Enum):
     """Its permit is gone: it took too long, or the folder or the account is deleted. Its object is garbage."""
 
 
+def _select() -> Select[bytes, bytes, int, bytes, bytes | None]:
+    return select(chunks.c.folder_id, chunks.c.chunk_id, chunks.c.size, chunks.c.digest, chunks.c.upload_id)
+
+
+# Built once: they run for every chunk, and building takes longer than running.
+_FIND = _select().where(
+    chunks.c.folder_id == bindparam("folder"),
+    chunks.c.chunk_id == bindparam("chunk"),
+    chunks.c.upload_id.is_not(None),
+)
+_KEEP_FOLDER = (
+    select(folders.c.folder_id)
+    .where(folders.c.folder_id == bindparam("folder"))
+    .with_for_update(read=True, key_share=True)
+)
+
+
 def find(c: Connection, folder_id: bytes, chunk_id: bytes) -> Chunk | None:
     """A chunk whose bytes are in the store, None when there is none."""
-    row = c.execute(_select().where(_is(folder_id, chunk_id), chunks.c.upload_id.is_not(None))).one_or_none()
+    row = c.execute(_FIND, {"folder": folder_id, "chunk": chunk_id}).one_or_none()
     return _chunk(row) if row is not None else None
 
 
@@ -158,8 +175,7 @@ def batches(chunk_ids: Sequence[bytes]) -> Iterator[Sequence[bytes]]:
 
 def _folder_stays(c: Connection, folder_id: bytes) -> bool:
     """Whether the folder exists; if so, nobody deletes it before this transaction ends."""
-    statement = select(folders.c.folder_id).where(folders.c.folder_id == folder_id)
-    return c.execute(statement.with_for_update(read=True, key_share=True)).one_or_none() is not None
+    return c.execute(_KEEP_FOLDER, {"folder": folder_id}).one_or_none() is not None
 
 
 def _lose(c: Connection, chunk: Chunk) -> bool:
@@ -174,10 +190,6 @@ def _check_same(known: Chunk, upload: Chunk) -> None:
 def other_bytes() -> ApiError:
     """The refusal of a second content under one name."""
     return ApiError(409, "conflict", "other bytes are stored under this chunk id; a chunk never changes")
-
-
-def _select() -> Select[bytes, bytes, int, bytes, bytes | None]:
-    return select(chunks.c.folder_id, chunks.c.chunk_id, chunks.c.size, chunks.c.digest, chunks.c.upload_id)
 
 
 def _chunk(row: Row[bytes, bytes, int, bytes, bytes | None]) -> Chunk:

@@ -2,17 +2,23 @@
 
 from __future__ import annotations
 
+import functools
 from typing import Any
 
-from sqlalchemy import Connection, Table
+from sqlalchemy import Connection, Executable, Table
 from sqlalchemy.dialects import postgresql, sqlite
 
 
 def insert_if_missing(c: Connection, table: Table, **values: Any) -> bool:
     """Insert a row unless one with its primary key, or another unique value of it, exists. Whether it was inserted."""
+    return c.execute(_insert_if_missing(c.dialect.name, table), values).first() is not None
+
+
+@functools.cache
+def _insert_if_missing(dialect: str, table: Table) -> Executable:
     # The row count of an insert is -1 on PostgreSQL; what it returns is the same everywhere.
-    made = _insert(c, table, values).on_conflict_do_nothing().returning(*table.primary_key)
-    return c.execute(made).first() is not None
+    kind = postgresql.insert if dialect == "postgresql" else sqlite.insert
+    return kind(table).on_conflict_do_nothing().returning(*table.primary_key)
 
 
 def put(c: Connection, table: Table, **values: Any) -> None:

@@ -9,7 +9,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from enum import IntEnum
 
-from sqlalchemy import ColumnElement, Connection, delete, func, insert, select, update
+from sqlalchemy import ColumnElement, Connection, bindparam, delete, func, insert, select, update
 
 from p2psync.protocol.relay_api import MAX_ACCOUNTS, Event, EventKind
 from relay.errors import ApiError, not_found
@@ -84,6 +84,14 @@ def create(c: Connection, limits: FolderLimits, folder_id: bytes, account_id: by
     return True
 
 
+# Built once: this is asked in every request, and building takes longer than asking.
+_FOLDER = select(folders).where(folders.c.folder_id == bindparam("folder"))
+_LOCKED_FOLDER = _FOLDER.with_for_update()
+_RIGHTS = select(folder_access.c.rights, folder_access.c.granted_object).where(
+    folder_access.c.folder_id == bindparam("folder"), folder_access.c.account_id == bindparam("account")
+)
+
+
 def require(c: Connection, folder_id: bytes, account_id: bytes, rights: Rights, *, lock: bool = False) -> Folder:
     """The folder, for an account that may do this. With `lock` nobody else changes it before the transaction ends.
 
@@ -91,11 +99,8 @@ def require(c: Connection, folder_id: bytes, account_id: bytes, rights: Rights, 
         ApiError: 404 when there is no such folder or the account may not see it, 403 when it may not do this.
     """
     # The folder before its list: whoever waited for the lock then reads the list as it is now.
-    statement = select(folders).where(_is(folder_id))
-    row = c.execute(statement.with_for_update() if lock else statement).one_or_none()
-    access = c.execute(
-        select(folder_access.c.rights, folder_access.c.granted_object).where(_access(folder_id, account_id))
-    ).one_or_none()
+    row = c.execute(_LOCKED_FOLDER if lock else _FOLDER, {"folder": folder_id}).one_or_none()
+    access = c.execute(_RIGHTS, {"folder": folder_id, "account": account_id}).one_or_none()
     if row is None or access is None:
         raise not_found()
     if access.rights < rights:
