@@ -92,13 +92,14 @@ class DeviceKeys:
 
     def sign(self, label: bytes, message: bytes) -> bytes:
         """64-byte Ed25519 signature over `label`, NUL, `message`. The label says what kind of statement this is."""
-        return self.sign_message(_signed_bytes(label, message))
+        return self._signing.sign(_signed_bytes(label, message))
 
     def sign_message(self, message: bytes) -> bytes:
         """64-byte Ed25519 signature over exactly `message`, for formats of others that leave no room for a label.
 
         Such a format must begin unlike every label, that is not with a letter.
         """
+        assert not message[:1].isalpha()
         return self._signing.sign(message)
 
     @cached_property
@@ -129,6 +130,6 @@ def _card_message(agreement_key: bytes, sealing_key: bytes) -> bytes:
 
 
 def _signed_bytes(label: bytes, message: bytes) -> bytes:
-    assert label
+    assert label[:1].isalpha()
     assert b"\0" not in label
     return label + b"\0" + message

@@ -101,7 +101,7 @@ class Accounts:
 
     # ── devices ─────────────────────────────────────────────────────────────────────────────────────────────────────
     async def devices(self, account_id: bytes) -> list[Device]:
-        """The account's devices, in the order they came."""
+        """The account's devices, the oldest first."""
 
         def work(c: Connection) -> list[Device]:
             rows = c.execute(
