@@ -281,7 +281,7 @@ def _decode(kind: type, value: Any) -> Any:
         return _size(value)
     if kind is Secret:
         return _secret(value)
-    raise NotImplementedError
+    raise TypeError(f"no setting is a {kind.__name__}")
 
 
 def _size(value: Any) -> Size:

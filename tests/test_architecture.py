@@ -17,6 +17,9 @@ EFFECTS = {
 IMPURE_CALLS = {"generate", "generate_key", "now", "today", "urandom", "utcnow"}
 """Methods of otherwise pure libraries that read the clock or draw random numbers."""
 IMPURE_BUILTINS = {"breakpoint", "id", "input", "open", "print"}
+RELAY_ROOMS = ("accounts", "blocks", "mailbox")
+RELAY_ADAPTERS = {"relay/accounts/mailers.py", "relay/blocks/local.py", "relay/blocks/s3.py"}
+"""The rooms of the relay wait and run side by side (trio), but all else comes to them through ports, save for these."""
 MAX_LINES = 500
 
 MODULES = sorted(
@@ -26,6 +29,14 @@ MODULES = sorted(
 )
 PURE_MODULES = [
     path for path in MODULES if path.relative_to(REPOSITORY).parts[:2] in {("p2psync", r) for r in PURE_ROOMS}
+]
+
+
+RELAY_MODULES = [
+    path
+    for path in MODULES
+    if path.relative_to(REPOSITORY).parts[:2] in {("relay", room) for room in RELAY_ROOMS}
+    and str(path.relative_to(REPOSITORY)) not in RELAY_ADAPTERS
 ]
 
 
@@ -58,6 +69,13 @@ def effects(source: str) -> list[str]:
 @pytest.mark.parametrize("path", PURE_MODULES, ids=name)
 def test_pure_rooms_touch_no_time_chance_thread_or_outside_world(path: Path) -> None:
     assert effects(path.read_text()) == []
+
+
+@pytest.mark.parametrize("path", RELAY_MODULES, ids=name)
+def test_rooms_of_the_relay_reach_the_world_through_ports(path: Path) -> None:
+    allowed = ("trio", ".now() ")  # a service's own `now` asks the port
+    found = [effect for effect in effects(path.read_text()) if not effect.startswith(allowed) or "thread" in effect]
+    assert found == []
 
 
 @pytest.mark.parametrize(
