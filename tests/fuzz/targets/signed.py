@@ -48,7 +48,7 @@ def believing() -> Iterator[None]:
 
 
 # ── arithmetic that was done before ─────────────────────────────────────────────────────────────────────────────────
-_REMEMBERED = 1 << 14
+_REMEMBERED = 1 << 12
 
 
 class _Agreement:
