@@ -22,6 +22,8 @@ MAX_CONFIG_BYTES: Final = 1 << 20
 MAX_SECRET_BYTES: Final = 4096
 MASK: Final = "••••••"
 DEFAULT_PORT: Final = 22443
+FREE: Final = "free"
+"""How commands call the allowance of accounts without a plan."""
 
 _UNITS: Final = {"": 1, "B": 1} | {
     f"{prefix}{suffix}": base**power
@@ -266,6 +268,8 @@ def _check(config: Config, source: str) -> None:
     names = [plan.name for plan in config.plans]
     if len(set(names)) != len(names):
         raise ConfigError(f"{source}: plans: two plans have the same name")
+    if FREE in names:
+        raise ConfigError(f'{source}: plans: "{FREE}" is what accounts without a plan have; see [free]')
     if bool(config.server.certificate) != bool(config.server.key):
         raise ConfigError(f"{source}: server: give both `certificate` and `key`, or neither")
     try:

@@ -126,7 +126,7 @@ class App:
         self._services.metrics.request(
             route, method, status=answer.status, seconds=seconds, received=body.size, sent=answer.size
         )
-        if route is not None and not route.logged:
+        if not self._services.config.log.access or (route is not None and not route.logged):
             return
         account = call.identity.account_id.hex()[:8] if call and call.identity else ""
         _ACCESS.info(

@@ -52,6 +52,7 @@ def test_settings_are_read(tmp_path: Path) -> None:
         ("[database]\nurl = 5", "a secret is"),
         ('[[plans]]\nname = "A b"', "plans[0].name"),
         ('[[plans]]\nname = "a"\n[[plans]]\nname = "a"', "two plans"),
+        ('[[plans]]\nname = "free"', "without a plan"),
         ("[[plans]]\nprice = 'x'", "plans[0]"),
     ],
 )

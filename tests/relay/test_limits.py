@@ -17,7 +17,7 @@ from relay.api.health import REMEMBER_S
 from relay.api.limits import WINDOW_S, Limiter
 from relay.api.route import Rate
 from relay.api.routes import all_routes
-from relay.config import Limits, Metrics, Secret
+from relay.config import Limits, Log, Metrics, Secret
 from relay.errors import ApiError
 from relay.logs import configure_logging, get_logger
 from tests.relay.stack import Client, ManualClock, Stack
@@ -178,3 +178,6 @@ async def test_the_access_log_has_no_names(logs: Callable[[], list[dict[str, obj
     assert "secret" not in json.dumps(lines)
     assert client.token is not None
     assert client.token not in json.dumps(lines)
+    stack.services.config = msgspec.structs.replace(stack.services.config, log=Log(access=False))
+    await client.get("/secret-path")
+    assert logs() == []
