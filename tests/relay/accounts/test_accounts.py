@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import msgspec
 from sqlalchemy import func, select
 
@@ -230,6 +232,8 @@ async def test_links_without_right_or_effect_are_refused(stack: Stack) -> None:
     by_bob = bob.chain.sign(bob.first.keys, Add(stack.keys().card.encode(), DeviceKind.DEVICE))
     assert (await ann.append(ann.first, by_bob)).status == 400
     head = ann.chain.head
+    good = ann.chain.sign(ann.first.keys, Add(stack.keys().card.encode(), DeviceKind.DEVICE))
+    assert (await ann.append(ann.first, replace(good, signature=bytes(64)))).status == 400
     for action in (Add(stack.keys().card.encode(), DeviceKind.DEVICE), Remove(ann.first.device_id)):
         forged = sigchain._sign(bob.first.keys, ann.account_id, 1, head.hash, action)
         assert (await ann.append(ann.first, forged)).status == 400
