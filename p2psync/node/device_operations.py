@@ -222,5 +222,5 @@ class DeviceOperations(Core):
         except (OSError, P2PSyncError) as error:
             _log.warning("cannot remember a meeting", device=short_id(card.device_id), error=str(error))
         for folder in self.synchronizer.folders.values():
-            if folder.keys.in_use:
+            if folder.mailroom.is_needed:
                 folder.context.state_changed.fire()

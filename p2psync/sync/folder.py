@@ -31,7 +31,7 @@ from p2psync.sync.context import BRAKES, Emit, FolderContext, SyncSettings
 from p2psync.sync.exchange import Exchange
 from p2psync.sync.ignores import Ignores
 from p2psync.sync.link import Link
-from p2psync.sync.mailbox.keys import KeyKeeper
+from p2psync.sync.mailbox.room import MailRoom
 from p2psync.sync.observer import Observer
 from p2psync.sync.recovery import recover
 from p2psync.sync.retention import Retention
@@ -85,7 +85,9 @@ class Folder:
         self.contents = ContentJobs(self.context, others)
         self.applier = Applier(self.context, self.observer, self.contents)
         self.scrubber = Scrubber(self.context, self.observer, self.contents, self._idle, self.exchanges)
-        self.keys = KeyKeeper(self.context, self.absorb_links)
+        self.mailroom = MailRoom(
+            self.context, self.contents, self.exchanges, absorb_links=self.absorb_links, possesses=self._possesses
+        )
         self._server = Server(self.context, self.observer, self.contents)
         self.context.ignores_changed = self._ignores.load
         self.watch: Literal["live", "degraded", "off"] = "off"
@@ -225,11 +227,11 @@ class Folder:
                 nursery.start_soon(Retention(context).run)
                 nursery.start_soon(self.scrubber.run)
                 nursery.start_soon(self._guard_root)
-                started = False
+                sorting = False
                 while True:
-                    if self.keys.in_use and not started:
-                        nursery.start_soon(self.keys.run)
-                        started = True
+                    if self.mailroom.is_needed and not sorting:
+                        nursery.start_soon(self.mailroom.run)
+                        sorting = True
                     self.watch = "off" if watch is None else "live" if watch.live else "degraded"
                     if self._reported is not None:
                         raise self._reported
@@ -356,7 +358,7 @@ class Folder:
         """Sign a membership change and tell the members. PermissionDenied when this device may not."""
         context = self.context
         encoded = make_link(context.keys, context.membership, action)
-        await self.absorb_links(await self.keys.with_epoch(encoded))
+        await self.absorb_links(await self.mailroom.keys.with_epoch(encoded))
 
     async def absorb_links(self, links: Sequence[bytes]) -> None:
         """Take in membership links from anywhere, in any order; what no longer may stand leaves the index."""
@@ -435,7 +437,7 @@ class Folder:
             rescan=self.rescan,
             absorb_links=self.absorb_links,
             possesses=self._possesses,
-            keys=self.keys,
+            keys=self.mailroom.keys,
         )
         device = link.device
         self.exchanges[device] = exchange

@@ -78,7 +78,8 @@ class KeyKeeper:
         self._context = context
         self._absorb_links = absorb_links
         self._early: dict[bytes, Grant] = {}
-        self._loaded = False
+        self.ready = trio.Event()
+        """Set once the keys in the index have been read."""
         self._made: set[bytes] = set()
         """Ids of the keys made here since the start."""
         self._due_since: float | None = None
@@ -98,7 +99,7 @@ class KeyKeeper:
                 return rows.key_ring(reader)
 
         self.ring = await context.world.offload.run(read)
-        self._loaded = True
+        self.ready.set()
 
     @property
     def in_use(self) -> bool:
@@ -216,7 +217,7 @@ class KeyKeeper:
     async def _settle_early(self) -> None:
         """Open the grants whose epochs are known by now."""
         context, membership = self._context, self._context.membership
-        if not self._loaded:
+        if not self.ready.is_set():
             return
         ready = [(name, grant) for name, grant in self._early.items() if grant.key_id in membership.epochs]
         opened = []

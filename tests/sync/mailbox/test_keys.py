@@ -74,13 +74,13 @@ def test_keys_go_to_readers_who_have_not_got_them() -> None:
 # ── stories ─────────────────────────────────────────────────────────────────────────────────────────────────────────
 def use_mailbox(story: Story, *names: str) -> None:
     for name in names:
-        keys = story.folder(name).keys
+        keys = story.folder(name).mailroom.keys
         keys.wanted = True
         story.folder(name).context.state_changed.fire()
 
 
 def held(story: Story, name: str) -> set[bytes]:
-    return {key.id for key in story.folder(name).keys.ring}
+    return {key.id for key in story.folder(name).mailroom.keys.ring}
 
 
 def current(story: Story, name: str) -> bytes:
@@ -108,7 +108,7 @@ async def test_members_who_meet_are_granted_the_key_and_keep_it() -> None:
         await story.stop("viewer")
         await story.again("viewer")
         await story.until(lambda: held(story, "viewer") == held(story, "owner"))
-        assert story.folder("owner").keys.sealing_key() is not None
+        assert story.folder("owner").mailroom.keys.sealing_key() is not None
 
 
 @simulated
@@ -125,7 +125,7 @@ async def test_a_removal_brings_the_next_epoch_which_the_removed_never_gets() ->
         await story.until(lambda: len(held(story, "friend")) == 2)
         await story.until(lambda: story.folder("gone").role is None)
         assert len(held(story, "gone")) == 1
-        assert story.folder("friend").keys.sealing_key() == story.folder("owner").keys.sealing_key()
+        assert story.folder("friend").mailroom.keys.sealing_key() == story.folder("owner").mailroom.keys.sealing_key()
 
 
 @simulated
@@ -139,7 +139,7 @@ async def test_two_owners_apart_found_an_epoch_each_and_agree_when_they_meet() -
         await story.until(lambda: bool(held(story, "owner")) and bool(held(story, "second")))
         story.sim.network.unite(one, two)
         await story.until(lambda: len(held(story, "owner")) == 2 and held(story, "owner") == held(story, "second"))
-        assert story.folder("owner").keys.sealing_key() == story.folder("second").keys.sealing_key()
+        assert story.folder("owner").mailroom.keys.sealing_key() == story.folder("second").mailroom.keys.sealing_key()
 
 
 @simulated

@@ -1,0 +1,71 @@
+"""What waits to be posted: which paths, and since which change of the index; pure."""
+
+from __future__ import annotations
+
+from enum import Enum
+
+from p2psync.model.paths import PathKey
+
+MAX_WAITING = 50_000
+"""Paths that are remembered to wait; the rest is found in the index once there is room."""
+
+
+class Policy(Enum):
+    """When what this device has is left at the mailbox."""
+
+    ALWAYS = "always"
+    OFFLINE = "offline"
+    """While somebody who reads is not connected."""
+    NEVER = "never"
+
+
+class Backlog:
+    """Paths whose records the mailbox may lack, each with the change that put it here and when it is due."""
+
+    def __init__(self, limit: int = MAX_WAITING) -> None:
+        self._limit = limit
+        self._waiting: dict[PathKey, tuple[int, float]] = {}
+
+    def __len__(self) -> int:
+        return len(self._waiting)
+
+    @property
+    def room(self) -> int:
+        """How many more fit."""
+        return self._limit - len(self._waiting)
+
+    def add(self, key: PathKey, sequence: int, due: float) -> None:
+        """A path has changed at `sequence`. One that waits already keeps its place, and the earlier time."""
+        known = self._waiting.get(key)
+        self._waiting[key] = (sequence, due) if known is None else (known[0], min(known[1], due))
+
+    def done(self, key: PathKey) -> None:
+        """Nothing of a path is lacking."""
+        self._waiting.pop(key, None)
+
+    def postpone(self, key: PathKey, due: float) -> None:
+        """It cannot be posted now."""
+        if key in self._waiting:
+            self._waiting[key] = (self._waiting[key][0], due)
+
+    def clear(self) -> None:
+        """Everything is looked for anew."""
+        self._waiting.clear()
+
+    def ready(self, now: float, limit: int) -> list[PathKey]:
+        """Paths that are due, in the order in which they came."""
+        found: list[PathKey] = []
+        for key, (_, due) in self._waiting.items():
+            if due <= now:
+                found.append(key)
+                if len(found) == limit:
+                    break
+        return found
+
+    def next_due(self) -> float | None:
+        """When the next path is due."""
+        return min((due for _, due in self._waiting.values()), default=None)
+
+    def settled(self, read: int) -> int:
+        """Up to which change everything is there, when changes have been looked at up to `read`."""
+        return min((sequence - 1 for sequence, _ in self._waiting.values()), default=read)

@@ -1,0 +1,311 @@
+"""One folder at one relay: reads, posts and holds contents while the folder runs; nothing else ever waits for it."""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Callable, Mapping, Sequence
+from dataclasses import dataclass
+from enum import Enum
+
+import msgspec
+import structlog
+import trio
+
+from p2psync.errors import P2PSyncError, StoreFailedError, cause
+from p2psync.index.seal import DamagedRowError
+from p2psync.index.writer import Writer
+from p2psync.model.ids import DeviceId
+from p2psync.sync.contents import ContentJobs
+from p2psync.sync.context import FolderContext
+from p2psync.sync.exchange import Exchange
+from p2psync.sync.mailbox import troubles
+from p2psync.sync.mailbox.backlog import Policy
+from p2psync.sync.mailbox.holder import RelayHolder
+from p2psync.sync.mailbox.journal import Journal
+from p2psync.sync.mailbox.keys import KeyKeeper
+from p2psync.sync.mailbox.reader import FeedReader
+from p2psync.sync.mailbox.service import MailboxError, MailboxRefused, MailboxService, MailboxUnavailable, OverQuota
+from p2psync.sync.mailbox.troubles import Troubles
+from p2psync.sync.mailbox.writer import MailboxPoster
+from p2psync.sync.pulse import Pulse
+
+_log = structlog.get_logger(__name__)
+
+JUDGE_EVERY = 900.0
+"""Seconds between two looks at what the relay says its newest entries are."""
+FIRST_BACK_OFF = 2.0
+MAX_BACK_OFF = 300.0
+REFUSED_AGAIN = 600.0
+QUOTA_AGAIN = 300.0
+QUIET_FOR = 60.0
+"""Seconds for which a relay may not answer before people are told."""
+SOON = 0.2
+"""Seconds between two looks at what is to be posted at least: small changes go together."""
+
+
+class Activity(Enum):
+    """What a mailbox is doing, for people."""
+
+    STARTING = "starting"
+    READING = "reading"
+    IDLE = "idle"
+    POSTING = "posting"
+    UNREACHABLE = "unreachable"
+    REFUSED = "refused"
+    FULL = "full"
+
+
+@dataclass(frozen=True, slots=True)
+class MailboxStatus:
+    """How a folder and its mailbox stand. Bytes are of content, since the start; times in seconds since the epoch."""
+
+    relay: str
+    policy: Policy
+    activity: Activity
+    waiting: int
+    """Paths with something the mailbox lacks, as far as was looked."""
+    sent: int
+    received: int
+    confirmed: int | None
+    """When another member last said what it had seen there; None before that."""
+
+
+class Mailbox:
+    """The mailbox of a folder at one relay."""
+
+    def __init__(
+        self,
+        context: FolderContext,
+        contents: ContentJobs,
+        keys: KeyKeeper,
+        service: MailboxService,
+        *,
+        policy: Policy,
+        exchanges: Mapping[DeviceId, Exchange],
+        absorb_links: Callable[[Sequence[bytes]], Awaitable[None]],
+        possesses: Callable[[bytes, Sequence[bytes]], None],
+    ) -> None:
+        """`exchanges` are those with connected members."""
+        self._context = context
+        self._contents = contents
+        self._keys = keys
+        self._service = service
+        self._exchanges = exchanges
+        self._told = Troubles(context, service.name)
+        self.policy = policy
+        self.activity = Activity.STARTING
+        self.journal = Journal(context, service.id)
+        self.reader = FeedReader(
+            context, service, self.journal, keys, self._told, absorb_links=absorb_links, possesses=possesses
+        )
+        self.poster = MailboxPoster(context, service, self.journal, keys, self._acknowledged_by_all)
+        self.holder = RelayHolder(context, service, keys, self._told)
+        self._acked: dict[DeviceId, tuple[bytes, int]] = {}
+        self._poke = Pulse()
+        self._attached = False
+
+    @property
+    def status(self) -> MailboxStatus:
+        """How things stand."""
+        own = self._context.keys.card.signing_key
+        times = [s.time for s in self.journal.chains.statements.values() if s.key.signer != own]
+        return MailboxStatus(
+            self._service.name,
+            self.policy,
+            self.activity,
+            len(self.poster.backlog),
+            self.poster.uploader.sent,
+            self.holder.received,
+            max(times, default=None),
+        )
+
+    # ── life ────────────────────────────────────────────────────────────────────────────────────────────────────────
+    async def run(self) -> None:
+        """Keep mailbox and folder together until cancelled. What the relay does never ends this."""
+        await self.journal.load()
+        await self._load_acknowledged()
+        try:
+            async with trio.open_nursery() as nursery:
+                nursery.start_soon(self._keep_trying, self._follow)
+                nursery.start_soon(self._keep_trying, self._post)
+                nursery.start_soon(self._relay_pulse, self._context.records_changed)
+                nursery.start_soon(self._relay_pulse, self._keys.changed)
+                nursery.start_soon(self._relay_pulse, self.reader.progressed)
+                nursery.start_soon(self._watch_members)
+        finally:
+            self._detach()
+
+    async def _keep_trying(self, work: Callable[[], Awaitable[None]]) -> None:
+        """Repeat, and tell people what keeps it from succeeding."""
+        failures, failing_since = 0, 0.0
+        while True:
+            wait = 0.0
+            try:
+                await work()
+                failures = 0
+            except (DamagedRowError, StoreFailedError):
+                raise
+            except (P2PSyncError, ExceptionGroup) as error:
+                reason = cause(error)
+                if isinstance(reason, DamagedRowError | StoreFailedError) or not isinstance(reason, P2PSyncError):
+                    raise
+                failing_since = failing_since if failures else trio.current_time()
+                failures += 1
+                wait = self._tell(reason, failures, trio.current_time() - failing_since)
+            await trio.sleep(wait)
+
+    def _tell(self, error: P2PSyncError, failures: int, lasted: float) -> float:
+        """Show what went wrong; seconds to wait."""
+        back_off = min(MAX_BACK_OFF, FIRST_BACK_OFF * 2.0 ** min(failures - 1, 16))
+        back_off *= self._context.world.rng.uniform(0.5, 1.0)
+        _log.debug("a mailbox does not go on", folder=self._context.name, relay=self._service.name, error=str(error))
+        match error:
+            case OverQuota():
+                self.activity = Activity.FULL
+                self._told.quota(error.used, error.limit, error.asked)
+                return QUOTA_AGAIN
+            case MailboxRefused():
+                self.activity = Activity.REFUSED
+                self._told.refused(str(error))
+                return REFUSED_AGAIN
+            case MailboxUnavailable():
+                self.activity = Activity.UNREACHABLE
+                self._detach()
+                if lasted >= QUIET_FOR:
+                    self._told.unreachable(str(error))
+                return max(back_off, min(error.retry_after, MAX_BACK_OFF))
+            case MailboxError():
+                self._told.unreachable(str(error))
+            case _:
+                _log.warning("a mailbox stumbles", folder=self._context.name, error=str(error))
+        return back_off
+
+    async def _relay_pulse(self, pulse: Pulse) -> None:
+        while True:
+            await pulse.wait_beyond(pulse.count)
+            self._poke.fire()
+
+    # ── reading ─────────────────────────────────────────────────────────────────────────────────────────────────────
+    async def _follow(self) -> None:
+        """Read, then follow what comes; ends by an error only."""
+        self.activity = Activity.READING
+        await self._fetch_grants()
+        await self.reader.judge()
+        self._answered()
+        judged = trio.current_time()
+        while True:
+            self.activity = Activity.IDLE
+            seen = self._keys.changed.count
+            with trio.move_on_after(JUDGE_EVERY):
+                await self._wait_for_news(seen)
+            await self._fetch_grants()
+            if trio.current_time() - judged >= JUDGE_EVERY:
+                await self.reader.judge()
+                judged = trio.current_time()
+            else:
+                await self.reader.read_to_end()
+            self._answered()
+
+    def _answered(self) -> None:
+        """The relay works: contents may be asked of it."""
+        self._told.clear(troubles.UNREACHABLE, troubles.REFUSED)
+        if not self._attached:
+            self._contents.attach(self.holder)
+            self._attached = True
+
+    def _detach(self) -> None:
+        self._contents.detach(self.holder)
+        self._attached = False
+
+    async def _wait_for_news(self, seen: int) -> None:
+        """Until there is something at the relay, or keys came by which more can be read."""
+        async with trio.open_nursery() as nursery:
+
+            async def wait(asks: Callable[[], Awaitable[object]]) -> None:
+                await asks()
+                nursery.cancel_scope.cancel()
+
+            nursery.start_soon(wait, lambda: self._service.wait(self.journal.row.cursor))
+            nursery.start_soon(wait, lambda: self._keys.changed.wait_beyond(seen))
+
+    async def _fetch_grants(self) -> None:
+        """Take the keys that were left for this device, when something cannot be read or sealed without."""
+        if self._keys.sealing_key() is None or self.journal.row.skipped:
+            await self._keys.take(await self._service.granted())
+
+    # ── posting ─────────────────────────────────────────────────────────────────────────────────────────────────────
+    async def _post(self) -> None:
+        """Post what is due, then wait for more; ends by an error only."""
+        while not self.reader.caught_up:
+            await self.reader.progressed.wait_beyond(self.reader.progressed.count)
+        while True:
+            seen = self._poke.count
+            self.activity = Activity.POSTING
+            wait = await self.poster.post(records=self._may_post())
+            self.activity = Activity.IDLE
+            self._told.clear(troubles.QUOTA)
+            await trio.sleep(SOON)
+            with trio.move_on_after(wait):
+                await self._poke.wait_beyond(seen)
+
+    def _absent(self) -> list[DeviceId]:
+        """Members who read and are not connected."""
+        membership = self._context.membership
+        return [
+            device
+            for device in membership.members
+            if membership.may_read(device) and device != self._context.device and device not in self._exchanges
+        ]
+
+    def _may_post(self) -> bool:
+        return self.policy is Policy.ALWAYS or (self.policy is Policy.OFFLINE and bool(self._absent()))
+
+    def _acknowledged_by_all(self) -> int:
+        """Up to which change of this index every absent member is known to have it; 0 under the policy `always`."""
+        if self.policy is not Policy.OFFLINE:
+            return 0
+        with self._context.index.read() as reader:
+            index_id = reader.index_id
+        known = [self._acked.get(device, (b"", 0)) for device in self._absent()]
+        return min((sequence if name == index_id else 0 for name, sequence in known), default=0)
+
+    # ── what absent members have ────────────────────────────────────────────────────────────────────────────────────
+    async def _watch_members(self) -> None:
+        """Note what connected members have taken in, so that it need not be left for them once they are away."""
+        context = self._context
+        connected: set[DeviceId] = set()
+        while True:
+            seen = context.state_changed.count
+            if set(self._exchanges) != connected:
+                connected = set(self._exchanges)
+                self._poke.fire()
+            fresh = {
+                device: (announce.cursor_index_id, announce.cursor_sequence)
+                for device, exchange in self._exchanges.items()
+                if (announce := exchange.theirs.announce) is not None and announce.cursor_sequence
+            }
+            changed = {device: cursor for device, cursor in fresh.items() if self._acked.get(device) != cursor}
+            if changed and self.policy is Policy.OFFLINE:
+
+                def keep(writer: Writer, changed: dict[DeviceId, tuple[bytes, int]] = changed) -> None:
+                    for device, cursor in changed.items():
+                        writer.put_setting(_acknowledged(device), msgspec.msgpack.encode(cursor))
+
+                await context.world.offload.run(lambda: context.index.write(keep))
+                self._acked |= changed
+            await trio.sleep(1.0)
+            await context.state_changed.wait_beyond(seen)
+
+    async def _load_acknowledged(self) -> None:
+        context = self._context
+
+        def read() -> dict[DeviceId, tuple[bytes, int]]:
+            with context.index.read() as reader:
+                rows = {d: reader.setting(_acknowledged(d)) for d in context.membership.members}
+            return {d: msgspec.msgpack.decode(row, type=tuple[bytes, int]) for d, row in rows.items() if row}
+
+        self._acked = await context.world.offload.run(read)
+
+
+def _acknowledged(device: bytes) -> str:
+    """Name of the setting that says how much of this index's feed a device has."""
+    return f"acknowledged {device.hex()}"

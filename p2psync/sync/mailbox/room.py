@@ -1,0 +1,96 @@
+"""A folder's mailboxes and the keys they need, as one part of the folder; idle where no mailbox is used."""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Callable, Mapping, Sequence
+
+import trio
+
+from p2psync.model.ids import DeviceId
+from p2psync.sync.contents import ContentJobs
+from p2psync.sync.context import FolderContext
+from p2psync.sync.exchange import Exchange
+from p2psync.sync.mailbox import troubles
+from p2psync.sync.mailbox.backlog import Policy
+from p2psync.sync.mailbox.journal import Journal
+from p2psync.sync.mailbox.keys import KeyKeeper
+from p2psync.sync.mailbox.mailbox import Mailbox, MailboxStatus
+from p2psync.sync.mailbox.service import MailboxService
+from p2psync.sync.pulse import Pulse
+
+
+class MailRoom:
+    """Runs the mailboxes of one folder."""
+
+    def __init__(
+        self,
+        context: FolderContext,
+        contents: ContentJobs,
+        exchanges: Mapping[DeviceId, Exchange],
+        *,
+        absorb_links: Callable[[Sequence[bytes]], Awaitable[None]],
+        possesses: Callable[[bytes, Sequence[bytes]], None],
+    ) -> None:
+        """`exchanges` are those with connected members; the callbacks are the folder's."""
+        self._context = context
+        self._contents = contents
+        self._exchanges = exchanges
+        self._absorb_links = absorb_links
+        self._possesses = possesses
+        self._services: Sequence[MailboxService] = ()
+        self._changed = Pulse()
+        self.keys = KeyKeeper(context, absorb_links)
+        self.policy = Policy.NEVER
+        self.mailboxes: list[Mailbox] = []
+        """Those that are running."""
+
+    @property
+    def is_needed(self) -> bool:
+        """Whether there is anything to run."""
+        return self.keys.in_use
+
+    @property
+    def status(self) -> list[MailboxStatus]:
+        """How each mailbox stands."""
+        return [mailbox.status for mailbox in self.mailboxes]
+
+    def use(self, services: Sequence[MailboxService], policy: Policy) -> None:
+        """Use these mailboxes from now on, and no others; none under the policy `never`."""
+        self._services = () if policy is Policy.NEVER else tuple(services)
+        self.policy = policy
+        self.keys.wanted = bool(self._services)
+        self._changed.fire()
+        self._context.state_changed.fire()
+
+    async def forget(self, relay: bytes) -> None:
+        """Remember nothing of a mailbox that is not in use: it is left for good, or will be trusted anew."""
+        await Journal(self._context, relay).forget()
+        for code in troubles.CODES:
+            self._context.clear_problem(code)
+
+    async def run(self) -> None:
+        """Run keys and mailboxes until cancelled."""
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(self.keys.run)
+            await self.keys.ready.wait()
+            while True:
+                seen = self._changed.count
+                async with trio.open_nursery() as running:
+                    self.mailboxes = [self._open(service) for service in self._services]
+                    for mailbox in self.mailboxes:
+                        running.start_soon(mailbox.run)
+                    await self._changed.wait_beyond(seen)
+                    running.cancel_scope.cancel()
+                self.mailboxes = []
+
+    def _open(self, service: MailboxService) -> Mailbox:
+        return Mailbox(
+            self._context,
+            self._contents,
+            self.keys,
+            service,
+            policy=self.policy,
+            exchanges=self._exchanges,
+            absorb_links=self._absorb_links,
+            possesses=self._possesses,
+        )

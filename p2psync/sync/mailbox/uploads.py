@@ -1,0 +1,166 @@
+"""Brings contents to a mailbox before the records that name them: in parallel, and only what is missing there."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+from functools import partial
+
+import trio
+
+from p2psync.crypto.epochs import EpochKey
+from p2psync.crypto.seal import ChunkKind, ChunkName, chunk_id, ref_id, seal_chunk
+from p2psync.errors import StateError
+from p2psync.index.mailbox import MailboxView, MailboxWriter
+from p2psync.index.writer import Writer
+from p2psync.model.manifest import decode_manifest
+from p2psync.model.records import FileRecord
+from p2psync.ports import Kind
+from p2psync.sync.contents import find_chunk
+from p2psync.sync.context import FolderContext
+from p2psync.sync.mailbox.journal import Journal
+from p2psync.sync.mailbox.service import MAX_ASKED, ChunksMissing, MailboxService
+
+PARALLEL = 6
+"""Requests at a time: with 4 MiB a chunk, and as much sealed, this bounds the memory too."""
+ATTEMPTS = 3
+"""Times a reference is tried whose chunks have gone meanwhile."""
+
+
+@dataclass(frozen=True, slots=True)
+class Piece:
+    """One chunk of a content at the store; `manifest` are its bytes when it is one."""
+
+    id: bytes
+    name: ChunkName
+    length: int
+    manifest: bytes = b""
+
+
+@dataclass(frozen=True, slots=True)
+class Content:
+    """A content to be kept, with its chunks."""
+
+    root: bytes
+    pieces: Sequence[Piece]
+
+
+class StaleKeyError(StateError):
+    """The epoch has ended: what is left is sealed under the next one."""
+
+
+def has_content(record: FileRecord) -> bool:
+    """Whether somebody who takes in the record needs a content from elsewhere."""
+    return record.kind is Kind.FILE and not record.deleted and record.size > 0
+
+
+def content_of(key: EpochKey, root: bytes, encoded: bytes, *, inline: bool) -> Content:
+    """The chunks that keep a content: those of the file, and its manifest when no record holds that."""
+    manifest = decode_manifest(encoded)
+    chunks = dict.fromkeys(manifest.chunk(index) for index in range(manifest.count))
+    names = [(ChunkName(ChunkKind.CONTENT, chunk, manifest.algorithm), length) for chunk, length in chunks]
+    pieces = [Piece(chunk_id(key, name), name, length) for name, length in names]
+    if not inline:
+        name = ChunkName(ChunkKind.MANIFEST, root)
+        pieces.append(Piece(chunk_id(key, name), name, len(encoded), encoded))
+    return Content(root, pieces)
+
+
+class Uploader:
+    """Uploads for one mailbox."""
+
+    def __init__(
+        self, context: FolderContext, service: MailboxService, journal: Journal, key: Callable[[], EpochKey | None]
+    ) -> None:
+        """`key` gives the key that may seal at that moment."""
+        self._context = context
+        self._service = service
+        self._journal = journal
+        self._key = key
+        self._slots = trio.Semaphore(PARALLEL)
+        self.sent = 0
+        """Bytes of content that were uploaded since the start."""
+
+    async def ensure(self, key: EpochKey, records: Iterable[FileRecord]) -> set[bytes]:
+        """See to it that the contents of these records are there; roots of those that cannot be read here now.
+
+        StaleKeyError when the epoch ends meanwhile; errors of the service come through.
+        """
+        context = self._context
+        wanted = {record.content: record for record in records if has_content(record)}
+
+        def plan(view: MailboxView) -> tuple[list[Content], set[bytes]]:
+            contents, unknown = [], set()
+            with context.index.read() as reader:
+                for root, record in wanted.items():
+                    if view.upload(root) is not None:
+                        continue
+                    encoded = record.manifest or reader.manifest(root)
+                    if encoded is None:
+                        unknown.add(root)
+                    else:
+                        contents.append(content_of(key, root, encoded, inline=bool(record.manifest)))
+            return contents, unknown
+
+        contents, failed = await self._journal.look(plan)
+        missing = await self._missing([piece.id for content in contents for piece in content.pieces])
+        async with trio.open_nursery() as nursery:
+            for content in contents:
+                nursery.start_soon(self._keep, key, content, missing, failed)
+        return failed
+
+    async def _missing(self, ids: Sequence[bytes]) -> set[bytes]:
+        asked = list(dict.fromkeys(ids))
+        found: set[bytes] = set()
+        for start in range(0, len(asked), MAX_ASKED):
+            found.update(await self._service.missing(asked[start : start + MAX_ASKED]))
+        return found
+
+    async def _keep(self, key: EpochKey, content: Content, missing: set[bytes], failed: set[bytes]) -> None:
+        """Upload what is missing of one content, then refer to it."""
+        ids = [piece.id for piece in content.pieces]
+        for attempt in range(ATTEMPTS):
+            async with trio.open_nursery() as nursery:
+                for piece in content.pieces:
+                    if piece.id in missing:
+                        missing.discard(piece.id)
+                        await self._slots.acquire()
+                        nursery.start_soon(self._upload, key, content.root, piece, failed)
+            if content.root in failed:
+                return
+            try:
+                async with self._slots:
+                    await self._service.put_ref(ref_id(key, content.root), ids)
+                break
+            except ChunksMissing:
+                # Another content of this bundle shares a chunk and has not finished, or it was collected meanwhile.
+                if attempt == ATTEMPTS - 1:
+                    raise
+                missing.update(await self._missing(ids))
+        await self._journal.commit(partial(_note, content.root, key.id, self._journal.now))
+
+    async def _upload(self, key: EpochKey, root: bytes, piece: Piece, failed: set[bytes]) -> None:
+        """Seal and send one chunk, in a slot that was taken for it; `failed` when no file here holds it any more."""
+        context = self._context
+
+        def seal() -> bytearray | None:
+            data = piece.manifest or find_chunk(context, piece.name.hash, piece.length)
+            return None if data is None else seal_chunk(key, piece.name, data)
+
+        try:
+            if self._key() != key:
+                raise StaleKeyError("the epoch has ended")
+            sealed = await context.world.offload.run(seal) if context.has_root and root not in failed else None
+            if sealed is None:
+                failed.add(root)
+                return
+            await self._service.put_chunk(piece.id, sealed)
+        finally:
+            self._slots.release()
+        self.sent += piece.length
+        context.progress.sent += piece.length
+        context.state_changed.fire()
+
+
+def _note(root: bytes, key_id: bytes, now: int, _: Writer, rows: MailboxWriter) -> None:
+    rows.put_upload(root, key_id, now)

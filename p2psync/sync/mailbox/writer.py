@@ -1,0 +1,325 @@
+"""Leaves in a mailbox what it lacks: keys for readers, links, records with their contents, statements of heads.
+
+What is signed is kept before it is posted and marked once it is acknowledged. A crash anywhere repeats work, and never
+signs another entry in the place of one.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import partial
+
+import structlog
+import trio
+
+from p2psync.errors import StateError
+from p2psync.index import mailbox as rows
+from p2psync.index.mailbox import MailboxView, MailboxWriter, Marks
+from p2psync.index.reader import Reader
+from p2psync.index.writer import Writer
+from p2psync.model.paths import PathKey
+from p2psync.model.records import FileRecord, decode_stored_record, record_id
+from p2psync.protocol import codec
+from p2psync.protocol import messages as m
+from p2psync.protocol.batcher import expand, pack
+from p2psync.protocol.limits import MAX_LINKS_PER_MESSAGE
+from p2psync.protocol.mailbox import Entry, EntryKind, Head, decode_header, sorted_heads
+from p2psync.sync.bundles import outgoing
+from p2psync.sync.context import FolderContext
+from p2psync.sync.mailbox.backlog import Backlog
+from p2psync.sync.mailbox.journal import Journal
+from p2psync.sync.mailbox.keys import KeyKeeper, keys_to_grant
+from p2psync.sync.mailbox.service import MAX_APPEND, MAX_APPEND_BYTES, MAX_GIVEN, Contradicted, MailboxService
+from p2psync.sync.mailbox.uploads import Uploader, has_content
+
+_log = structlog.get_logger(__name__)
+
+GRACE = 30.0
+"""Seconds, and up to half as many more, that what others wrote is left for them to post."""
+RETRY = 60.0
+"""Seconds after which a content is tried again that could not be read."""
+STATE_EVERY_S = 6 * 3600
+"""A device says at least this often what it has seen there."""
+FEED_PAGE = 2000
+BUNDLE_PATHS = 256
+BUNDLE_BYTES = 64 * 1024 * 1024
+READY = 4096
+"""Paths that are looked at when the next bundle is chosen."""
+
+
+@dataclass(frozen=True, slots=True)
+class Candidate:
+    """A path with records that the mailbox lacks."""
+
+    key: PathKey
+    records: Sequence[FileRecord]
+
+    @property
+    def size(self) -> int:
+        """Bytes of content that may have to go before them."""
+        return sum(record.size for record in self.records if has_content(record))
+
+
+def choose_bundle(candidates: Sequence[Candidate]) -> list[Candidate]:
+    """What goes next: small files first, so that many are there soon; at least one, however big."""
+    chosen: list[Candidate] = []
+    total = 0
+    for candidate in sorted(candidates, key=lambda c: c.size):
+        if chosen and (len(chosen) == BUNDLE_PATHS or total + candidate.size > BUNDLE_BYTES):
+            break
+        chosen.append(candidate)
+        total += candidate.size
+    return chosen
+
+
+def lacking(reader: Reader, view: MailboxView, key: PathKey) -> list[FileRecord]:
+    """Records of a path that are not there and can be brought: those whose content is on this disk."""
+    posted = view.posted(key)
+    absent = [stored for stored in reader.stored(key) if record_id(stored.encoded) not in posted]
+    return [s.record for s in absent if not has_content(s.record) or reader.find_content(s.record.content)]
+
+
+class MailboxPoster:
+    """Posts to one mailbox."""
+
+    def __init__(
+        self,
+        context: FolderContext,
+        service: MailboxService,
+        journal: Journal,
+        keys: KeyKeeper,
+        since: Callable[[], int],
+    ) -> None:
+        """`since` gives the change of the index up to which everybody who matters has everything anyhow."""
+        self._context = context
+        self._service = service
+        self._journal = journal
+        self._keys = keys
+        self._since = since
+        self._read = 0
+        self.backlog = Backlog()
+        self.uploader = Uploader(context, service, journal, keys.sealing_key)
+
+    def start_over(self) -> None:
+        """Look at everything again that is not known to be there."""
+        self.backlog.clear()
+        self._read = 0
+
+    async def post(self, *, records: bool) -> float:
+        """Post what is due; seconds after which to look again at the latest. Errors of the service come through.
+
+        `records`: whether the policy lets records go now.
+        """
+        await self.flush()
+        await self._give()
+        if self._keys.sealing_key() is None or self._context.membership.role(self._context.device) is None:
+            return RETRY
+        await self._post_links()
+        if records and self._context.membership.may_edit(self._context.device):
+            await self._look()
+            while await self._post_bundle():
+                await self._look()
+            await self._settle()
+        await self._state()
+        due = self.backlog.next_due()
+        return RETRY if due is None or not records else min(RETRY, max(0.0, due - trio.current_time()))
+
+    # ── entries ─────────────────────────────────────────────────────────────────────────────────────────────────────
+    async def flush(self) -> None:
+        """Post what is signed and not acknowledged."""
+        while waiting := self._journal.outbox:
+            batch: list[Entry] = []
+            size = 0
+            for entry, _ in waiting[:MAX_APPEND]:
+                size += len(entry.encoded)
+                if batch and size > MAX_APPEND_BYTES:
+                    break
+                batch.append(entry)
+            try:
+                await self._service.append([entry.encoded for entry in batch])
+            except Contradicted as error:
+                if not await self._resolve(error):
+                    raise
+                continue
+            await self._journal.acknowledge([entry.header for entry in batch])
+
+    async def _resolve(self, error: Contradicted) -> bool:
+        """Find out why an entry does not follow; whether it may be tried again."""
+        journal = self._journal
+        theirs = decode_header(error.header) if error.header else None
+        own = journal.chains.own
+        if theirs is not None and (theirs.key != own or theirs.folder != self._context.folder):
+            raise StateError("the relay answered with another chain's entry") from error
+        if theirs is not None:
+            theirs.verify()
+            for index, (entry, _) in enumerate(journal.outbox):
+                if entry.header.hash == theirs.hash:
+                    await journal.acknowledge([e.header for e, _ in journal.outbox[: index + 1]])
+                    return True
+        tip = journal.chains.tips.get(own)
+        if theirs is not None and (tip is None or theirs.seq > tip.seq):
+            _log.info("a new chain: an earlier life of this device left entries there", folder=self._context.name)
+            await journal.begin_anew()
+        elif tip is not None and theirs is not None and theirs.hash == tip.hash:
+            return False
+        else:
+            _log.warning("the mailbox lost what it had acknowledged", folder=self._context.name)
+            await journal.give_up_chain()
+        self.start_over()
+        return True
+
+    async def _sign_and_post(self, bodies: Sequence[tuple[EntryKind, bytes, Marks]]) -> None:
+        await self._journal.sign(self._keys.sealing_key, bodies)
+        await self.flush()
+
+    # ── keys and members ────────────────────────────────────────────────────────────────────────────────────────────
+    async def _give(self) -> None:
+        """Leave grants for those who may read."""
+        membership = self._context.membership
+        if not membership.may_edit(self._context.device):
+            return
+
+        def look(view: MailboxView) -> list[tuple[bytes, bytes, bytes]]:
+            with self._context.index.read() as reader:
+                return [
+                    (key.id, device, encoded)
+                    for key in keys_to_grant(membership, self._keys.ring)
+                    for device, encoded in rows.grants(reader, key.id).items()
+                    if encoded and membership.may_read(device) and not view.is_given(key.id, device)
+                ]
+
+        fresh = await self._journal.look(look)
+        for start in range(0, len(fresh), MAX_GIVEN):
+            part = fresh[start : start + MAX_GIVEN]
+            await self._service.give([encoded for _, _, encoded in part])
+
+            await self._journal.commit(partial(_note_given, part))
+
+    async def _post_links(self) -> None:
+        """Leave the membership links that are not there."""
+        membership = self._context.membership
+        missing = membership.links_after(self._journal.row.links)
+        if not missing:
+            return
+        parts = [missing[i : i + MAX_LINKS_PER_MESSAGE] for i in range(0, len(missing), MAX_LINKS_PER_MESSAGE)]
+        for part in parts:
+            for piece in _fitting(part):
+                body = codec.encode(m.Links(self._context.folder, piece))
+                await self._sign_and_post([(EntryKind.LINKS, body, ())])
+        async with self._journal.lock:
+            known = dict.fromkeys((*self._journal.row.links, *membership.heads))
+            await self._journal.change_row(links=tuple(known)[-256:])
+
+    # ── records ─────────────────────────────────────────────────────────────────────────────────────────────────────
+    async def _look(self) -> None:
+        """Find what has changed and is not there."""
+        context, journal = self._context, self._journal
+        now = trio.current_time()
+        self._read = max(self._read, journal.row.posted, self._since())
+
+        def look(view: MailboxView) -> tuple[list[tuple[PathKey, int, bool]], int]:
+            found: list[tuple[PathKey, int, bool]] = []
+            with context.index.read() as reader:
+                entries = reader.feed(self._read, min(FEED_PAGE, self.backlog.room))
+                for entry in entries:
+                    records = lacking(reader, view, entry.key)
+                    if records:
+                        mine = any(record.dot.replica[:8] == context.device[:8] for record in records)
+                        found.append((entry.key, entry.sequence, mine))
+                return found, entries[-1].sequence if entries else self._read
+
+        while self.backlog.room:
+            found, upto = await journal.look(look)
+            for key, sequence, mine in found:
+                wait = 0.0 if mine else GRACE + context.world.rng.uniform(0, GRACE / 2)
+                self.backlog.add(key, sequence, now + wait)
+            if upto == self._read:
+                return
+            self._read = upto
+
+    async def _post_bundle(self) -> bool:
+        """Post the next bundle of what is due; whether there was one."""
+        context, journal = self._context, self._journal
+        key = self._keys.sealing_key()
+        ready = self.backlog.ready(trio.current_time(), READY)
+        if key is None or not ready:
+            return False
+
+        def look(view: MailboxView) -> list[Candidate]:
+            with context.index.read() as reader:
+                return [Candidate(path, lacking(reader, view, path)) for path in ready]
+
+        candidates = await journal.look(look)
+        for candidate in candidates:
+            if not candidate.records:
+                self.backlog.done(candidate.key)
+        bundle = choose_bundle([candidate for candidate in candidates if candidate.records])
+        failed = await self.uploader.ensure(key, [record for c in bundle for record in c.records])
+        later = trio.current_time() + RETRY
+        for candidate in bundle:
+            if any(record.content in failed for record in candidate.records):
+                self.backlog.postpone(candidate.key, later)
+        await self._post_records([c.key for c in bundle if not any(r.content in failed for r in c.records)])
+        return True
+
+    async def _post_records(self, keys: Sequence[PathKey]) -> None:
+        context = self._context
+
+        def gather() -> list[tuple[EntryKind, bytes, Marks]]:
+            with context.index.read() as reader:
+                messages = list(pack(context.folder, b"", outgoing(reader, keys, context)))
+            return [(EntryKind.RECORDS, codec.encode(msg), _marks(msg)) for msg in messages if msg.groups]
+
+        bodies = await context.world.offload.run(gather)
+        if bodies:
+            await self._sign_and_post(bodies)
+        for key in keys:
+            self.backlog.done(key)
+        context.state_changed.fire()
+
+    async def _settle(self) -> None:
+        """Remember up to where everything is there, so that the next start need not look."""
+        settled = self.backlog.settled(self._read)
+        if settled > self._journal.row.posted:
+            async with self._journal.lock:
+                await self._journal.change_row(posted=settled)
+
+    # ── freshness ───────────────────────────────────────────────────────────────────────────────────────────────────
+    async def _state(self) -> None:
+        """Say what this device has seen there, every few hours."""
+        journal = self._journal
+        row, now = journal.row, journal.now
+        if 0 <= now - row.stated < STATE_EVERY_S:
+            return
+        head = Head(row.statement + 1, now, sorted_heads(journal.chains.tips.values()))
+        async with journal.lock:
+            await journal.change_row(statement=head.counter, stated=now)
+        await self._sign_and_post([(EntryKind.HEAD, head.encode(), ())])
+
+
+def _note_given(part: Sequence[tuple[bytes, bytes, bytes]], _: Writer, writer: MailboxWriter) -> None:
+    for key_id, device, _encoded in part:
+        writer.put_given(key_id, device)
+
+
+def _fitting(links: Sequence[bytes], limit: int = 512 * 1024) -> list[list[bytes]]:
+    """Links in messages that fit the body of an entry."""
+    parts: list[list[bytes]] = []
+    size = limit
+    for link in links:
+        if size + len(link) > limit:
+            parts.append([])
+            size = 0
+        parts[-1].append(link)
+        size += len(link)
+    return parts
+
+
+def _marks(message: m.Records) -> Marks:
+    """Which records a message brings."""
+    return [
+        (decode_stored_record(encoded).key, record_id(encoded))
+        for group in message.groups
+        for encoded in expand(message.folder, group).records.values()
+    ]
