@@ -43,7 +43,7 @@ MAX_ANSWER: Final = 1 << 20
 MAX_PROBLEM: Final = 64 << 10
 TIMEOUT_S: Final = 45.0
 """For one request; the relay gives up after 30 s."""
-PATIENCE_S: Final = 60.0
+PATIENCE_S: Final = 180.0
 """For one call with all its repetitions, not counting the last one's own time."""
 ATTEMPTS: Final = 5
 MAX_LINE: Final = 64 << 10
