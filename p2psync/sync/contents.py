@@ -373,9 +373,10 @@ class ContentJobs:
                         if want in self._failures:
                             raise self._failures[want]
                     if self._arrived.count == seen and not (self._swarm.in_flight and self._links):
+                        self._count_denials(wants)
                         raise UnavailableError
-        finally:
             self._count_denials(wants)
+        finally:
             for want in wants:
                 self._swarm.drop(want)
                 del self._sinks[want]

@@ -61,21 +61,25 @@ class RelayHolder:
         """See `Link.fetch`; what comes has been opened, and so verified."""
         kind = ChunkKind.MANIFEST if manifests else ChunkKind.CONTENT
         found: list[memoryview | Absent] = [Absent.GONE] * len(asked)
+        errors: list[MailboxError] = []
 
         async def fetch_one(index: int, name: ChunkName) -> None:
-            async with self._slots:
-                found[index] = await self._fetch(name)
+            try:
+                async with self._slots:
+                    found[index] = await self._fetch(name)
+            except MailboxError as error:
+                found[index] = Absent.LATER
+                errors.append(error)
             item = found[index]
             if not isinstance(item, Absent):
                 self.received += len(item)
                 progress(len(item))
 
-        try:
-            async with trio.open_nursery() as nursery:
-                for index, (digest, _) in enumerate(asked):
-                    nursery.start_soon(fetch_one, index, ChunkName(kind, digest, self._context.algorithm))
-        except* MailboxError as group:
-            raise ConnectionLost(f"{self.name} did not give what was asked for: {group.exceptions[0]}") from None
+        async with trio.open_nursery() as nursery:
+            for index, (digest, _) in enumerate(asked):
+                nursery.start_soon(fetch_one, index, ChunkName(kind, digest, self._context.algorithm))
+        if len(errors) == len(asked):
+            raise ConnectionLost(f"{self.name} did not give what was asked for: {errors[0]}") from errors[0]
         return found
 
     async def _fetch(self, name: ChunkName) -> memoryview | Absent:

@@ -38,6 +38,8 @@ class Journal:
         self.chains: Chains
         self.outbox: list[tuple[Entry, Marks]] = []
         """Entries of the present chain that were signed and are not acknowledged."""
+        self.steps = 0
+        """Counts what was committed: whether there is progress."""
 
     @property
     def now(self) -> int:
@@ -63,9 +65,11 @@ class Journal:
     async def commit(self, work: Callable[[Writer, MailboxWriter], T]) -> T:
         """Run `work` in one transaction; it may run twice."""
         context, relay = self._context, self._relay
-        return await context.world.offload.run(
+        result = await context.world.offload.run(
             lambda: context.index.write(lambda writer: work(writer, MailboxWriter(writer, relay)))
         )
+        self.steps += 1
+        return result
 
     async def look(self, work: Callable[[MailboxView], T]) -> T:
         """Ask the index."""

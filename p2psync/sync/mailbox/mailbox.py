@@ -134,11 +134,16 @@ class Mailbox:
         finally:
             self._detach()
 
+    @property
+    def _progress(self) -> tuple[int, int]:
+        """Changes whenever something was achieved."""
+        return self.journal.steps, self.poster.uploader.sent
+
     async def _keep_trying(self, work: Callable[[], Awaitable[None]]) -> None:
         """Repeat, and tell people what keeps it from succeeding."""
         failures, failing_since = 0, 0.0
         while True:
-            wait = 0.0
+            wait, before = 0.0, self._progress
             try:
                 await work()
                 failures = 0
@@ -148,8 +153,8 @@ class Mailbox:
                 reason = cause(error)
                 if isinstance(reason, DamagedRowError | StoreFailedError) or not isinstance(reason, P2PSyncError):
                     raise
-                failing_since = failing_since if failures else trio.current_time()
-                failures += 1
+                failures = failures + 1 if self._progress == before else 1
+                failing_since = failing_since if failures > 1 else trio.current_time()
                 wait = self._tell(reason, failures, trio.current_time() - failing_since)
             await trio.sleep(wait)
 

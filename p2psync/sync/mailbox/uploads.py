@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import partial
 
 import trio
 
 from p2psync.crypto.epochs import EpochKey
 from p2psync.crypto.seal import ChunkKind, ChunkName, chunk_id, ref_id, seal_chunk
-from p2psync.errors import StateError
+from p2psync.errors import P2PSyncError, StateError
 from p2psync.index.mailbox import MailboxView, MailboxWriter
 from p2psync.index.writer import Writer
 from p2psync.model.manifest import decode_manifest
@@ -19,7 +19,7 @@ from p2psync.ports import Kind
 from p2psync.sync.contents import find_chunk
 from p2psync.sync.context import FolderContext
 from p2psync.sync.mailbox.journal import Journal
-from p2psync.sync.mailbox.service import MAX_ASKED, ChunksMissing, MailboxService
+from p2psync.sync.mailbox.service import MAX_ASKED, ChunksMissing, MailboxError, MailboxService
 
 PARALLEL = 6
 """Requests at a time: with 4 MiB a chunk, and as much sealed, this bounds the memory too."""
@@ -66,6 +66,16 @@ def content_of(key: EpochKey, root: bytes, encoded: bytes, *, inline: bool) -> C
     return Content(root, pieces)
 
 
+@dataclass(frozen=True, slots=True)
+class _Work:
+    """A round of uploads. After the first error nothing new is begun, and what is under way is finished."""
+
+    key: EpochKey
+    missing: set[bytes]
+    failed: set[bytes]
+    errors: list[P2PSyncError] = field(default_factory=list)
+
+
 class Uploader:
     """Uploads for one mailbox."""
 
@@ -104,9 +114,12 @@ class Uploader:
 
         contents, failed = await self._journal.look(plan)
         missing = await self._missing([piece.id for content in contents for piece in content.pieces])
+        work = _Work(key, missing, failed)
         async with trio.open_nursery() as nursery:
             for content in contents:
-                nursery.start_soon(self._keep, key, content, missing, failed)
+                nursery.start_soon(self._keep, work, content)
+        if work.errors:
+            raise work.errors[0]
         return failed
 
     async def _missing(self, ids: Sequence[bytes]) -> set[bytes]:
@@ -116,45 +129,54 @@ class Uploader:
             found.update(await self._service.missing(asked[start : start + MAX_ASKED]))
         return found
 
-    async def _keep(self, key: EpochKey, content: Content, missing: set[bytes], failed: set[bytes]) -> None:
-        """Upload what is missing of one content, then refer to it."""
+    async def _keep(self, work: _Work, content: Content) -> None:
+        """Upload what is missing of one content, then refer to it. Errors end up in `work`."""
         ids = [piece.id for piece in content.pieces]
         for attempt in range(ATTEMPTS):
             async with trio.open_nursery() as nursery:
                 for piece in content.pieces:
-                    if piece.id in missing:
-                        missing.discard(piece.id)
+                    if piece.id in work.missing:
+                        work.missing.discard(piece.id)
                         await self._slots.acquire()
-                        nursery.start_soon(self._upload, key, content.root, piece, failed)
-            if content.root in failed:
+                        nursery.start_soon(self._upload, work, content.root, piece)
+            if work.errors or content.root in work.failed:
                 return
             try:
                 async with self._slots:
-                    await self._service.put_ref(ref_id(key, content.root), ids)
-                break
-            except ChunksMissing:
+                    await self._service.put_ref(ref_id(work.key, content.root), ids)
+                await self._journal.commit(partial(_note, content.root, work.key.id, self._journal.now))
+                return
+            except ChunksMissing as error:
                 # Another content of this bundle shares a chunk and has not finished, or it was collected meanwhile.
                 if attempt == ATTEMPTS - 1:
-                    raise
-                missing.update(await self._missing(ids))
-        await self._journal.commit(partial(_note, content.root, key.id, self._journal.now))
+                    work.errors.append(error)
+                    return
+                work.missing.update(await self._missing(ids))
+            except MailboxError as error:
+                work.errors.append(error)
+                return
 
-    async def _upload(self, key: EpochKey, root: bytes, piece: Piece, failed: set[bytes]) -> None:
+    async def _upload(self, work: _Work, root: bytes, piece: Piece) -> None:
         """Seal and send one chunk, in a slot that was taken for it; `failed` when no file here holds it any more."""
-        context = self._context
+        context, key = self._context, work.key
 
         def seal() -> bytearray | None:
             data = piece.manifest or find_chunk(context, piece.name.hash, piece.length)
             return None if data is None else seal_chunk(key, piece.name, data)
 
         try:
+            if work.errors or root in work.failed:
+                return
             if self._key() != key:
                 raise StaleKeyError("the epoch has ended")
-            sealed = await context.world.offload.run(seal) if context.has_root and root not in failed else None
+            sealed = await context.world.offload.run(seal) if context.has_root else None
             if sealed is None:
-                failed.add(root)
+                work.failed.add(root)
                 return
             await self._service.put_chunk(piece.id, sealed)
+        except (MailboxError, StaleKeyError) as error:
+            work.errors.append(error)
+            return
         finally:
             self._slots.release()
         self.sent += piece.length
