@@ -35,6 +35,9 @@ _LOG = get_logger(__name__)
 T = TypeVar("T")
 
 CLEAN_UP_S: Final = 10.0
+BODY_GRACE_S: Final = 20.0
+MIN_RATE: Final = 32 << 10
+"""Bytes per second at which a body must come, once it has memory."""
 RESERVATION_S: Final = 15 * 60
 """An upload that takes longer than this cannot end."""
 STORE_ID_KEY: Final = "about/store"
@@ -124,9 +127,7 @@ class Blocks:
         ended = None
         try:
             async with self._budget.hold(account_id, body.size):
-                data = await body.read()
-                if len(data) != body.size:
-                    raise ApiError(400, "bad-request", "the body is not as long as Content-Length says")
+                data = await _arrived(body)
                 await self._store(lambda store: store.put(upload.key, data))
             ended = await world.database.write(lambda c: self._end(c, account_id, folder, upload))
         finally:
@@ -249,6 +250,16 @@ async def on_store(world: World, work: Callable[[BlockStore], T]) -> T:
     except OSError as error:
         _LOG.error("the chunk store failed", reason=str(error))
         raise ApiError(503, "unavailable", "the chunk store does not answer, or is full; try again later") from error
+
+
+async def _arrived(body: Body) -> bytes:
+    """The bytes of an upload, which must not trickle in: they have memory that others wait for."""
+    with trio.move_on_after(BODY_GRACE_S + body.size / MIN_RATE):
+        data = await body.read()
+        if len(data) != body.size:
+            raise ApiError(400, "bad-request", "the body is not as long as Content-Length says")
+        return data
+    raise ApiError(408, "timeout", f"an upload may take {BODY_GRACE_S:.0f} s and a second for each {MIN_RATE} bytes")
 
 
 def _store_id(c: Connection) -> bytes | None:
