@@ -139,6 +139,12 @@ def test_a_signature_in_somebody_elses_name_is_refused() -> None:
         CHAIN.extend([replace(link, signature=signature).encoded])
 
 
+def test_the_first_link_is_signed_too() -> None:
+    """Its hash names the account, so no later link would show it."""
+    with pytest.raises(AuthenticationError):
+        fold_chain([replace(begun().head, signature=bytes(64)).encoded])
+
+
 def test_what_would_have_no_effect_is_refused() -> None:
     for action in (add(1), remove(0), remove(7)):
         with pytest.raises(InputError):
@@ -223,6 +229,7 @@ def test_a_proof_is_about_one_place_of_one_chain() -> None:
         (CHAIN.links[4], fork(1, 7), elsewhere),
         (CHAIN.links[4], fork(1, 7), fold_chain(CHAIN.encoded_links()[:3])),
         (CHAIN.links[0], elsewhere.links[0], CHAIN),
+        (CHAIN.links[4], replace(fork(1, 7), signature=bytes(64)), CHAIN),
     ):
         with pytest.raises(AuthenticationError):
             Equivocation(first, second).verify(chain)

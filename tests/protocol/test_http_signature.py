@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 
 from p2psync.crypto.identity import DeviceKeys, verify_message
 from p2psync.errors import AuthenticationError, InputError
+from p2psync.protocol import http_signature
 from p2psync.protocol.http_signature import Signed, sign_request, verify_request
 
 KEYS, OTHER = DeviceKeys(bytes(range(64))), DeviceKeys(bytes(range(64, 128)))
@@ -115,6 +116,20 @@ def test_nothing_is_left_out_doubled_or_uncovered(name: bytes) -> None:
             verify([*bare, field], body=b"")
 
 
+@pytest.mark.parametrize("covered", ['"@method" "@path" "@query"', '"@method" "@path" "@query" "authorization"'])
+def test_what_is_signed_is_what_is_listed(covered: str) -> None:
+    """Signed bytes that hold more than the parameters say would be no signature of the standard."""
+    fields = dict(signed())
+    given = fields[b"signature-input"].decode()
+    parameters = f"({covered})" + given[given.index(")") + 1 :]
+    parts = {name: fields[name.encode()].decode() for name in ("content-digest", "authorization")}
+    signature = KEYS.sign_message(http_signature._signature_base("POST", PATH, QUERY, parts, parameters))
+    fields[b"signature-input"] = f"p2p={parameters}".encode()
+    fields[b"signature"] = b"p2p=:" + base64.b64encode(signature) + b":"
+    with pytest.raises(AuthenticationError):
+        verify(list(fields.items()))
+
+
 def test_a_body_cannot_be_added_or_taken() -> None:
     with pytest.raises(AuthenticationError):
         verify(signed(b""), body=b"x")
@@ -137,6 +152,7 @@ def test_there_is_one_encoding_of_everything() -> None:
     fields = dict(headers)
     for name, old, new in (
         (b"signature", b"==:", b"==: "),
+        (b"signature", b"w==:", b"x==:"),
         (b"signature-input", b'w";keyid', b'x";keyid'),
         (b"signature-input", b"created=", b"created=0"),
         (b"signature-input", b'"@method" "@path"', b'"@path" "@method"'),

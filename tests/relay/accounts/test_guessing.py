@@ -186,6 +186,15 @@ async def test_guesses_have_to_wait_whether_the_account_exists(stack: Stack, ema
     assert waits == [2, 4, 8, 16]
 
 
+async def test_who_was_quiet_for_long_starts_anew(stack: Stack) -> None:
+    client = stack.client()
+    for _ in range(3):
+        for _ in range(POLICIES.guesses_per_account.free):
+            assert (await guess(client, UNKNOWN)).status == 401
+        assert (await guess(client, UNKNOWN)).status == 429
+        stack.clock.advance(POLICIES.guesses_per_account.forget_s)
+
+
 async def test_a_thousand_guesses_at_once_are_no_better(stack: Stack) -> None:
     await registered(stack)
     statuses: list[int] = []

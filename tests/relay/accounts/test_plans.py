@@ -173,6 +173,16 @@ async def test_an_event_has_effect_once_and_in_its_order(stack: Stack) -> None:
     assert await plan_of(ann) == "", "also when its id is forgotten"
 
 
+async def test_an_event_that_comes_again_has_no_second_effect(stack: Stack) -> None:
+    """Also when what undid it happened in the same second."""
+    ann, reference = await asked(stack)
+    begun = event(stack, reference)
+    await post(stack, begun)
+    await post(stack, event(stack, reference, "ended"))
+    assert (await post(stack, begun)).status == 204
+    assert await plan_of(ann) == ""
+
+
 async def test_a_paid_plan_stays_until_another_is_paid(stack: Stack) -> None:
     """And who never pays for the other keeps neither when the first one ends."""
     ann, first = await asked(stack)

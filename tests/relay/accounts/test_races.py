@@ -7,14 +7,18 @@ from collections.abc import Awaitable, Callable, Iterator
 
 import pytest
 import trio
+from sqlalchemy import Connection
 
 from p2psync.membership.sigchain import Add, DeviceKind, Remove
 from p2psync.testing.world import SimRng
+from relay.accounts.outbox import Outbox
+from relay.accounts.secrets import Secrets
 from relay.accounts.throttle import Policies
 from relay.db.database import database_from_url
 from relay.db.metadata import metadata
+from relay.ports import Mail
 from relay.world import ThreadOffload
-from tests.relay.stack import Answer, Stack, make_stack
+from tests.relay.stack import Answer, MemoryMailer, Stack, make_stack
 
 from .helpers import OTHER_KEY, Person, alive, b64, code_in, mails, registered
 
@@ -113,3 +117,20 @@ async def test_an_account_that_is_deleted_while_it_is_used_is_gone(stack: Stack)
 
     assert set(await at_once(12, ask)) <= {200, 204, 401, 404, 429}
     assert (await ann.log_in_by_key()).status == 401
+
+
+async def test_a_message_is_sent_by_one_of_two_processes(stack: Stack) -> None:
+    services, mailer = stack.services, MemoryMailer()
+    ports = services.ports
+    twins = [Outbox(ports.database, ports.offload, ports.clock, Secrets(ports.secret), mailer) for _ in range(4)]
+
+    def queue(c: Connection) -> None:
+        for number in range(12):
+            mail = Mail("ann@example.org", str(number), "")
+            services.accounts.outbox.queue(c, mail, services.now(), number.to_bytes(12, "big"))
+
+    await services.database.write(queue)
+    async with trio.open_nursery() as nursery:
+        for twin in twins:
+            nursery.start_soon(twin.send_due)
+    assert sorted(int(mail.subject) for mail in mailer.sent) == list(range(12))

@@ -69,6 +69,15 @@ TestSessions = Sessions.TestCase
 TestSessions.settings = settings(max_examples=60, stateful_step_count=30, deadline=None)
 
 
+def test_what_ends_during_a_look_up_is_not_remembered_by_it() -> None:
+    for end in (lambda cache: cache.forget(ACCOUNTS[0], DEVICES[0]), lambda cache: cache.forget_account(ACCOUNTS[0])):
+        cache = SessionCache()
+        generation = cache.generation
+        end(cache)
+        cache.keep(ACCOUNTS[0], DEVICES[0], b"one", now=5, generation=generation)
+        assert not cache.holds(ACCOUNTS[0], DEVICES[0], b"one", 5)
+
+
 def test_a_session_is_remembered_for_its_second() -> None:
     cache = SessionCache()
     cache.keep(ACCOUNTS[0], DEVICES[0], b"one", now=5, generation=cache.generation)
