@@ -125,6 +125,22 @@ class SignUps:
         context.all_ended(account_id)
         context.outbox.ring()
 
+    async def remove(self, account_id: bytes, now: int) -> bool:
+        """Delete an account and all it stored, for the operator; its owner is told by mail. Whether there was one."""
+        context, nonce = self._context, self._context.rng.token(SEAL_ENTROPY)
+
+        def work(c: Connection) -> bool:
+            email = c.execute(select(accounts.c.email).where(accounts.c.account_id == account_id)).scalar_one_or_none()
+            if email is None or not delete_account(c, context, account_id, now):
+                return False
+            context.outbox.queue(c, letters.deleted(email), now, nonce)
+            return True
+
+        removed = await context.database.write(work)
+        context.all_ended(account_id)
+        context.outbox.ring()
+        return removed
+
 
 def delete_account(c: Connection, context: Context, account_id: bytes, now: int) -> bool:
     """Delete an account and, by the hooks of the other rooms, all it stored. Whether there was one."""

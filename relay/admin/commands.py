@@ -98,6 +98,25 @@ def resume_user(email: Email, data: DataOption = DEFAULT_DATA, config: ConfigOpt
     _run(config, data, lambda services: services.database.write(lambda c: resume(c, find_account(c, email))))
 
 
+@users.command("delete")
+def delete_user(
+    email: Email,
+    yes: Annotated[bool, typer.Option("--yes", help="Do not ask.")] = False,
+    data: DataOption = DEFAULT_DATA,
+    config: ConfigOption = None,
+) -> None:
+    """Delete an account and all it stored; its owner is told by mail."""
+    from relay.accounts.administration import find_account
+
+    async def work(services: Services) -> None:
+        account_id = await services.database.read(lambda c: find_account(c, email))
+        await services.accounts.signups.remove(account_id, services.now())
+
+    if not yes:
+        typer.confirm(f"Delete the account {email} and all it stored here?", abort=True, err=True)
+    _run(config, data, work)
+
+
 # ── plans and usage ─────────────────────────────────────────────────────────────────────────────────────────────────
 @plans.command("list")
 def list_plans(config: ConfigOption = None, json: JsonOption = False) -> None:

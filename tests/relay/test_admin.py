@@ -15,7 +15,7 @@ from typer.testing import CliRunner, Result
 from p2psync.errors import P2PSyncError
 from p2psync.testing.world import SimRng
 from relay.accounts.ledger import account_usage
-from relay.accounts.tables import accounts
+from relay.accounts.tables import accounts, outbox
 from relay.api.routes import all_routes
 from relay.cli import app
 from relay.db.database import Database, database_from_url
@@ -78,6 +78,16 @@ def test_people_and_plans(run: Run, database: Database) -> None:
     assert run("users", "invite", "bob@example.org", "--plan", "big").exit_code == 0
     for wrong in (("plans", "set", "ann@example.org", "huge"), ("users", "suspend", "nobody@example.org")):
         assert isinstance(run(*wrong).exception, P2PSyncError)
+
+
+def test_an_account_is_deleted_and_its_owner_told(run: Run, database: Database) -> None:
+    database.write_now(lambda c: c.execute(insert(account_usage).values(account_id=ANN, used=0, reserved=0)))
+    assert run("users", "delete", "ann@example.org").exit_code == 1  # nobody said yes
+    assert len(json.loads(run("users", "list", "--json").stdout)) == 1
+    assert run("users", "delete", "ann@example.org", "--yes").exit_code == 0
+    assert json.loads(run("users", "list", "--json").stdout) == []
+    assert len(database.read_now(lambda c: c.execute(select(outbox)).all())) == 1
+    assert json.loads(run("check", "--json").stdout)["clean"] is True
 
 
 def test_usage_garbage_and_checks(run: Run, database: Database) -> None:
