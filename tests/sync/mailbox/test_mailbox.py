@@ -1,0 +1,166 @@
+"""Two devices that are never online together agree through the mailbox."""
+
+from __future__ import annotations
+
+import trio
+
+from p2psync.protocol.mailbox import EntryKind
+from p2psync.sync.mailbox.backlog import Policy
+from tests.sync.conftest import LABEL, contents, simulated
+from tests.sync.mailbox.stories import Post, mailed
+
+
+async def met_and_parted(story: Post, role: str = "owner") -> None:
+    """Two devices of one person, who share the folder, have its key, and never meet again."""
+    await story.start("one", "two")
+    await story.share("one", two=role)
+    story.join("one", "two")
+    await story.until(lambda: all(len(story.folder(n).mailroom.keys.ring) for n in ("one", "two")))
+    await story.stop("two")
+
+
+@simulated
+async def test_what_one_leaves_the_other_finds() -> None:
+    async with mailed() as story:
+        await met_and_parted(story)
+        story.user("one").write(b"a", b"small")
+        story.user("one").write(b"big", b"x" * 300_000)
+        story.user("one").mkdir(b"d")
+        await story.posted("one")
+        await story.stop("one")
+        await story.again("two")
+        await story.until(lambda: set(story.user("two").names()) >= {b"a", b"big", b"d"})
+        assert story.user("two").read(b"big") == b"x" * 300_000
+        assert story.user("two").read(b"a") == b"small"
+        assert not story.problems("two")
+
+
+@simulated
+async def test_changes_go_to_and_fro() -> None:
+    async with mailed() as story:
+        await met_and_parted(story)
+        present, away = "one", "two"
+        for turn in range(4):
+            story.user(present).write(b"f%d" % turn, b"by %d" % turn)
+            story.user(present).write(b"shared", b"turn %d" % turn)
+            if turn:
+                story.user(present).delete(b"f%d" % (turn - 1))
+            await story.posted(present)
+            await story.stop(present)
+            await story.again(away)
+            wanted = {b"f%d" % turn, b"shared"}
+            await story.until(lambda wanted=wanted, away=away: contents(story, away).keys() == wanted, timeout=300)
+            present, away = away, present
+            assert story.user(present).read(b"shared") == b"turn %d" % turn
+
+
+@simulated
+async def test_what_was_changed_on_both_sides_becomes_a_conflict_copy() -> None:
+    async with mailed() as story:
+        await met_and_parted(story)
+        story.user("one").write(b"a", b"one's")
+        await story.posted("one")
+        await story.stop("one")
+        story.user("two").write(b"a", b"two's")
+        await story.again("two")
+        await story.posted("two")
+        await story.until(lambda: len(contents(story, "two")) == 2)
+        await story.posted("two")
+        await story.stop("two")
+        await story.again("one")
+        await story.until(lambda: len(contents(story, "one")) == 2)
+        await story.until(lambda: contents(story, "one") == contents(story, "two"))
+
+
+@simulated
+async def test_lost_requests_and_answers_lose_nothing_and_fork_no_chain() -> None:
+    for seed in range(3):
+        async with mailed(seed, lost_request=0.15, lost_answer=0.15, slow=0.05) as story:
+            await met_and_parted(story)
+            for number in range(20):
+                story.user("one").write(b"f%d" % number, b"%d" % number * 1000)
+            await story.posted("one")
+            await story.stop("one")
+            await story.again("two")
+            await story.until(lambda: len(contents(story, "two")) == 20, timeout=900)
+            await story.until(lambda: not story.problems("two") - {"relay-unreachable"}, timeout=900)
+            assert not story.mailbox("two").journal.chains.forks
+
+
+@simulated
+async def test_a_device_that_stops_anywhere_repeats_and_forks_nothing() -> None:
+    async with mailed() as story:
+        await met_and_parted(story)
+        for number in range(30):
+            story.user("one").write(b"f%d" % number, b"%d" % number * 500)
+            await trio.sleep(0.37)
+            if number % 3 == 2:
+                await story.stop("one")
+                await story.again("one")
+        await story.posted("one")
+        await story.stop("one")
+        await story.again("two")
+        await story.until(lambda: len(contents(story, "two")) == 30, timeout=300)
+        assert not story.problems("two")
+        assert len(story.relay.puts) == len(set(story.relay.puts)), "nothing is uploaded twice"
+
+
+@simulated
+async def test_two_who_are_online_together_post_everything_once() -> None:
+    async with mailed() as story:
+        await story.start("one", "two")
+        await story.share("one", two="owner")
+        story.join("one", "two")
+        for number in range(5):
+            story.user("one").write(b"a%d" % number, b"1")
+            story.user("two").write(b"b%d" % number, b"2")
+        await story.posted("one")
+        await story.posted("two")
+        await story.settle("one")
+        await trio.sleep(600)
+        mine = story.relay.authors(EntryKind.RECORDS)
+        assert len(mine) <= 4, "others' records are left to them"
+
+
+@simulated
+async def test_while_everybody_is_connected_nothing_is_left_under_offline() -> None:
+    async with mailed() as story:
+        await story.start("one", "two")
+        await story.share("one", two="owner")
+        story.join("one", "two", policy=Policy.OFFLINE)
+        story.user("one").write(b"together", b"1")
+        await story.settle("one")
+        await trio.sleep(120)
+        assert not story.relay.chunks
+        assert not story.relay.authors(EntryKind.RECORDS)
+        await story.stop("two")
+        await trio.sleep(60)
+        assert not story.relay.chunks, "the one who is away has acknowledged it"
+        story.user("one").write(b"alone", b"2")
+        await story.posted("one")
+        assert len(story.relay.chunks) == 1
+        await story.stop("one")
+        await story.again("two")
+        await story.until(lambda: b"alone" in contents(story, "two"))
+
+
+@simulated
+async def test_without_a_mailbox_nothing_is_sent() -> None:
+    async with mailed() as story:
+        await story.start("one", "two")
+        await story.share("one", two="owner")
+        story.join("one", policy=Policy.NEVER)
+        story.user("one").write(b"a", b"1")
+        await story.settle("one")
+        assert not story.services["one"].calls
+
+
+@simulated
+async def test_the_relay_knows_neither_names_nor_contents() -> None:
+    async with mailed() as story:
+        await met_and_parted(story)
+        story.user("one").write(b"planted-name", b"planted-content" * 100)
+        await story.posted("one")
+        everything = b"".join([*story.relay.feed, *story.relay.chunks.values(), *story.relay.grants.values()])
+        assert b"planted" not in everything
+        assert LABEL.encode() not in everything
