@@ -28,6 +28,7 @@ from relay.tls import Certificate, find_certificate, make_context
 
 _LOG = get_logger(__name__)
 
+EVERY_INTERFACE: Final = (None, "0.0.0.0", "::")  # noqa: S104
 SPARE_FILES: Final = 512
 """Open files beside connections: the database, chunks, certificates."""
 
@@ -63,7 +64,7 @@ async def _serve(config: Config, data: DataDirectory) -> None:
     with composed(config, data) as services:
         await services.ports.offload.run(lambda: upgrade(services.database.engine))
         host, port = parse_listen(config.server.listen)
-        name = host or socket.gethostname()
+        name = socket.gethostname() if host in EVERY_INTERFACE else host
         certificate = find_certificate(config.server, data.tls, name)
         context = make_context(certificate, forwarding=False)
         server = Server(build_app(services, all_routes()), context, config.server)
