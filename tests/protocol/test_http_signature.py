@@ -127,7 +127,7 @@ def test_what_is_signed_is_what_is_listed(covered: str) -> None:
     fields[b"signature-input"] = f"p2p={parameters}".encode()
     fields[b"signature"] = b"p2p=:" + base64.b64encode(signature) + b":"
     with pytest.raises(AuthenticationError):
-        verify(list(fields.items()))
+        verify(list(fields.items()), b"")
 
 
 def test_a_body_cannot_be_added_or_taken() -> None:
