@@ -293,7 +293,7 @@ _put = Route(
 )  # fmt: skip
 _get = Route(
     "GET", _CHUNK, get_chunk, "Fetch a sealed chunk, or a range of it",
-    answer=RAW, query=InFolder, rate=Rate.BULK, problems=_DOWNLOAD, deadline_s=BODY_DEADLINE_S,
+    answer=RAW, query=InFolder, rate=Rate.BULK, problems=_DOWNLOAD, also=(206,), deadline_s=BODY_DEADLINE_S,
 )  # fmt: skip
 
 ROUTES = (

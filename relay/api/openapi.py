@@ -125,13 +125,16 @@ class _Operation:
             success["content"] = self._content(route.answer)
         if route.method == "WEBSOCKET":
             return {"101": {"description": "The WebSocket is open"}, **self._refusals()}
-        return {str(route.success): success, **self._refusals()}
+        return {**{str(status): success for status in (route.success, *route.also)}, **self._refusals()}
 
     def _refusals(self) -> Schema:
         by_status: dict[int, list[str]] = {}
         for code in sorted(_codes(self._route)):
             by_status.setdefault(PROBLEMS[code].status, []).append(code)
-        return {str(status): _refusal(codes) for status, codes in sorted(by_status.items())}
+        return {
+            str(status): _refusal(codes, has_body=self._route.method != "HEAD")
+            for status, codes in sorted(by_status.items())
+        }
 
 
 def _codes(route: Route) -> set[str]:
@@ -149,7 +152,7 @@ def _codes(route: Route) -> set[str]:
     return codes
 
 
-def _refusal(codes: list[str]) -> Schema:
+def _refusal(codes: list[str], *, has_body: bool) -> Schema:
     fields: Schema = {
         "type": {"type": "string", "enum": [TYPE_PREFIX + code for code in codes]},
         "title": {"type": "string"},
@@ -157,10 +160,9 @@ def _refusal(codes: list[str]) -> Schema:
         "detail": {"type": "string"},
     }
     schema = {"type": "object", "properties": fields, "required": ["type", "title", "status"]}
-    refusal: Schema = {
-        "description": "; ".join(PROBLEMS[code].title for code in codes),
-        "content": {errors.CONTENT_TYPE: {"schema": schema}},
-    }
+    refusal: Schema = {"description": "; ".join(PROBLEMS[code].title for code in codes)}
+    if has_body:
+        refusal["content"] = {errors.CONTENT_TYPE: {"schema": schema}}
     if "rate-limited" in codes:
         seconds = {"description": "Seconds until it is worth trying again", "schema": {"type": "integer"}}
         refusal["headers"] = {"Retry-After": seconds}

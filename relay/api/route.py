@@ -107,6 +107,8 @@ class Route:
     """Codes of `relay.errors.PROBLEMS` that the handler raises, beside those of every request."""
     status: int = 0
     """Of a success; 0 stands for 200, or 204 without an answer."""
+    also: tuple[int, ...] = ()
+    """Other statuses of a success, such as 206 for a part."""
     deadline_s: float = DEFAULT_DEADLINE_S
     """The whole request must be answered in this time; `math.inf` for streams, which end when the relay stops."""
 

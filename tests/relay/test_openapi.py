@@ -53,6 +53,12 @@ def test_every_route_says_what_it_is_and_how_it_ends(document: Json) -> None:
         assert ("401" in operation["responses"]) or not operation["security"], name
 
 
+def test_a_part_of_a_chunk_is_in_the_document(document: Json) -> None:
+    answers = document["paths"]["/api/v1/chunks/{chunk_id}"]
+    assert {"200", "206", "416"} <= answers["get"]["responses"].keys()
+    assert not any("content" in answer for answer in answers["head"]["responses"].values())
+
+
 def test_every_problem_is_one_of_the_table() -> None:
     for route in all_routes():
         assert set(route.problems) <= PROBLEMS.keys(), route.path
