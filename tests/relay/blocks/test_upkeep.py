@@ -157,6 +157,17 @@ async def test_scrubbing_finds_what_the_disk_lost(stack: Stack) -> None:
     assert (await check(stack.services.blocks)).is_clean
 
 
+async def test_a_lost_chunk_that_comes_again_waits_anew_for_its_reference(stack: Stack) -> None:
+    client = alice(stack)
+    await upload(client, 1)
+    del memory(stack).objects[key(stack, 1)]
+    stack.clock.advance(2 * DAY)
+    assert (await client.get(path(1), query=ME)).status == 404
+    await upload(client, 1)
+    assert await upkeep(stack).collect() == Collected()
+    assert (await put(client, 1, 1)).status == 204
+
+
 async def test_a_store_that_fails_is_not_a_lost_chunk(stack: Stack, monkeypatch: pytest.MonkeyPatch) -> None:
     client, store = alice(stack), memory(stack)
     await upload(client, *range(20))
