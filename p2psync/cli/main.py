@@ -12,7 +12,7 @@ from typing import Annotated, NoReturn
 import typer
 
 import p2psync
-from p2psync.cli import devices, folders, health, pairing, running, status, versions
+from p2psync.cli import account, devices, folders, health, pairing, running, status, versions
 from p2psync.cli.output import complain, say
 from p2psync.cli.session import Settings
 from p2psync.errors import P2PSyncError, cause
@@ -58,6 +58,7 @@ app.command(epilog="Example: p2psync run --listen :22067 --listen [::1]:4000")(r
 app.add_typer(devices.app, name="device")
 app.command(epilog="desk$   p2psync pair\n\nlaptop$ p2psync pair 7-crossover-clockwork")(pairing.pair)
 app.add_typer(folders.app, name="folder")
+app.add_typer(account.app, name="account")
 app.command(epilog="Example: p2psync status --json | jq '.folders[].state'")(status.status)
 app.command(epilog="Example: p2psync wait --timeout 60 && echo identical")(status.wait)
 app.command(epilog="Example: p2psync log ~/Photos/cat.jpg")(versions.log)

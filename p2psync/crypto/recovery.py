@@ -23,6 +23,8 @@ _CHARACTERS = _BLOCKS * (_BLOCK + 1)
 _MARK = "R"
 """Stands, unseen, before each block when its check character is computed."""
 _LABEL = b"p2psync/1 recovery key"
+_FOUNDING_LABEL = b"p2psync/1 account founding "
+_FOUNDING_SIZE = 16
 
 
 def recovery_keys(key: bytes) -> DeviceKeys:
@@ -63,3 +65,12 @@ def parse_recovery_key(text: str) -> bytes:
     if base64.b32encode(key).decode().rstrip("=") != digits:
         raise InputError("this recovery key is mistyped in one of its last groups")
     return key
+
+
+def founding_random(key: bytes, founder: bytes) -> bytes:
+    """16 bytes for the first link of an account whose recovery key this is; `founder` is the device that begins it.
+
+    They look random and only who has the recovery key can make them: a chain that begins with them is the account this
+    key was printed for, and not one that a relay has made up around the key's public half.
+    """
+    return derive(key, _FOUNDING_LABEL + founder, length=_FOUNDING_SIZE)

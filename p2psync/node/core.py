@@ -16,6 +16,7 @@ from p2psync.crypto.identity import DeviceCard, DeviceKeys
 from p2psync.errors import InputError, P2PSyncError, StateError
 from p2psync.model.ids import DeviceId, FolderId, format_device_id, format_folder_id, parse_device_id, parse_folder_id
 from p2psync.model.paths import RelPath
+from p2psync.node.account_store import StoredAccount
 from p2psync.node.config import DAY_S, Config
 from p2psync.node.connections import Connections
 from p2psync.node.events import EventLog
@@ -60,6 +61,14 @@ class HomeStore(Protocol):
 
     def forget_folder(self, folder_id: str) -> None:
         """Remove everything kept about a folder."""
+        ...
+
+    def load_account(self) -> tuple[StoredAccount, list[bytes]] | None:
+        """See `AccountStore`."""
+        ...
+
+    def save_account(self, account: StoredAccount | None, links: list[bytes] | None = None) -> None:
+        """See `AccountStore`."""
         ...
 
 

@@ -3,6 +3,7 @@
 HOME/config.toml    settings, written by people            HOME/lock          held while a node or command writes here
 HOME/state.json     devices and folders, written by us     HOME/control.json  how commands reach the running node
 HOME/keys/          identity keys, 0600                    HOME/folders/ID/   the database of each folder
+HOME/account.json   the account at a relay, 0600           HOME/account/      the chain of its devices
 """
 
 from __future__ import annotations
@@ -21,6 +22,7 @@ import msgspec
 import platformdirs
 
 from p2psync.errors import IntegrityError, StateError
+from p2psync.node.account_store import AccountFiles, StoredAccount
 from p2psync.node.files import replace_file, sync_directory
 
 STATE_VERSION = 1
@@ -197,6 +199,14 @@ class Home:
         if self.state_file.exists():
             replace_file(self.state_backup, self.state_file.read_bytes())
         replace_file(self.state_file, content)
+
+    def load_account(self) -> tuple[StoredAccount, list[bytes]] | None:
+        """See `AccountStore`."""
+        return AccountFiles(self.path).load()
+
+    def save_account(self, account: StoredAccount | None, links: list[bytes] | None = None) -> None:
+        """See `AccountStore`."""
+        AccountFiles(self.path).save(account, links)
 
     def _way_back(self) -> str:
         if self.state_backup.exists():

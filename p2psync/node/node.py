@@ -14,6 +14,7 @@ import trio
 from p2psync.crypto.identity import DeviceKeys
 from p2psync.errors import P2PSyncError, StateError
 from p2psync.model.ids import DeviceId, format_device_id, parse_device_id, short_id
+from p2psync.node.account_operations import AccountOperations
 from p2psync.node.config import Config, load_config, render_default_config, set_setting
 from p2psync.node.connections import Connections, Stranger
 from p2psync.node.control import serve_control
@@ -34,7 +35,7 @@ from p2psync.sync.peer import Peer
 _log = get_logger(__name__)
 
 
-class NodeOperations(StatusOperations, VersionOperations, HealthOperations):
+class NodeOperations(StatusOperations, VersionOperations, HealthOperations, AccountOperations):
     """Every operation on one device; see `Operations`."""
 
     async def load(self) -> None:
@@ -144,6 +145,7 @@ async def running(
             finally:
                 await connections.say_goodbye()
     finally:
+        await operations.close_account()
         operations.close()
 
 
@@ -233,4 +235,5 @@ async def open_offline(home: Path) -> AsyncIterator[Operations]:
             await operations.load()
             yield operations
         finally:
+            await operations.close_account()
             operations.close()

@@ -17,6 +17,8 @@ from typing import Any, Protocol
 import msgspec
 
 from p2psync.node.views import (
+    AccountDevice,
+    AccountView,
     CheckReport,
     Conflict,
     DeviceView,
@@ -27,8 +29,12 @@ from p2psync.node.views import (
     FolderSummary,
     Identity,
     Member,
+    NewAccount,
     PairingOffer,
     Peer,
+    PlanChange,
+    PlanView,
+    RecoveryKey,
     Restored,
     Role,
     SettingView,
@@ -75,6 +81,65 @@ class Operations(Protocol):
 
     async def pair_join(self, code: str, address: str | None = None) -> Peer:
         """Type a code shown by another device, found by discovery or at `address` (HOST:PORT)."""
+        ...
+
+    # ── the account ─────────────────────────────────────────────────────────────────────────────────────────────
+    async def account_sign_up(self, relays: list[str], email: str, login_key: bytes) -> NewAccount:
+        """Begin an account with this device; a code is mailed. `login_key` as `p2psync.crypto.password` derives it."""
+        ...
+
+    async def account_verify(self, code: str) -> AccountView:
+        """Type the mailed code."""
+        ...
+
+    async def account_log_in(
+        self,
+        email: str,
+        login_key: bytes,
+        relays: list[str] = [],  # noqa: B006
+        recovery_key: str = "",
+    ) -> AccountView:
+        """By password; with a recovery key a new device comes in. Without relays, those of this device's account."""
+        ...
+
+    async def account_status(self) -> AccountView:
+        """What is known here, and what the relay says; problems instead of an error when it cannot be asked."""
+        ...
+
+    async def account_devices(self) -> list[AccountDevice]:
+        """The devices of the account, in the order they came."""
+        ...
+
+    async def account_remove_device(self, device: str) -> None:
+        """Put a device out of the account."""
+        ...
+
+    async def account_log_out(self, forget: bool = False) -> None:
+        """End this device's session; with `forget` nothing of the account is kept here."""
+        ...
+
+    async def account_ask_reset(self, email: str, relays: list[str] = []) -> None:  # noqa: B006
+        """Have a code mailed by which this device may set a new password."""
+        ...
+
+    async def account_reset(self, email: str, code: str, login_key: bytes, relays: list[str] = []) -> None:  # noqa: B006
+        """Set a new password by the mailed code; every session of the account ends."""
+        ...
+
+    async def account_delete(self, login_key: bytes) -> None:
+        """Delete the account and all it stored at the relay."""
+        ...
+
+    async def account_plans(self, relays: list[str] = []) -> list[PlanView]:  # noqa: B006
+        """The free allowance, then what can be subscribed to."""
+        ...
+
+    async def account_subscribe(self, plan: str = "") -> PlanChange:
+        """Subscribe to a plan; empty goes back to the free allowance."""
+        ...
+
+    async def account_recovery(self) -> RecoveryKey:
+        """A new recovery key in the place of the one before."""
         ...
 
     # ── folders ─────────────────────────────────────────────────────────────────────────────────────────────────

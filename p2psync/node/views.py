@@ -220,6 +220,82 @@ class WaitResult(Struct, frozen=True):
     folders: list[FolderEquality]
 
 
+# ── the account ─────────────────────────────────────────────────────────────────────────────────────────────────────
+class NewAccount(Struct, frozen=True):
+    """An account that waits for the mailed code. The recovery key is shown this once and kept nowhere."""
+
+    account_id: str
+    email: str
+    relay: str
+    recovery_key: str
+
+
+class RecoveryKey(Struct, frozen=True):
+    """A new recovery key; those before are void."""
+
+    recovery_key: str
+
+
+class AccountUsage(Struct, frozen=True):
+    """What the relay says of the account; sizes are sealed bytes. `plan` is empty for the free allowance."""
+
+    plan: str
+    used: int
+    reserved: int
+    limit: int
+    devices: int
+    max_devices: int
+    folders: int
+    max_folders: int
+    pending_plan: str = ""
+    checkout: str = ""
+
+
+class AccountView(Struct, frozen=True):
+    """The account of this device. `usage` is None while the relay does not say; `problems` says why."""
+
+    account_id: str
+    email: str
+    relays: list[str]
+    state: Literal["unverified", "joining", "active", "logged-out"]
+    devices: int
+    usage: AccountUsage | None = None
+    problems: list[Problem] = []
+
+
+class AccountDevice(Struct, frozen=True):
+    """A device of the account, as its verified chain says. The relay adds when it was last `seen` there.
+
+    A recovery key is a device of kind `recovery`; `here` marks this one.
+    """
+
+    id: str
+    name: str
+    kind: Literal["device", "recovery"]
+    here: bool = False
+    seen: float | None = None
+    logged_out: bool = False
+
+
+class PlanView(Struct, frozen=True):
+    """What can be subscribed to; the free allowance has no name."""
+
+    name: str
+    price: str
+    bytes: int
+    devices: int
+    folders: int
+
+
+class PlanChange(Struct, frozen=True):
+    """A plan that was asked for: in force, or waiting for its payment at `checkout` under `reference`."""
+
+    plan: str
+    active: bool
+    reference: str = ""
+    checkout: str = ""
+
+
 # ── versions of a file ──────────────────────────────────────────────────────────────────────────────────────────────
 class Version(Struct, frozen=True):
     """One known version of a file, newest first in lists. `version` is what `restore` takes.

@@ -10,10 +10,11 @@ import msgspec
 import trio
 
 from p2psync.errors import IntegrityError, P2PSyncError, StoreFailedError
+from p2psync.node.account_store import StoredAccount
 from p2psync.node.config import Config, Device, Network, Sync
 from p2psync.node.home import HomeState
 from p2psync.node.node import NodeOperations, running
-from p2psync.ports import Database, KvStore, World
+from p2psync.ports import Database, KvStore, World, WriteTxn
 from p2psync.sync.members_file import MEMBERS
 from p2psync.testing.kv import MemoryDatabase
 from p2psync.workspace.layout import MARKER
@@ -25,6 +26,7 @@ from tests.simulation.weather import FAULTS
 PORT = 22067
 START_AGAIN_S = 1.0
 _STATE = b"state"
+_ACCOUNT = b"account"
 
 
 class StoredHome:
@@ -66,6 +68,27 @@ class StoredHome:
             self._store.close()
             self._store = None
             raise
+
+    def load_account(self) -> tuple[StoredAccount, list[bytes]] | None:
+        """As `Home.load_account`."""
+        assert self._store is not None
+        with self._store.read() as txn:
+            data = txn.get("home", _ACCOUNT)
+        return None if data is None else msgspec.msgpack.decode(data, type=tuple[StoredAccount, list[bytes]])
+
+    def save_account(self, account: StoredAccount | None, links: list[bytes] | None = None) -> None:
+        """As `Home.save_account`."""
+        assert self._store is not None
+        old = self.load_account()
+        kept = links if links is not None else old[1] if old is not None else []
+
+        def change(txn: WriteTxn) -> None:
+            if account is None:
+                txn.delete("home", _ACCOUNT)
+            else:
+                txn.put("home", _ACCOUNT, msgspec.msgpack.encode((account, kept)))
+
+        self._store.write(change)
 
     def forget_folder(self, folder_id: str) -> None:
         """As `Home.forget_folder`."""

@@ -1,0 +1,273 @@
+"""Accounts as nodes have them, with the whole relay, in virtual time: an honest relay, a bad line, a lying relay."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
+
+import msgspec
+import pytest
+import trio
+from trio.testing import MockClock
+
+from p2psync.crypto.recovery import parse_recovery_key, recovery_keys
+from p2psync.errors import AuthenticationError, ConnectionLost, InputError, RelayRefusal, StateError
+from p2psync.membership.sigchain import AccountChain, Add, DeviceKind, begin_account, fold_chain
+from p2psync.net import relay_accounts
+from p2psync.net.relay_client import RelayClient
+from p2psync.node.account import Account
+from p2psync.node.node import NodeOperations
+from p2psync.testing.world import SimWorld
+from tests.relay.simulated import ADDRESS, VirtualRelay, device
+from tests.simulation.nodes import make_node
+
+EMAIL, KEY, OTHER_KEY = "ann@example.org", b"k" * 32, b"o" * 32
+URL = str(ADDRESS)
+
+
+class Places:
+    """The devices of a test, each with a node that can be started again."""
+
+    def __init__(self, relay: VirtualRelay) -> None:
+        self.relay = relay
+        self._sim = SimWorld(0)
+
+    @asynccontextmanager
+    async def node(self, name: str) -> AsyncIterator[NodeOperations]:
+        async with make_node(self.relay.world(self._sim, name), b"/home", name) as node:
+            yield node
+
+
+@pytest.fixture
+async def places(autojump_clock: MockClock) -> AsyncIterator[Places]:
+    relay = VirtualRelay()
+    async with relay.running():
+        yield Places(relay)
+    relay.close()
+
+
+@pytest.fixture
+async def desk(places: Places) -> AsyncIterator[NodeOperations]:
+    async with places.node("a") as node:
+        yield node
+
+
+@pytest.fixture
+async def laptop(places: Places) -> AsyncIterator[NodeOperations]:
+    async with places.node("b") as node:
+        yield node
+
+
+async def signed_up(places: Places, node: NodeOperations) -> str:
+    made = await node.account_sign_up([URL], EMAIL, KEY)
+    view = await node.account_verify((await places.relay.code(EMAIL)).lower())
+    assert (view.state, view.email, view.devices, view.problems) == ("active", EMAIL, 1, [])
+    assert view.usage is not None
+    assert view.usage.limit
+    return made.recovery_key
+
+
+async def test_sign_up_and_a_second_device_by_the_recovery_key(
+    autojump_clock: MockClock, places: Places, desk: NodeOperations, laptop: NodeOperations
+) -> None:
+    recovery = await signed_up(places, desk)
+    with pytest.raises(RelayRefusal, match="--recovery-file"):
+        await laptop.account_log_in(EMAIL, KEY, [URL])
+    with pytest.raises(RelayRefusal, match="password is wrong"):
+        await laptop.account_log_in(EMAIL, OTHER_KEY, [URL], recovery)
+    assert laptop.account.stored is None
+    view = await laptop.account_log_in(EMAIL.upper(), KEY, [URL], recovery.lower())
+    assert (view.state, view.devices) == ("active", 2)
+    found = await desk.account_devices()
+    assert [(d.kind, d.here) for d in found] == [("device", True), ("recovery", False), ("device", False)]
+    assert found == [
+        msgspec.structs.replace(d, here=d.id == found[0].id, name=f.name, seen=f.seen)
+        for d, f in zip(await laptop.account_devices(), found, strict=True)
+    ]
+
+
+async def test_an_account_outlives_a_restart(autojump_clock: MockClock, places: Places) -> None:
+    async with places.node("a") as desk:
+        await signed_up(places, desk)
+    async with places.node("a") as desk:
+        assert (await desk.account_status()).state == "active"
+
+
+async def test_a_device_that_was_put_out(
+    autojump_clock: MockClock, places: Places, desk: NodeOperations, laptop: NodeOperations
+) -> None:
+    recovery = await signed_up(places, desk)
+    await laptop.account_log_in(EMAIL, KEY, [URL], recovery)
+    there = (await laptop.identity()).id
+    with pytest.raises(InputError, match="this device"):
+        await desk.account_remove_device((await desk.identity()).id)
+    with pytest.raises(InputError, match="account recovery"):
+        await desk.account_remove_device("recovery key")
+    await desk.account_remove_device(there)
+    assert len(await desk.account_devices()) == 2
+    view = await laptop.account_status()
+    assert view.usage is None
+    assert "without the password" in view.problems[0].text
+    with pytest.raises(RelayRefusal, match="not in the account"):
+        await laptop.account_log_in(EMAIL, KEY)
+    await laptop.account_log_out(forget=True)
+    assert (await laptop.account_log_in(EMAIL, KEY, [URL], recovery)).state == "active"
+
+
+async def test_logging_out_and_in_and_forgetting_a_password(
+    autojump_clock: MockClock, places: Places, desk: NodeOperations
+) -> None:
+    await signed_up(places, desk)
+    await desk.account_log_out()
+    assert (await desk.account_status()).state == "logged-out"
+    with pytest.raises(StateError, match="logged out"):
+        await desk.account_recovery()
+    with pytest.raises(RelayRefusal, match="password is wrong"):
+        await desk.account_log_in(EMAIL, OTHER_KEY)
+    await desk.account_ask_reset(EMAIL)
+    code = await places.relay.code(EMAIL)
+    await desk.account_reset(EMAIL, code, OTHER_KEY)
+    assert (await desk.account_log_in(EMAIL, OTHER_KEY)).state == "active"
+    with pytest.raises(RelayRefusal, match="password is wrong"):
+        await desk.account_delete(KEY)
+    await desk.account_delete(OTHER_KEY)
+    with pytest.raises(StateError, match="no account"):
+        await desk.account_status()
+
+
+async def test_a_new_recovery_key_takes_the_place_of_the_old(
+    autojump_clock: MockClock, places: Places, desk: NodeOperations, laptop: NodeOperations
+) -> None:
+    old = await signed_up(places, desk)
+    new = (await desk.account_recovery()).recovery_key
+    assert [d.kind for d in await desk.account_devices()] == ["device", "recovery"]
+    with pytest.raises(RelayRefusal, match="not in the account"):
+        await laptop.account_log_in(EMAIL, KEY, [URL], old)
+    assert (await laptop.account_log_in(EMAIL, KEY, [URL], new)).devices == 2
+
+
+async def test_plans(autojump_clock: MockClock, places: Places, desk: NodeOperations) -> None:
+    [free, *_] = await desk.account_plans([URL])
+    assert (free.name, free.bytes > 0) == ("", True)
+    await signed_up(places, desk)
+    with pytest.raises(RelayRefusal, match="no plan 'gold'"):
+        await desk.account_subscribe("gold")
+    assert (await desk.account_subscribe()).active
+
+
+async def test_both_devices_change_the_account_at_once(
+    autojump_clock: MockClock, places: Places, desk: NodeOperations, laptop: NodeOperations
+) -> None:
+    recovery = await signed_up(places, desk)
+    await laptop.account_log_in(EMAIL, KEY, [URL], recovery)
+    async with trio.open_nursery() as nursery:
+        for number, node in enumerate((desk, laptop) * 2):
+            keys = device(f"new {number}")
+            nursery.start_soon(node.account.add, keys.card.encode(), DeviceKind.DEVICE, keys.device_id)
+    assert len(await desk.account_devices()) == len(await laptop.account_devices()) == 7
+
+
+@pytest.mark.parametrize("seed", range(4))
+async def test_on_a_bad_line(
+    autojump_clock: MockClock, places: Places, desk: NodeOperations, laptop: NodeOperations, seed: int
+) -> None:
+    recovery = await signed_up(places, desk)
+    await laptop.account_log_in(EMAIL, KEY, [URL], recovery)
+    places.relay.line.faults.lost_requests = places.relay.line.faults.lost_answers = 0.1
+    for number in range(3):
+        keys = device(f"{seed} {number}")
+        for node in (desk, laptop):
+            for _ in range(10):
+                try:
+                    await node.account.add(keys.card.encode(), DeviceKind.DEVICE, keys.device_id)
+                    break
+                except ConnectionLost:
+                    continue
+    places.relay.line.faults.lost_requests = places.relay.line.faults.lost_answers = 0.0
+    assert len(await desk.account_devices()) == len(await laptop.account_devices()) == 6
+    assert (await desk.account_status()).problems == []
+
+
+# ── relays that lie ─────────────────────────────────────────────────────────────────────────────────────────────────
+Lie = Callable[[list[bytes]], list[bytes]]
+
+
+def lied_to(monkeypatch: pytest.MonkeyPatch, lie: Lie) -> None:
+    """From now on the relay shows what `lie` makes of the chain."""
+    honest = relay_accounts.AccountCalls.chain
+
+    async def chain(self: relay_accounts.AccountCalls, start: int = 0) -> list[bytes]:
+        links: list[bytes] = lie(await honest(self))
+        return links[start:]
+
+    monkeypatch.setattr(relay_accounts.AccountCalls, "chain", chain)
+
+
+@pytest.mark.parametrize("kept", [0, 1, 2])
+async def test_a_relay_that_was_set_back(
+    autojump_clock: MockClock,
+    places: Places,
+    desk: NodeOperations,
+    laptop: NodeOperations,
+    monkeypatch: pytest.MonkeyPatch,
+    kept: int,
+) -> None:
+    recovery = await signed_up(places, desk)
+    await laptop.account_log_in(EMAIL, KEY, [URL], recovery)
+    before = await desk.account.refresh()
+    lied_to(monkeypatch, lambda links: links[:kept])
+    view = await desk.account_status()
+    assert (view.usage, view.devices) == (None, 2)
+    assert "fewer devices" in view.problems[0].text
+    with pytest.raises(AuthenticationError, match="fewer devices"):
+        await desk.account.refresh()
+    assert desk.account.chain is not None
+    assert desk.account.chain.links == before.links
+
+
+async def test_a_relay_that_forks_the_chain(
+    autojump_clock: MockClock,
+    places: Places,
+    desk: NodeOperations,
+    laptop: NodeOperations,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    recovery = await signed_up(places, desk)
+    await laptop.account_log_in(EMAIL, KEY, [URL], recovery)
+    await desk.account.refresh()
+
+    def lie(links: list[bytes]) -> list[bytes]:
+        # The recovery key was stolen, and its thief is in league with the relay.
+        short = fold_chain(links[:2])
+        stolen = recovery_keys(parse_recovery_key(recovery))
+        other = short.sign(stolen, Add(device("eve").card.encode(), DeviceKind.DEVICE))
+        return [*links[:2], other.encoded]
+
+    lied_to(monkeypatch, lie)
+    view = await desk.account_status()
+    assert "forked" in view.problems[0].text
+
+
+async def test_a_relay_that_makes_up_an_account_around_a_recovery_key(
+    autojump_clock: MockClock,
+    places: Places,
+    desk: NodeOperations,
+    laptop: NodeOperations,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    recovery = await signed_up(places, desk)
+
+    assert desk.account.chain is not None
+    eve = device("eve")
+    made_up = begin_account(eve, bytes(16))
+    add_recovery = desk.account.chain.links[1].action
+    assert isinstance(add_recovery, Add)
+    made_up = made_up.extend([made_up.sign(eve, add_recovery).encoded])
+
+    async def fetch(_self: Account, _client: RelayClient) -> AccountChain:
+        return made_up
+
+    monkeypatch.setattr(Account, "_fetch", fetch)
+    with pytest.raises(AuthenticationError, match="made it up"):
+        await laptop.account_log_in(EMAIL, KEY, [URL], recovery)
+    assert laptop.account.stored is None
