@@ -13,6 +13,7 @@ from p2psync.errors import InputError, PermissionDenied, StateError
 from p2psync.node import views
 from p2psync.node.events import EventLog
 from p2psync.node.lookup import find
+from tests.cli.fake_account import FakeAccount
 
 ME = views.Identity("AAAAAAA-BBBBBBB", "desk", "AAAAAAA")
 LAPTOP = views.DeviceView(
@@ -32,7 +33,7 @@ FOLDER = views.FolderView(
 )  # fmt: skip
 
 
-class FakeOperations:
+class FakeOperations(FakeAccount):
     """Records what it was asked in `calls`."""
 
     def __init__(self) -> None:
