@@ -320,9 +320,11 @@ def expected(
         tree[path] = shown.kind, shown.text, shown.kind is Kind.FILE and bool(shown.mode & 0o100)
         for version in live.get(path, []):
             other = version.node
-            if other is None or other.kind is Kind.DIRECTORY or version is best[path]:
+            if other is None or other.kind is Kind.DIRECTORY:
                 continue
             alike = (other.kind, other.text) == (shown.kind, shown.text)
+            if alike and version is best[path]:
+                continue
             which = perhaps if alike else copies
             which.setdefault((path, other.kind, other.text), set()).add(short_id(version.dot.replica))
     return tree, copies, perhaps
