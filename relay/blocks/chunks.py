@@ -11,7 +11,20 @@ from dataclasses import dataclass
 from enum import Enum
 from typing import Final
 
-from sqlalchemy import ColumnElement, Connection, Row, Select, bindparam, case, delete, null, select, update
+from sqlalchemy import (
+    BigInteger,
+    ColumnElement,
+    Connection,
+    Row,
+    Select,
+    bindparam,
+    case,
+    delete,
+    literal,
+    null,
+    select,
+    update,
+)
 
 from relay.accounts.ledger import Ledger
 from relay.blocks.tables import chunk_cost, chunks, object_key
@@ -108,7 +121,7 @@ def end(c: Connection, ledger: Ledger, owner: bytes, upload: Chunk, now: int) ->
     stored = {"size": upload.size, "digest": upload.digest, "upload_id": upload.upload_id, "verified": now}
     new = insert_if_missing(c, chunks, **place, refs=0, unreferenced=now, **stored)
     is_lost = _is(upload.folder_id, upload.chunk_id) & chunks.c.upload_id.is_(None)
-    mark = case((chunks.c.refs == 0, now), else_=null())
+    mark = case((chunks.c.refs == 0, literal(now, BigInteger)), else_=null())
     if new or c.execute(update(chunks).where(is_lost).values(**stored, unreferenced=mark)).rowcount:
         if ledger.commit(c, owner, upload.upload_id):
             return Ended.STORED

@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Final
 
-from sqlalchemy import ColumnElement, Connection, case, delete, func, insert, null, select, update
+from sqlalchemy import BigInteger, ColumnElement, Connection, case, delete, func, insert, literal, null, select, update
 
 from p2psync.model.hashing import DIGEST_SIZE
 from relay.accounts.ledger import Ledger
@@ -146,11 +146,12 @@ def _raise(c: Connection, folder_id: bytes, chunk_ids: Sequence[bytes]) -> None:
 
 
 def _lower(c: Connection, folder_id: bytes, chunk_ids: Sequence[bytes], now: int) -> None:
+    mark = case((chunks.c.refs == 1, literal(now, BigInteger)), else_=null())
     for batch in batches(chunk_ids):
         c.execute(
             update(chunks)
             .where(chunks.c.folder_id == folder_id, chunks.c.chunk_id.in_(batch))
-            .values(refs=chunks.c.refs - 1, unreferenced=case((chunks.c.refs == 1, now), else_=null()))
+            .values(refs=chunks.c.refs - 1, unreferenced=mark)
         )
 
 

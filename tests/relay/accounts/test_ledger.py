@@ -250,3 +250,22 @@ async def upload_two_hundred(database: Database) -> None:
             nursery.start_soon(upload, number)
     assert (len(stored), len(refused)) == (fit, 200 - fit)
     assert await database.read(lambda c: ledger.usage(c, ALICE)) == Usage(fit * chunk, 0)
+
+
+def test_figures_of_terabytes(database: Database) -> None:
+    """Nothing is counted in 32 bits, whichever database does it."""
+    ledger, size, now = Ledger(Fixed(1 << 50)), 1 << 45, 1 << 40
+
+    def work(c: Connection) -> Usage:
+        ledger.charge(c, ALICE, size, now)
+        for key in (b"a" * 16, b"b" * 16, b"c" * 16):
+            ledger.reserve(c, ALICE, key, size, expires=now, now=now)
+        assert ledger.commit(c, ALICE, b"a" * 16)
+        assert ledger.release(c, ALICE, b"b" * 16)
+        ledger.refund(c, ALICE, size, now)
+        assert ledger.expire(c, now) == 1
+        ledger.lock(c, ALICE)
+        assert ledger.recount(c, ALICE, 2 * size, repair=True) is not None
+        return ledger.usage(c, ALICE)
+
+    assert database.write_now(work) == Usage(2 * size, 0)

@@ -257,3 +257,17 @@ async def test_a_check_goes_on_from_page_to_page(stack: Stack, monkeypatch: pyte
     memory(stack).objects.pop(key(stack, 3))
     report = await check(stack.services.blocks)
     assert (report.chunks, report.lost.count, report.orphans) == (12, 1, 0)
+
+
+async def test_after_2038(stack: Stack) -> None:
+    client = alice(stack)
+    stack.clock.advance(1 << 32)
+    await upload(client, 1, 2)
+    await put(client, 1, 1, 2)
+    await put(client, 1, 2)
+    memory(stack).objects.pop(key(stack, 2))
+    assert (await client.get(path(2), query=ME)).status == 404
+    await upload(client, 2)
+    stack.clock.advance(2 * DAY)
+    assert await upkeep(stack).collect() == Collected(swept=1, swept_bytes=3000)
+    assert (await check(stack.services.blocks)).is_clean
