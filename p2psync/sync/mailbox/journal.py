@@ -38,6 +38,8 @@ class Journal:
         self.chains: Chains
         self.outbox: list[tuple[Entry, Marks]] = []
         """Entries of the present chain that were signed and are not acknowledged."""
+        self.lives = 0
+        """Counts how often everything was read anew: what was concluded from it before is void."""
         self.steps = 0
         """Counts what was committed: whether there is progress."""
 
@@ -61,6 +63,7 @@ class Journal:
             return rows.row(), rows.chains(signer), rows.outbox()
 
         self.row, self.chains, self.outbox = await context.world.offload.run(lambda: context.index.write(work))
+        self.lives += 1
 
     async def commit(self, work: Callable[[Writer, MailboxWriter], T]) -> T:
         """Run `work` in one transaction; it may run twice."""

@@ -38,6 +38,8 @@ REFUSED_AGAIN = 600.0
 QUOTA_AGAIN = 300.0
 QUIET_FOR = 60.0
 """Seconds for which a relay may not answer before people are told."""
+MAX_IDLE_PAUSE = 60.0
+"""Seconds between two looks at the most, when a relay promises news that it does not have."""
 SOON = 0.2
 """Seconds between two looks at what is to be posted at least: small changes go together."""
 
@@ -197,18 +199,22 @@ class Mailbox:
         await self.reader.judge()
         self._answered()
         judged = trio.current_time()
+        pause = 0.0
         while True:
             self.activity = Activity.IDLE
-            seen = self._keys.changed.count
+            seen, cursor = self._keys.changed.count, self.journal.row.cursor
+            await trio.sleep(pause)
             with trio.move_on_after(JUDGE_EVERY):
                 await self._wait_for_news(seen)
             await self._fetch_grants()
-            if trio.current_time() - judged >= JUDGE_EVERY:
+            if trio.current_time() - judged < JUDGE_EVERY:
+                await self.reader.read_to_end()
+            if trio.current_time() - judged >= JUDGE_EVERY or self.reader.went_back:
                 await self.reader.judge()
                 judged = trio.current_time()
-            else:
-                await self.reader.read_to_end()
             self._answered()
+            # A relay that always has news and never anything to read must not keep this device busy.
+            pause = 0.0 if self.journal.row.cursor != cursor else min(MAX_IDLE_PAUSE, 2 * pause + SOON)
 
     def _answered(self) -> None:
         """The relay works: contents may be asked of it."""

@@ -17,7 +17,7 @@ from p2psync.membership.links import decode_link
 from p2psync.model.ids import device_id_of, short_id
 from p2psync.model.records import record_id
 from p2psync.protocol.chains import Finding, Fork, ForkProof, OwnRollback, RolledBack, Withheld
-from p2psync.protocol.mailbox import EntryKind, Header, decode_header
+from p2psync.protocol.mailbox import ChainKey, EntryKind, Header, decode_header
 from p2psync.sync.context import FolderContext
 from p2psync.sync.mailbox import troubles
 from p2psync.sync.mailbox.digest import Stretch, digest, is_known
@@ -57,7 +57,11 @@ class FeedReader:
         self._absorb_links = absorb_links
         self._possesses = possesses
         self._stamp: tuple[object, ...] | None = None
-        self._gap_looked_for = False
+        self._seen_at_gap: dict[ChainKey, int] | None = None
+        """How far every chain went when entries were missed last: looked for again only after progress."""
+        self._has_gap = False
+        self.went_back = False
+        """Whether the feed has become shorter since the relay was judged."""
         self.caught_up = False
         """Whether the feed has been read to its end since the start: nothing is posted before."""
         self.progressed = Pulse()
@@ -74,6 +78,7 @@ class FeedReader:
             page = await self._service.read(after)
             if page.last < after:
                 # It has less than it had. Everything is looked at again; the heads say what is gone.
+                self.went_back = True
                 await self._set_cursor(0)
                 continue
             if after < page.pruned:
@@ -82,15 +87,17 @@ class FeedReader:
             if not page.entries:
                 if not gap:
                     break
-                if self._gap_looked_for:
+                seen = {key: tip.seq for key, tip in journal.chains.tips.items()}
+                if seen == self._seen_at_gap:
                     self._told.withholds(gap)
                     break
-                # A relay that leaves an entry out may have numbered the rest without it.
-                self._gap_looked_for = True
+                # A relay that leaves an entry out may have numbered the rest without it, or mixed them up.
+                self._seen_at_gap = seen
                 gap = ""
                 await self._set_cursor(0)
                 continue
             gap = await self._take(after, page.entries) or gap
+        self._has_gap = bool(gap)
         self.caught_up = True
         self.progressed.fire()
 
@@ -218,6 +225,11 @@ class FeedReader:
             listed = [header for header in listed if is_known(context.membership, header)]
             await self.read_to_end()
             findings = journal.chains.judge_relay(listed, asked_with=asked_with, caught_up=True)
+            if any(isinstance(finding, Withheld) for finding in findings):
+                # They may stand where this device has read already, if the relay numbers anew what it shows.
+                await self._set_cursor(0)
+                await self.read_to_end()
+                findings = journal.chains.judge_relay(listed, asked_with=asked_with, caught_up=True)
         except (InputError, AuthenticationError) as error:
             raise MailboxUnavailable(f"its list of heads does not verify: {error}") from error
         lost = [finding for finding in findings if isinstance(finding, RolledBack)]
@@ -229,9 +241,10 @@ class FeedReader:
         if withheld:
             first = withheld[0]
             self._told.withholds(f"entries of {short_id(first.head.author)} after number {first.have}")
-        elif not self._gap_looked_for:
+        elif not self._has_gap:
             self._told.clear(troubles.WITHHOLDS)
-        self._gap_looked_for = False
+        self._seen_at_gap = None
+        self.went_back = False
         await self._act_on(findings)
         self._show_freshness()
 

@@ -98,19 +98,19 @@ class MailboxPoster:
         self._keys = keys
         self._since = since
         self._read = 0
+        self._life = 0
         self.backlog = Backlog()
         self.uploader = Uploader(context, service, journal, keys.sealing_key)
-
-    def start_over(self) -> None:
-        """Look at everything again that is not known to be there."""
-        self.backlog.clear()
-        self._read = 0
 
     async def post(self, *, records: bool) -> float:
         """Post what is due; seconds after which to look again at the latest. Errors of the service come through.
 
         `records`: whether the policy lets records go now.
         """
+        if self._life != self._journal.lives:
+            self._life = self._journal.lives
+            self.backlog.clear()
+            self._read = 0
         await self.flush()
         await self._give()
         if self._keys.sealing_key() is None or self._context.membership.role(self._context.device) is None:
@@ -166,7 +166,6 @@ class MailboxPoster:
         else:
             _log.warning("the mailbox lost what it had acknowledged", folder=self._context.name)
             await journal.give_up_chain()
-        self.start_over()
         return True
 
     async def _sign_and_post(self, bodies: Sequence[tuple[EntryKind, bytes, Marks]]) -> None:

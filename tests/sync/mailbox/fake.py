@@ -10,7 +10,7 @@ import trio
 
 from p2psync.crypto.identity import DeviceKeys
 from p2psync.membership.grants import decode_grant
-from p2psync.protocol.mailbox import NO_ENTRY, ChainKey, EntryKind, Header, decode_entry
+from p2psync.protocol.mailbox import NO_ENTRY, ChainKey, EntryKind, Header, decode_entry, decode_header
 from p2psync.sync.mailbox.service import (
     ChunksMissing,
     Contradicted,
@@ -71,6 +71,10 @@ class FakeRelay:
     def authors(self, kind: EntryKind) -> list[bytes]:
         found = [decode_entry(data).header for data in self.feed]
         return [header.author for header in found if header.kind == kind]
+
+    def heads_author(self, encoded: bytes) -> bytes:
+        """Who has signed a head."""
+        return decode_header(encoded).author
 
     def copy(self) -> FakeRelay:
         """Its state now, for putting it back later."""
