@@ -25,6 +25,9 @@ from p2psync.sync.context import FolderContext
 
 T = TypeVar("T")
 
+MAX_KNOWN_LINKS = 256
+"""Hashes of links that are remembered to be at a mailbox; an older one is posted again at the worst."""
+
 
 class Journal:
     """The durable state of one mailbox."""

@@ -21,7 +21,7 @@ from p2psync.protocol.mailbox import ChainKey, EntryKind, Header, decode_header
 from p2psync.sync.context import FolderContext
 from p2psync.sync.mailbox import troubles
 from p2psync.sync.mailbox.digest import Stretch, digest, is_known
-from p2psync.sync.mailbox.journal import Journal
+from p2psync.sync.mailbox.journal import MAX_KNOWN_LINKS, Journal
 from p2psync.sync.mailbox.keys import KeyKeeper
 from p2psync.sync.mailbox.service import MailboxService, MailboxUnavailable
 from p2psync.sync.mailbox.snapshots import take_snapshot
@@ -29,9 +29,6 @@ from p2psync.sync.mailbox.troubles import Troubles
 from p2psync.sync.pulse import Pulse
 
 _log = structlog.get_logger(__name__)
-
-MAX_KNOWN_LINKS = 256
-"""Hashes of links that are remembered to be at the mailbox; an older one is posted again at the worst."""
 
 
 class FeedReader:

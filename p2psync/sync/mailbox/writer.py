@@ -28,7 +28,7 @@ from p2psync.protocol.mailbox import Entry, EntryKind, Head, decode_header, sort
 from p2psync.sync.bundles import outgoing
 from p2psync.sync.context import FolderContext
 from p2psync.sync.mailbox.backlog import Backlog
-from p2psync.sync.mailbox.journal import Journal
+from p2psync.sync.mailbox.journal import MAX_KNOWN_LINKS, Journal
 from p2psync.sync.mailbox.keys import KeyKeeper, keys_to_grant
 from p2psync.sync.mailbox.service import MAX_APPEND, MAX_APPEND_BYTES, MAX_GIVEN, Contradicted, MailboxService
 from p2psync.sync.mailbox.uploads import Uploader, has_content
@@ -207,8 +207,9 @@ class MailboxPoster:
                 body = codec.encode(m.Links(self._context.folder, piece))
                 await self._sign_and_post([(EntryKind.LINKS, body, ())])
         async with self._journal.lock:
-            known = dict.fromkeys((*self._journal.row.links, *membership.heads))
-            await self._journal.change_row(links=tuple(known)[-256:])
+            if self._life == self._journal.lives:
+                known = dict.fromkeys((*self._journal.row.links, *membership.heads))
+                await self._journal.change_row(links=tuple(known)[-MAX_KNOWN_LINKS:])
 
     # ── records ─────────────────────────────────────────────────────────────────────────────────────────────────────
     async def _look(self) -> None:
@@ -279,9 +280,9 @@ class MailboxPoster:
 
     async def _settle(self) -> None:
         """Remember up to where everything is there, so that the next start need not look."""
-        settled = self.backlog.settled(self._read)
-        if settled > self._journal.row.posted:
-            async with self._journal.lock:
+        async with self._journal.lock:
+            settled = self.backlog.settled(self._read)
+            if settled > self._journal.row.posted and self._life == self._journal.lives:
                 await self._journal.change_row(posted=settled)
 
     # ── freshness ───────────────────────────────────────────────────────────────────────────────────────────────────
