@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import contextmanager
 
+from p2psync.system import SystemClock, SystemRng, ThreadOffload
 from relay.accounts.mailers import make_mailer
 from relay.accounts.secrets import SECRET_SIZE
 from relay.blocks.build import make_store
@@ -12,7 +13,6 @@ from relay.config import Config
 from relay.data import DataDirectory
 from relay.db.database import database_from_url
 from relay.services import Ports, Services, build_services
-from relay.world import SystemClock, SystemRng, ThreadOffload
 
 
 @contextmanager

@@ -28,9 +28,10 @@ from p2psync.node.operations import Operations
 from p2psync.node.status_operations import StatusOperations
 from p2psync.node.version_operations import VersionOperations
 from p2psync.node.views import Identity
-from p2psync.node.world import SystemRng, real_world
+from p2psync.node.world import real_world
 from p2psync.ports import World
 from p2psync.sync.peer import Peer
+from p2psync.system import SystemRng
 
 _log = get_logger(__name__)
 

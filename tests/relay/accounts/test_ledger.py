@@ -13,13 +13,13 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
 from sqlalchemy import Connection, func, select
 
+from p2psync.system import ThreadOffload
 from p2psync.testing.world import SimRng
 from relay.accounts.ledger import Ledger, Usage, account_usage, reservations
 from relay.accounts.plans import Limits
 from relay.db.database import IN_MEMORY, Database, database_from_url
 from relay.db.metadata import metadata
 from relay.errors import ApiError
-from relay.world import ThreadOffload
 from tests.relay.stack import Inline
 
 T = TypeVar("T")

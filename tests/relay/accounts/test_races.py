@@ -10,6 +10,7 @@ import trio
 from sqlalchemy import Connection
 
 from p2psync.membership.sigchain import Add, DeviceKind, Remove
+from p2psync.system import ThreadOffload
 from p2psync.testing.world import SimRng
 from relay.accounts.outbox import Outbox
 from relay.accounts.secrets import Secrets
@@ -17,7 +18,6 @@ from relay.accounts.throttle import Policies
 from relay.db.database import database_from_url
 from relay.db.metadata import metadata
 from relay.ports import Mail
-from relay.world import ThreadOffload
 from tests.relay.stack import Answer, MemoryMailer, Stack, make_stack
 
 from .helpers import OTHER_KEY, Person, alive, b64, code_in, mails, registered

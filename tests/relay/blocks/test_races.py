@@ -11,6 +11,7 @@ import pytest
 import trio
 from sqlalchemy import Connection
 
+from p2psync.system import SystemClock, SystemRng, ThreadOffload
 from p2psync.testing.world import SimRng
 from relay.accounts.ledger import Ledger
 from relay.accounts.plans import Plans
@@ -23,7 +24,6 @@ from relay.db.metadata import metadata
 from relay.errors import ApiError
 from relay.mailbox import folders
 from relay.mailbox.folders import Rights
-from relay.world import SystemClock, SystemRng, ThreadOffload
 from tests.relay.blocks.helpers import ALICE, FOLDER, name, set_up
 from tests.relay.stack import MemoryStore
 

@@ -14,10 +14,10 @@ from sqlalchemy import BigInteger, Column, Connection, MetaData, Table, insert, 
 from sqlalchemy.exc import DBAPIError, IntegrityError, OperationalError
 
 from p2psync.errors import ConfigError
+from p2psync.system import ThreadOffload
 from p2psync.testing.world import SimRng
 from relay.db.database import IN_MEMORY, MAX_ATTEMPTS, Database, database_from_url
 from relay.errors import ApiError
-from relay.world import ThreadOffload
 from tests.relay.stack import Inline
 
 OWN = MetaData()

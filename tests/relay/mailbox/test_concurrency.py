@@ -11,6 +11,7 @@ import trio
 from sqlalchemy import Connection
 
 from p2psync.protocol.mailbox import Entry
+from p2psync.system import ThreadOffload
 from p2psync.testing.world import SimRng
 from relay.db.database import IN_MEMORY, Database, database_from_url
 from relay.db.metadata import metadata
@@ -19,7 +20,6 @@ from relay.mailbox import feed, folders
 from relay.mailbox.feed import Placed
 from relay.mailbox.folders import Rights
 from relay.mailbox.tables import take_numbers
-from relay.world import ThreadOffload
 from tests.relay.mailbox.helpers import NOW, Author, Ledger, Limits, Reader, account, folder_id
 
 AUTHORS = 4

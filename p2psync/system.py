@@ -1,4 +1,4 @@
-"""The real world: clocks, randomness and threads of this machine."""
+"""This machine's clocks, randomness and threads: the adapters of `Clock`, `Rng` and `Offload` for any process here."""
 
 from __future__ import annotations
 
