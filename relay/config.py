@@ -199,6 +199,22 @@ class Limits(Section, frozen=True):
     sensitive_per_address: Annotated[Positive, _about("Log-ins, mails and the like from one network.")] = 60
 
 
+class Forwarding(Section, frozen=True):
+    """Moving bytes between two devices that cannot reach each other. The account of the device that asked pays."""
+
+    enabled: Annotated[bool, _about("Whether this relay forwards at all.")] = True
+    sessions: Annotated[Positive, _about("Pairs of devices at the same time.")] = 1000
+    sessions_per_account: Annotated[Positive, _about("Pairs of devices at the same time for one account.")] = 32
+    rate_per_account: Annotated[Size, _about("Bytes per second for all pairs of one account; 0: no limit.")] = Size(
+        64 << 20
+    )
+    rate_per_session: Annotated[Size, _about("Bytes per second for one pair, both ways together; 0: no limit.")] = Size(
+        32 << 20
+    )
+    idle_s: Annotated[Seconds, _about("A pair that sends nothing for so long is parted.")] = 180
+    session_s: Annotated[Seconds, _about("A pair is parted after this time in any case; it may call again.")] = 6 * 3600
+
+
 class Log(Section, frozen=True):
     """What the relay tells about itself: one JSON line each, on stderr."""
 
@@ -228,6 +244,7 @@ class Config(Section, frozen=True):
     plans: tuple[Plan, ...] = ()
     billing: Billing = Billing()
     limits: Limits = Limits()
+    forwarding: Forwarding = Forwarding()
     log: Log = Log()
     metrics: Metrics = Metrics()
 

@@ -1,4 +1,4 @@
-"""The relay's seams with the world, beside those of `p2psync.ports`: mail, sealed chunks, and who waits for news.
+"""The relay's seams with the world, beside those of `p2psync.ports`: mail, sealed chunks, and who is there or waits.
 
 `Mailer` and `BlockStore` are blocking, like the ports of the node: services call them inside `Offload.run`.
 """
@@ -102,4 +102,34 @@ class Wakeups(Protocol):
 
     def listen(self, topics: Collection[bytes]) -> AbstractContextManager[Wakeup]:
         """A bell for these topics, for as long as the context lasts."""
+        ...
+
+
+@dataclass(frozen=True, slots=True)
+class Presence:
+    """A device of an account that is there now; `expires` in seconds since the epoch."""
+
+    account_id: bytes
+    device_id: bytes
+    addresses: tuple[str, ...]
+    expires: int
+
+
+class Presences(Protocol):
+    """Who is there. Several relay processes behind one name would share it."""
+
+    def put(self, presence: Presence, now: int) -> None:
+        """A device is present until its presence expires. ApiError when there are too many."""
+        ...
+
+    def remove(self, account_id: bytes, device_id: bytes) -> None:
+        """A device is not there any more; that it was not is no error."""
+        ...
+
+    def of_accounts(self, account_ids: Iterable[bytes], now: int) -> list[Presence]:
+        """Everyone present of some accounts: in their order, and by device."""
+        ...
+
+    def of_device(self, device_id: bytes, now: int) -> list[Presence]:
+        """A device, once for every account it is present with."""
         ...

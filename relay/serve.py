@@ -23,6 +23,7 @@ from relay.config import Config, parse_listen
 from relay.data import DataDirectory
 from relay.db.migrate import upgrade
 from relay.logs import configure_logging, get_logger
+from relay.rendezvous.forwarder import Forwarder
 from relay.server import Server
 from relay.tls import Certificate, find_certificate, make_context
 
@@ -66,8 +67,9 @@ async def _serve(config: Config, data: DataDirectory) -> None:
         host, port = parse_listen(config.server.listen)
         name = socket.gethostname() if host in EVERY_INTERFACE else host
         certificate = find_certificate(config.server, data.tls, name)
-        context = make_context(certificate, forwarding=False)
-        server = Server(build_app(services, all_routes()), context, config.server)
+        context = make_context(certificate, forwarding=config.forwarding.enabled)
+        forwarder = services.rendezvous.forwarder
+        server = Server(build_app(services, all_routes()), context, config.server, forwarder.serve)
         services.metrics.connections.set_function(lambda: server.gate.open)
         listeners = await trio.open_tcp_listeners(port, host=host)
         url = relay_url(config.server.url or _url(name, listeners[0]), certificate)
@@ -76,11 +78,17 @@ async def _serve(config: Config, data: DataDirectory) -> None:
             async with trio.open_nursery() as nursery:
                 nursery.start_soon(services.run)
                 nursery.start_soon(_obey, signals, certificate, context, stop)
+                nursery.start_soon(_stop_forwarding, forwarder, stop)
                 sys.stdout.write(f"ready {url} mail to {services.ports.mailer.target}\n")
                 sys.stdout.flush()
                 await server.run(listeners, stop)
                 nursery.cancel_scope.cancel()
     _LOG.info("stopped")
+
+
+async def _stop_forwarding(forwarder: Forwarder, stop: trio.Event) -> None:
+    await stop.wait()
+    forwarder.stop()
 
 
 async def _obey(

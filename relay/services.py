@@ -27,6 +27,8 @@ from relay.db.database import Database
 from relay.mailbox import folders
 from relay.mailbox.service import Mailbox
 from relay.ports import BlockStore, Mailer, Sessions
+from relay.rendezvous.presence import Board
+from relay.rendezvous.service import Rendezvous
 
 NANOSECONDS: Final = 1_000_000_000
 
@@ -57,6 +59,7 @@ class Services:
     """Where rooms hear of changed and deleted accounts."""
     blocks: Blocks
     mailbox: Mailbox
+    rendezvous: Rendezvous
     readiness: Readiness
     metrics: Metrics
     background: list[Callable[[], Awaitable[None]]]
@@ -104,6 +107,15 @@ def build_services(config: Config, ports: Ports) -> Services:
         limits=accounts.plans,
         chunks=References(accounts.ledger),
     )
+    rendezvous = Rendezvous(
+        ports.database,
+        ports.clock,
+        ports.rng,
+        wakeups=mailbox.hub,
+        presences=Board(),
+        settings=config.forwarding,
+    )
+    metrics.forwarded_pairs.set_function(lambda: rendezvous.forwarder.count)
     hooks.changed.append(mailbox.account_changed)
     hooks.deleted.append(mailbox.account_deleted)
     hooks.committed.append(mailbox.account_committed)
@@ -116,7 +128,8 @@ def build_services(config: Config, ports: Ports) -> Services:
         account_hooks=hooks,
         blocks=blocks,
         mailbox=mailbox,
+        rendezvous=rendezvous,
         readiness=Readiness(ports.database, ports.store, ports.offload, ports.clock),
         metrics=metrics,
-        background=[accounts.run, upkeep.run, mailbox.run],
+        background=[accounts.run, upkeep.run, mailbox.run, rendezvous.run],
     )

@@ -16,10 +16,11 @@ from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.x509.oid import NameOID
 
 from p2psync.errors import ConfigError
+from p2psync.protocol.forwarding import ALPN
 from relay.config import Server
 from relay.data import write_private
 
-FORWARD_ALPN: Final = "p2psync-forward/1"
+FORWARD_ALPN: Final = ALPN
 _NAME = "p2psync relay"
 # RFC 5280, section 4.1.2.5: the date of a certificate that does not expire. Devices know it by its fingerprint alone.
 _FOREVER = dt.datetime(9999, 12, 31, 23, 59, 59, tzinfo=dt.UTC)
