@@ -135,7 +135,7 @@ class KeyKeeper:
                 await self._start_epoch()
             else:
                 wait = min(wait, left)
-        await self._grant()
+        await self.grant()
         return wait
 
     # ── epochs ──────────────────────────────────────────────────────────────────────────────────────────────────────
@@ -203,6 +203,11 @@ class KeyKeeper:
                 del self._early[next(iter(self._early))]
         await self._settle_early()
 
+    @property
+    def early(self) -> tuple[bytes, ...]:
+        """Names the grants whose links have not come."""
+        return tuple(self._early)
+
     def early_key(self, key_id: bytes) -> EpochKey | None:
         """A key that was granted before its link came: good for opening links, which may hold that one."""
         context = self._context
@@ -245,7 +250,7 @@ class KeyKeeper:
             self.changed.fire()
             context.state_changed.fire()
 
-    async def _grant(self) -> None:
+    async def grant(self) -> None:
         """Grant the keys in use to readers whose card is known; an editor leaves keys it has not made to the owners."""
         context, membership = self._context, self._context.membership
         if not membership.may_edit(context.device):

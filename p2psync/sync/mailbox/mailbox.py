@@ -197,6 +197,7 @@ class Mailbox:
         self.activity = Activity.READING
         await self._fetch_grants()
         await self.reader.judge()
+        await self._read_with_new_keys()
         self._answered()
         judged = trio.current_time()
         pause = 0.0
@@ -212,6 +213,7 @@ class Mailbox:
             if trio.current_time() - judged >= JUDGE_EVERY or self.reader.went_back:
                 await self.reader.judge()
                 judged = trio.current_time()
+            await self._read_with_new_keys()
             self._answered()
             # A relay that always has news and never anything to read must not keep this device busy.
             pause = 0.0 if self.journal.row.cursor != cursor else min(MAX_IDLE_PAUSE, 2 * pause + SOON)
@@ -237,6 +239,12 @@ class Mailbox:
 
             nursery.start_soon(wait, lambda: self._service.wait(self.journal.row.cursor))
             nursery.start_soon(wait, lambda: self._keys.changed.wait_beyond(seen))
+
+    async def _read_with_new_keys(self) -> None:
+        """What could not be read for want of a key may be readable with what was left for this device."""
+        if self.journal.row.skipped:
+            await self._fetch_grants()
+            await self.reader.read_to_end()
 
     async def _fetch_grants(self) -> None:
         """Take the keys that were left for this device, when something cannot be read or sealed without."""

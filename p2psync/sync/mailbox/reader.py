@@ -104,7 +104,7 @@ class FeedReader:
 
     async def _go_back_for_skipped(self) -> None:
         """Entries that could not be understood are read again once keys or members have changed."""
-        stamp = (self._context.membership.heads, tuple(key.id for key in self._keys.ring))
+        stamp = (self._context.membership.heads, tuple(key.id for key in self._keys.ring), self._keys.early)
         row = self._journal.row
         if row.skipped and stamp != self._stamp:
             await self._set_cursor(min(row.cursor, row.skipped - 1))

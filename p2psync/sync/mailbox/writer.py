@@ -13,6 +13,7 @@ from functools import partial
 import structlog
 import trio
 
+from p2psync.crypto.epochs import EpochKey
 from p2psync.errors import StateError
 from p2psync.index import mailbox as rows
 from p2psync.index.mailbox import MailboxView, MailboxWriter, Marks
@@ -99,8 +100,10 @@ class MailboxPoster:
         self._since = since
         self._read = 0
         self._life = 0
+        self._given = b""
+        """Id of the key whose grants are there."""
         self.backlog = Backlog()
-        self.uploader = Uploader(context, service, journal, keys.sealing_key)
+        self.uploader = Uploader(context, service, journal, self._sealing_key)
 
     async def post(self, *, records: bool) -> float:
         """Post what is due; seconds after which to look again at the latest. Errors of the service come through.
@@ -112,8 +115,8 @@ class MailboxPoster:
             self.backlog.clear()
             self._read = 0
         await self.flush()
-        await self._give()
-        if self._keys.sealing_key() is None or self._context.membership.role(self._context.device) is None:
+        await self._give_keys()
+        if self._sealing_key() is None or self._context.membership.role(self._context.device) is None:
             return RETRY
         await self._post_links()
         if records and self._context.membership.may_edit(self._context.device):
@@ -169,8 +172,20 @@ class MailboxPoster:
         return True
 
     async def _sign_and_post(self, bodies: Sequence[tuple[EntryKind, bytes, Marks]]) -> None:
-        await self._journal.sign(self._keys.sealing_key, bodies)
+        await self._journal.sign(self._sealing_key, bodies)
         await self.flush()
+
+    def _sealing_key(self) -> EpochKey | None:
+        """The key that may seal now, once those who read can have it."""
+        key = self._keys.sealing_key()
+        return key if key is not None and key.id == self._given else None
+
+    async def _give_keys(self) -> None:
+        """Grants go before what is sealed under their key: who makes an epoch may be gone the moment after."""
+        key = self._keys.sealing_key()
+        await self._keys.grant()
+        await self._give()
+        self._given = key.id if key is not None else b""
 
     # ── keys and members ────────────────────────────────────────────────────────────────────────────────────────────
     async def _give(self) -> None:
@@ -241,7 +256,7 @@ class MailboxPoster:
     async def _post_bundle(self) -> bool:
         """Post the next bundle of what is due; whether there was one."""
         context, journal = self._context, self._journal
-        key = self._keys.sealing_key()
+        key = self._sealing_key()
         ready = self.backlog.ready(trio.current_time(), READY)
         if key is None or not ready:
             return False

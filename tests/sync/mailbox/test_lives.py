@@ -1,0 +1,190 @@
+"""Members, keys, room and copies change while somebody is away; the mailbox brings them up to date."""
+
+from __future__ import annotations
+
+import random
+
+import trio
+
+from p2psync.protocol.mailbox import EntryKind, decode_entry
+from tests.sync.conftest import FOLDER, LABEL, contents, simulated
+from tests.sync.mailbox.stories import Post, mailed
+from tests.sync.mailbox.test_mailbox import met_and_parted
+
+
+async def three(story: Post) -> None:
+    """Three devices that share the folder and have its key."""
+    await story.start("one", "two", "three")
+    await story.share("one", two="owner", three="editor")
+    story.join("one", "two", "three")
+    names = ("one", "two", "three")
+    await story.until(lambda: all(len(story.folder(n).mailroom.keys.ring) for n in names))
+    for name in names:
+        await story.posted(name)
+
+
+async def id_of(story: Post, name: str) -> str:
+    return (await story.nodes[name].identity()).id
+
+
+@simulated
+async def test_who_was_away_during_a_removal_learns_the_new_key_and_what_is_sealed_under_it() -> None:
+    async with mailed() as story:
+        await three(story)
+        gone = await id_of(story, "three")
+        await story.stop("two")
+        await story.stop("three")
+        await story.nodes["one"].folder_unshare(LABEL, gone)
+        story.user("one").write(b"secret", b"after the removal")
+        await story.posted("one")
+        await story.stop("one")
+        await story.again("two")
+        await story.until(lambda: b"secret" in contents(story, "two"))
+        assert story.folder("two").context.membership.epoch == 2
+        assert not story.folder("two").context.membership.epoch_stale
+
+
+@simulated
+async def test_the_removed_opens_nothing_that_came_later() -> None:
+    async with mailed() as story:
+        await three(story)
+        before = len(story.relay.feed)
+        gone = await id_of(story, "three")
+        await story.stop("three")
+        await story.nodes["one"].folder_unshare(LABEL, gone)
+        story.user("one").write(b"secret", b"after the removal")
+        await story.posted("one")
+        await story.stop("one")
+        await story.stop("two")
+        # It still reaches the relay, which has not heard of anything.
+        await story.again("three")
+        await trio.sleep(600)
+        assert not contents(story, "three")
+        ring = story.folder("three").mailroom.keys.ring
+        late = [decode_entry(data).header for data in story.relay.feed[before:]]
+        assert late
+        assert not any(
+            header.key_id in ring for header in late if header.author != story.services["three"].keys.device_id
+        )
+
+
+@simulated
+async def test_a_viewer_reads_from_the_mailbox_and_leaves_nothing_but_what_it_has_seen() -> None:
+    async with mailed() as story:
+        await met_and_parted(story, "viewer")
+        story.user("one").write(b"a", b"1")
+        await story.posted("one")
+        await story.stop("one")
+        await story.again("two")
+        await story.until(lambda: contents(story, "two") == {b"a": b"1"})
+        await trio.sleep(120)
+        viewer = story.services["two"].keys.device_id
+        kinds = {decode_entry(d).header.kind for d in story.relay.feed if decode_entry(d).header.author == viewer}
+        assert kinds <= {EntryKind.HEAD, EntryKind.LINKS}
+
+
+@simulated
+async def test_over_quota_is_said_with_figures_and_ends_when_there_is_room() -> None:
+    async with mailed() as story:
+        await met_and_parted(story)
+        story.user("one").write(b"a", b"1" * 1000)
+        await story.posted("one")
+        story.relay.limit = story.relay.used() + 20_000
+        story.user("one").write(b"big", b"2" * 100_000)
+        await story.nodes["one"].folder_scan(LABEL)
+        await story.until(lambda: "relay-quota" in story.problems("one"))
+        assert "KiB" in story.folder("one").context.problems["relay-quota"].text
+        # What others do goes on; nothing names a content that is not there.
+        await story.again("two")
+        await story.until(lambda: contents(story, "two").get(b"big") == b"2" * 100_000)
+        story.relay.limit = 2**60
+        await story.until(lambda: "relay-quota" not in story.problems("one"), timeout=1000)
+        await story.posted("one")
+
+
+@simulated
+async def test_an_upload_goes_on_where_it_was_cut_off() -> None:
+    async with mailed() as story:
+        await met_and_parted(story)
+        story.relay.faults.slow = 1.0
+        story.user("one").write(b"big", random.Random(1).randbytes(44_000_000))
+        await story.nodes["one"].folder_scan(LABEL)
+        await story.until(lambda: len(story.relay.puts) >= 4, timeout=600)
+        await story.stop("one")
+        await story.again("one")
+        await story.posted("one")
+        assert len(story.relay.puts) == len(set(story.relay.puts)) > 10, "no chunk is sent twice once it was stored"
+        story.relay.faults.slow = 0.0
+        await story.stop("one")
+        await story.again("two")
+        await story.until(lambda: b"big" in contents(story, "two"), timeout=600)
+
+
+@simulated
+async def test_a_device_put_back_from_an_old_copy_goes_on_in_another_chain() -> None:
+    async with mailed() as story:
+        await met_and_parted(story)
+        story.user("one").write(b"a", b"1")
+        await story.posted("one")
+        await story.stop("one")
+        device = story.device("one")
+        (index,) = [path for path in device.database.paths() if path.endswith(b"/index")]
+        old = device.database.copy(index)
+        await story.again("one")
+        story.user("one").write(b"b", b"2")
+        await story.posted("one")
+        await story.stop("one")
+        device.database.restore(index, old)
+        await story.again("one")
+        story.user("one").write(b"c", b"3")
+        await story.posted("one")
+        await story.stop("one")
+        await story.again("two")
+        await story.until(lambda: contents(story, "two") == {b"a": b"1", b"b": b"2", b"c": b"3"})
+        assert not story.mailbox("two").journal.chains.forks
+        own = story.services["one"].keys.card.signing_key
+        assert len({key for key in story.relay.heads if key.signer == own}) == 2
+
+
+@simulated
+async def test_index_and_folder_put_back_together_are_told_by_the_relay() -> None:
+    async with mailed() as story:
+        await met_and_parted(story)
+        story.user("one").write(b"a", b"1")
+        await story.posted("one")
+        await story.stop("one")
+        device = story.device("one")
+        (index,) = [path for path in device.database.paths() if path.endswith(b"/index")]
+        old, life = device.database.copy(index), device.user(FOLDER).read(b".p2psync/life")
+        await story.again("one")
+        story.user("one").write(b"b", b"2")
+        await story.posted("one")
+        await story.stop("one")
+        device.database.restore(index, old)
+        device.user(FOLDER).write(b".p2psync/life", life)
+        await story.again("one")
+        story.user("one").write(b"c", b"3")
+        await story.posted("one")
+        await story.stop("one")
+        await story.again("two")
+        await story.until(lambda: b"c" in contents(story, "two"))
+        assert not story.mailbox("two").journal.chains.forks
+
+
+@simulated
+async def test_a_lost_index_is_filled_again_from_the_mailbox() -> None:
+    async with mailed() as story:
+        await met_and_parted(story)
+        for number in range(5):
+            story.user("one").write(b"f%d" % number, b"%d" % number)
+        await story.posted("one")
+        await story.stop("one")
+        await story.again("two")
+        await story.until(lambda: len(contents(story, "two")) == 5)
+        await story.stop("two")
+        device = story.device("two")
+        (index,) = [path for path in device.database.paths() if path.endswith(b"/index")]
+        device.database.restore(index, None)
+        device.user(FOLDER).delete(b"f0")
+        await story.again("two")
+        await story.until(lambda: len(contents(story, "two")) == 5, timeout=600)
