@@ -22,9 +22,15 @@ def pair(
         str | None,
         typer.Option("--address", metavar="HOST:PORT", help="Where the other device is, if it is not found by itself."),
     ] = None,
+    account: Annotated[
+        bool,
+        typer.Option("--account", help="On both sides: the one that types the code joins the other's account."),
+    ] = False,
     json: AsJson = False,
 ) -> None:
     """Pair two devices: run this on one without a code, type the code it shows on the other.
+
+    Devices of one account trust each other with everything in it: say --account only for a device of your own.
 
     Both nodes must run. A code allows one attempt: a wrong guess ends it, so that nobody can try codes.
     With --json the side that shows the code prints {"code", "expires_s"} at once, then waits.
@@ -33,26 +39,28 @@ def pair(
         raise typer.BadParameter("--address goes with the side that types the code")
 
     async def work(node: Operations) -> Peer:
-        return await _show(node, json) if code is None else await node.pair_join(code, address)
+        return await _show(node, json, account) if code is None else await node.pair_join(code, address, account)
 
     peer = perform(context, work, needs_node=True)
     if json and code is not None:
         print_json(peer)
     elif not json:
         say(f"Paired with {plain(peer.name)} ({short(peer.id)}).")
+        if peer.account:
+            say("Both are in one account now:  p2psync account devices")
         say(f"Next, share a folder with it:  p2psync folder share FOLDER --with {short(peer.id)}")
 
 
-async def _show(node: Operations, json: bool) -> Peer:
+async def _show(node: Operations, json: bool, account: bool) -> Peer:
     import trio
 
-    offer = await node.pair_open()
+    offer = await node.pair_open(account)
     life = duration(offer.expires_s)
     if json:
         print_json(offer)
     else:
         _print_code(offer.code)
-        say(f"On the other device, within {life}:  p2psync pair {offer.code}")
+        say(f"On the other device, within {life}:  p2psync pair {offer.code}{' --account' if account else ''}")
     async with trio.open_nursery() as nursery:
         if sys.stderr.isatty():
             nursery.start_soon(_count_down, offer)

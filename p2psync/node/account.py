@@ -48,6 +48,10 @@ _TRIES: Final = 4
 _NO_ACCOUNT = "this device is in no account; run: p2psync account signup, or: p2psync account login"
 
 
+class ChainRefusedError(AuthenticationError):
+    """The relay shows a chain that cannot be this account's; what is kept here stands."""
+
+
 @dataclass(frozen=True, slots=True)
 class Invitation:
     """What a device of an account tells another that it has taken in, over their paired channel."""
@@ -138,7 +142,7 @@ class Account:
         StateError when this device is in an account that is more than a sign-up.
         """
         async with self._lock:
-            self._must_be_free()
+            self.must_be_free()
             key = self._world.rng.token(RECOVERY_KEY_SIZE)
             chain = begin_account(self._keys, founding_random(key, self._keys.device_id))
             recovery = Add(recovery_keys(key).card.encode(), DeviceKind.RECOVERY)
@@ -190,7 +194,7 @@ class Account:
             AuthenticationError: the chain is none that the recovery key vouches for.
         """
         async with self._lock:
-            self._must_be_free()
+            self.must_be_free()
             recovery = recovery_keys(key)
             async with self._visiting(relays, recovery) as client:
                 await client.accounts.log_in(email, login_key)
@@ -210,7 +214,7 @@ class Account:
         StateError when it does not in time; `refresh` goes on then.
         """
         async with self._lock:
-            self._must_be_free()
+            self.must_be_free()
             stored = StoredAccount(
                 relays=invitation.relays,
                 email=invitation.email,
@@ -264,7 +268,8 @@ class Account:
             await self._save(None)
         await self._save(stored, chain)
 
-    def _must_be_free(self) -> None:
+    def must_be_free(self) -> None:
+        """StateError when this device is in an account, or on its way into one that it has asked for itself."""
         if self.stored is not None and self.stored.state not in ("unverified", "joining"):
             raise StateError(
                 "this device is in an account already; see: p2psync account status; leave it with: p2psync account "
@@ -314,7 +319,7 @@ class Account:
         """Take in what is new in the chain, and give the relay what it lacks.
 
         Raises:
-            AuthenticationError: the relay shows a shorter, forked or forged chain; what is kept here stands.
+            ChainRefusedError: the relay shows a shorter, forked or forged chain; what is kept here stands.
             StateError: this device is logged out, or was removed from the account.
         """
         async with self._lock:
@@ -368,7 +373,10 @@ class Account:
         for _ in range(_TRIES):
             stored = self.require()
             links = await self.client.accounts.chain(max(stored.confirmed - 1, 0))
-            theirs = await self._world.offload.run(partial(self._verified, stored, links))
+            try:
+                theirs = await self._world.offload.run(partial(self._verified, stored, links))
+            except (AuthenticationError, InputError) as error:
+                raise ChainRefusedError(str(error)) from error
             mine = self.chain.links[len(theirs.links) :] if self._agrees(theirs) and self.chain is not None else ()
             try:
                 for link in mine:

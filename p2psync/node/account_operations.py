@@ -7,14 +7,15 @@ from contextlib import asynccontextmanager
 
 import trio
 
+from p2psync.crypto.identity import DeviceCard
 from p2psync.crypto.password import LOGIN_KEY_SIZE, normalise_email
 from p2psync.crypto.recovery import parse_recovery_key
-from p2psync.errors import InputError, P2PSyncError, RelayRefusal, StateError
+from p2psync.errors import AuthenticationError, ConnectionLost, InputError, P2PSyncError, RelayRefusal, StateError
 from p2psync.membership.sigchain import ChainDevice, DeviceKind
 from p2psync.model.ids import format_device_id, parse_device_id
 from p2psync.net.relay_client import RelayClient
 from p2psync.net.relay_mailbox import encode_id
-from p2psync.node.account import Account
+from p2psync.node.account import Account, ChainRefusedError, Invitation
 from p2psync.node.core import Core
 from p2psync.node.lookup import find
 from p2psync.node.views import (
@@ -28,6 +29,7 @@ from p2psync.node.views import (
     RecoveryKey,
 )
 from p2psync.protocol import relay_api as api
+from p2psync.protocol.messages import PairAccount
 from p2psync.protocol.relay_address import parse_relay_address
 
 MAX_RELAYS = 8
@@ -184,6 +186,32 @@ class AccountOperations(Core):
         self.account.active()
         return RecoveryKey(await self.account.renew_recovery())
 
+    # ── pairing ─────────────────────────────────────────────────────────────────────────────────────────────────────
+    def account_invitation(self) -> PairAccount:
+        """What a device that is taken into the account is told. StateError unless this one is in it."""
+        told = self.account.invitation()
+        return PairAccount(told.account_id, list(told.relays), told.email, told.seq, told.head)
+
+    async def account_take_in(self, card: DeviceCard) -> None:
+        """Add a paired device to the account."""
+        await self.account.add(card.encode(), DeviceKind.DEVICE, card.device_id)
+        text = format_device_id(card.device_id)
+        self.event_log.publish(
+            "account.device-added", f"{self.device_name(card.device_id)} is in the account", device=text
+        )
+
+    async def account_come_in(self, invitation: PairAccount) -> None:
+        """Join the account of a paired device; the relay must get to know this one."""
+        told = Invitation(
+            invitation.account_id,
+            tuple(_relays(invitation.relays)),
+            normalise_email(invitation.email),
+            invitation.seq,
+            invitation.head,
+        )
+        await self.account.join(told)
+        self.event_log.publish("account.active", "the account is in use")
+
     # ── plans ───────────────────────────────────────────────────────────────────────────────────────────────────────
     async def account_plans(self, relays: list[str] = []) -> list[PlanView]:  # noqa: B006
         """Of the relay that is named, or of the account's."""
@@ -255,7 +283,18 @@ def _login_key(key: bytes) -> bytes:
 def _problem(error: P2PSyncError) -> Problem:
     """What keeps this device from its account; the text says what to do."""
     what, _, remedy = str(error).partition("; ")
-    return Problem(f"account-{type(error).__name__.lower()}", what, remedy or "try again later")
+    remedy = remedy or "try again later"
+    match error:
+        case ConnectionLost():
+            return Problem("relay-unreachable", what, remedy)
+        case ChainRefusedError():
+            return Problem("account-chain", str(error), "compare the devices of the account with each other")
+        case AuthenticationError():
+            return Problem("relay-identity", what, remedy)
+        case StateError():
+            return Problem("account-locked-out", what, remedy)
+        case _:
+            return Problem("relay-refused", what, remedy)
 
 
 def _usage(status: api.AccountStatus) -> AccountUsage:

@@ -470,7 +470,7 @@ class _Handler:
 
     async def message(self, peer: Peer, message: m.Message) -> None:
         """Pairing messages belong to the pairing, everything else to the folders."""
-        if isinstance(message, m.PairHello | m.PairMessage):
+        if isinstance(message, m.PairHello | m.PairMessage | m.PairAccount):
             await self._c._pairing.message(peer, message)
         else:
             await self._c._synchronizer.message(peer, message)

@@ -9,6 +9,7 @@ import msgspec
 import trio
 
 from p2psync.crypto.identity import DeviceCard
+from p2psync.crypto.pairing import PairingCode, parse_code
 from p2psync.errors import (
     AuthenticationError,
     ConnectionLost,
@@ -21,8 +22,8 @@ from p2psync.errors import (
 from p2psync.membership.links import Remove, Role
 from p2psync.model.ids import DeviceId, format_device_id, parse_device_id, replica_device_prefix, short_id
 from p2psync.net.addresses import parse_peer_address
+from p2psync.node.account_operations import AccountOperations
 from p2psync.node.connections import Connections, pump, via
-from p2psync.node.core import Core
 from p2psync.node.home import DeviceEntry
 from p2psync.node.logs import get_logger
 from p2psync.node.pairing import PairedDevice, PairingGuest
@@ -35,7 +36,7 @@ MAX_LAST_ADDRESSES = 4
 _log = get_logger(__name__)
 
 
-class DeviceOperations(Core):
+class DeviceOperations(AccountOperations):
     """See `Operations`."""
 
     async def identity(self) -> Identity:
@@ -121,40 +122,31 @@ class DeviceOperations(Core):
         self.event_log.publish("device.removed", f"{entry.name or entry.id[:7]} is no longer known", device=entry.id)
 
     # ── pairing ─────────────────────────────────────────────────────────────────────────────────────────────────────
-    async def pair_open(self) -> PairingOffer:
+    async def pair_open(self, account: bool = False) -> PairingOffer:
         """Show a code."""
         self._require_online()
-        code, expires = self.pairing.open()
+        code, expires = self.pairing.open(self.account_invitation() if account else None)
         return PairingOffer(code, expires)
 
     async def pair_wait(self, code: str) -> Peer:
         """Wait for the other side to type the code."""
         paired = await self.pairing.wait(code)
-        return Peer(format_device_id(paired.device), paired.name)
+        if paired.card is not None:
+            await self.account_take_in(paired.card)
+        return Peer(format_device_id(paired.device), paired.name, paired.card is not None)
 
-    async def pair_join(self, code: str, address: str | None = None) -> Peer:
+    async def pair_join(self, code: str, address: str | None = None, account: bool = False) -> Peer:
         """Type a code that another device shows."""
         connections = self._require_online()
-        from p2psync.crypto.pairing import parse_code
-
         parsed = parse_code(code)
+        if account:
+            self.account.must_be_free()
         candidates = [str(parse_peer_address(address))] if address is not None else None
+        paired: PairedDevice | None = None
         with trio.move_on_after(DISCOVERY_TIME):
-            tried: set[str] = set()
-            while True:
-                sighted = [s for s in connections.sightings.values() if s.pairing == str(parsed.nameplate)]
-                found = candidates or [a for s in sighted for a in s.addresses]
-                for where in found:
-                    if where in tried:
-                        continue
-                    tried.add(where)
-                    paired = await self._try_to_pair(PairingGuest(self.world, self.device_id, self.name, parsed), where)
-                    if paired is not None:
-                        await self._know_paired(paired, (where,))
-                        return Peer(format_device_id(paired.device), paired.name)
-                if candidates is not None:
-                    break
-                await trio.sleep(0.1)
+            paired = await self._find_and_pair(connections, parsed, candidates)
+        if paired is not None:
+            return await self._joined(paired, account)
         if address is not None:
             raise StateError(
                 f"no pairing number {parsed.nameplate} is open at {address}; check the address and that the code is "
@@ -164,6 +156,36 @@ class DeviceOperations(Core):
             f"no device on the local network offers pairing number {parsed.nameplate}; is the code still shown there? "
             "If the network has no multicast, give its address: p2psync pair CODE --address HOST:PORT"
         )
+
+    async def _joined(self, paired: PairedDevice, account: bool) -> Peer:
+        """Come into the other side's account, if both sides want that."""
+        if account:
+            if paired.invitation is None:
+                raise StateError(
+                    f"paired with {paired.name}, which has not offered its account; show the code there with: "
+                    "p2psync pair --account"
+                )
+            await self.account_come_in(paired.invitation)
+        return Peer(format_device_id(paired.device), paired.name, account)
+
+    async def _find_and_pair(
+        self, connections: Connections, code: PairingCode, candidates: list[str] | None
+    ) -> PairedDevice | None:
+        """Try every address where the code may be shown; None when none of `candidates` is one."""
+        tried: set[str] = set()
+        while True:
+            sighted = [s for s in connections.sightings.values() if s.pairing == str(code.nameplate)]
+            for where in candidates or [a for s in sighted for a in s.addresses]:
+                if where in tried:
+                    continue
+                tried.add(where)
+                paired = await self._try_to_pair(PairingGuest(self.world, self.device_id, self.name, code), where)
+                if paired is not None:
+                    await self._know_paired(paired, (where,))
+                    return paired
+            if candidates is not None:
+                return None
+            await trio.sleep(0.1)
 
     async def _try_to_pair(self, guest: PairingGuest, address: str) -> PairedDevice | None:
         """One try at one address; None when no pairing answers there. AuthenticationError when the code is wrong."""

@@ -14,7 +14,6 @@ import trio
 from p2psync.crypto.identity import DeviceKeys
 from p2psync.errors import P2PSyncError, StateError
 from p2psync.model.ids import DeviceId, format_device_id, parse_device_id, short_id
-from p2psync.node.account_operations import AccountOperations
 from p2psync.node.config import Config, load_config, render_default_config, set_setting
 from p2psync.node.connections import Connections, Stranger
 from p2psync.node.control import serve_control
@@ -36,7 +35,7 @@ from p2psync.system import SystemRng
 _log = get_logger(__name__)
 
 
-class NodeOperations(StatusOperations, VersionOperations, HealthOperations, AccountOperations):
+class NodeOperations(StatusOperations, VersionOperations, HealthOperations):
     """Every operation on one device; see `Operations`."""
 
     async def load(self) -> None:

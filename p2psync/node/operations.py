@@ -68,8 +68,8 @@ class Operations(Protocol):
         """Stop trusting a device and end its connection."""
         ...
 
-    async def pair_open(self) -> PairingOffer:
-        """Start a pairing; one at a time, one guess per code."""
+    async def pair_open(self, account: bool = False) -> PairingOffer:
+        """Start a pairing; one at a time, one guess per code. With `account` the other device may join the account."""
         ...
 
     async def pair_wait(self, code: str) -> Peer:
@@ -79,8 +79,11 @@ class Operations(Protocol):
         """
         ...
 
-    async def pair_join(self, code: str, address: str | None = None) -> Peer:
-        """Type a code shown by another device, found by discovery or at `address` (HOST:PORT)."""
+    async def pair_join(self, code: str, address: str | None = None, account: bool = False) -> Peer:
+        """Type a code shown by another device, found by discovery or at `address` (HOST:PORT).
+
+        With `account` this device joins the account of the other, which must offer that.
+        """
         ...
 
     # ── the account ─────────────────────────────────────────────────────────────────────────────────────────────
@@ -249,7 +252,7 @@ class Operation(msgspec.Struct, frozen=True):
 
 
 _DEADLINE = 60.0
-_DEADLINES = {"pair_wait": 900.0, "folder_scan": math.inf, "check": math.inf}
+_DEADLINES = {"pair_wait": 900.0, "pair_join": 120.0, "folder_scan": math.inf, "check": math.inf}
 """Work whose length the data decides has no deadline: it ends with the connection of who asked."""
 
 OPERATION_NAMES = tuple(

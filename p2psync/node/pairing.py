@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 
 import trio
 
+from p2psync.crypto.identity import DeviceCard
 from p2psync.crypto.pairing import (
     CODE_ENTROPY,
     CODE_LIFETIME,
@@ -36,6 +37,10 @@ class PairedDevice:
     device: DeviceId
     name: str
     address: str
+    card: DeviceCard | None = None
+    """Its public keys, where this side took it into its account; see `PairingHost.open`."""
+    invitation: m.PairAccount | None = None
+    """What the other side said when it took this device into its account."""
 
 
 @dataclass
@@ -43,6 +48,7 @@ class _Open:
     """A code that is shown and not used up."""
 
     code: PairingCode
+    invitation: m.PairAccount | None
     done: trio.Event = field(default_factory=trio.Event)
     result: PairedDevice | None = None
     error: str = ""
@@ -80,11 +86,14 @@ class PairingHost:
         """Pairings that can be joined now."""
         return self._desk.live(trio.current_time())
 
-    def open(self) -> tuple[str, float]:
-        """(a new code, seconds it lives). StateError while another is open or too many have failed."""
+    def open(self, invitation: m.PairAccount | None = None) -> tuple[str, float]:
+        """(a new code, seconds it lives). StateError while another is open or too many have failed.
+
+        With `invitation` the device that types it is told of the account it is taken into.
+        """
         code = new_code(self._world.rng.token(CODE_ENTROPY))
         self._desk.open(code, trio.current_time())
-        self._open[code.nameplate] = _Open(code)
+        self._open[code.nameplate] = _Open(code, invitation)
         self.changed()
         return str(code), CODE_LIFETIME
 
@@ -105,7 +114,7 @@ class PairingHost:
             self._open.pop(code.nameplate, None)
             self.changed()
 
-    async def message(self, peer: Peer, message: m.PairHello | m.PairMessage) -> None:
+    async def message(self, peer: Peer, message: m.PairHello | m.PairMessage | m.PairAccount) -> None:
         """A message of a device that wants to pair. AuthenticationError ends its connection."""
         match message:
             case m.PairHello(nameplate=nameplate):
@@ -126,6 +135,8 @@ class PairingHost:
                 if attempt is None:
                     raise ProtocolError("a pairing message without a pairing")
                 await self._step(peer, attempt, body)
+            case m.PairAccount():
+                raise ProtocolError("an account is offered by the side that shows the code")
 
     async def _step(self, peer: Peer, attempt: _Attempt, body: bytes) -> None:
         try:
@@ -138,8 +149,12 @@ class PairingHost:
         if attempt.machine.outcome is not None:
             self._desk.succeeded(attempt.number)
             del self._attempts[peer]
-            attempt.open.result = PairedDevice(peer.device, peer.name, peer.address)
+            invitation = attempt.open.invitation
+            card = peer.card if invitation is not None else None
+            attempt.open.result = PairedDevice(peer.device, peer.name, peer.address, card)
             await self._on_paired(attempt.open.result)
+            if invitation is not None:
+                await peer.send(invitation)
             attempt.open.done.set()
         if answer is not None:
             await peer.send(m.PairMessage(answer))
@@ -155,6 +170,7 @@ class PairingGuest:
         self._code = code
         self._machine: PairingMachine | None = None
         self._refused = True
+        self._invitation: m.PairAccount | None = None
         self.result: PairedDevice | None = None
 
     async def greeted(self, peer: Peer) -> None:
@@ -183,8 +199,11 @@ class PairingGuest:
                 if answer is not None:
                     await peer.send(m.PairMessage(answer))
                 if machine.outcome is not None:
-                    self.result = PairedDevice(peer.device, peer.name, peer.address)
+                    self.result = PairedDevice(peer.device, peer.name, peer.address, invitation=self._invitation)
                     await peer.close(m.GoodbyeCode.PAIRING_ONLY, "paired")
+            case m.PairAccount() if self._machine is not None:
+                # Worth nothing before the other side has proven that it knows the code.
+                self._invitation = message
             case _:
                 raise ProtocolError("the other side does not pair")
 

@@ -69,10 +69,11 @@ class PairingOffer(Struct, frozen=True):
 
 
 class Peer(Struct, frozen=True):
-    """The device at the other end of a finished pairing."""
+    """The device at the other end of a finished pairing; `account` says that both are in one account now."""
 
     id: str
     name: str
+    account: bool = False
 
 
 # ── folders ─────────────────────────────────────────────────────────────────────────────────────────────────────────

@@ -60,6 +60,9 @@ MAX_TEXT = 255
 """Characters of a name, label, feature or agent."""
 
 MAX_GOODBYE_TEXT = 1024
+MAX_RELAYS = 8
+"""Addresses of an account's relay."""
+
 MAX_PAIRING = 1024
 """Bytes of a pairing message: SPAKE2 needs 33."""
 

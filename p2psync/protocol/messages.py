@@ -15,10 +15,12 @@ from p2psync.crypto.identity import KEY_SIZE as SIGNING_KEY_SIZE
 from p2psync.crypto.identity import SIGNATURE_SIZE
 from p2psync.membership.grants import MAX_GRANT
 from p2psync.membership.links import MAX_LINK, Role
+from p2psync.membership.sigchain import ACCOUNT_ID_SIZE
 from p2psync.model.hashing import DIGEST_SIZE
 from p2psync.model.ids import FOLDER_ID_SIZE
 from p2psync.model.paths import KEY_SIZE
 from p2psync.protocol import limits
+from p2psync.protocol.relay_address import MAX_URL
 
 U16 = Annotated[int, Meta(ge=0, lt=2**16)]
 U32 = Annotated[int, Meta(ge=0, lt=2**32)]
@@ -298,6 +300,19 @@ class PairMessage(Struct, frozen=True, array_like=True, tag=41):
     body: Annotated[bytes, Meta(max_length=limits.MAX_PAIRING)]
 
 
+class PairAccount(Struct, frozen=True, array_like=True, tag=42):
+    """The sender, who shows the code, takes the other device into its account; sent before its proof.
+
+    `head` is the hash of link `seq` of the account's chain.
+    """
+
+    account_id: Annotated[bytes, Meta(min_length=ACCOUNT_ID_SIZE, max_length=ACCOUNT_ID_SIZE)]
+    relays: Annotated[list[Annotated[str, Meta(max_length=MAX_URL)]], Meta(min_length=1, max_length=limits.MAX_RELAYS)]
+    email: Text
+    seq: U63
+    head: Digest
+
+
 Message = (
     Hello
     | Welcome
@@ -320,6 +335,7 @@ Message = (
     | ChunkCancel
     | PairHello
     | PairMessage
+    | PairAccount
 )
 
 _GOODBYE_CODES = frozenset(GoodbyeCode)

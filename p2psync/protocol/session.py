@@ -21,6 +21,7 @@ from p2psync.protocol.messages import (
     GoodbyeCode,
     Hello,
     Message,
+    PairAccount,
     PairHello,
     PairMessage,
     Ping,
@@ -47,7 +48,7 @@ class Step(Enum):
     HELLO_RECEIVED = "Hello received"
     WELCOME_SENT = "Welcome sent (arbiter)"
     WELCOME_RECEIVED = "Welcome received (other side)"
-    PAIRING = "PairHello, PairMessage"
+    PAIRING = "PairHello, PairMessage, PairAccount"
     CONTENT = "any other message, bulk"
     KEEPALIVE = "Ping, Pong"
     GOODBYE = "Goodbye sent or received"
@@ -359,7 +360,7 @@ def _step(message: Message, *, sent: bool) -> Step:
             return Step.GOODBYE
         case Ping() | Pong():
             return Step.KEEPALIVE
-        case PairHello() | PairMessage():
+        case PairHello() | PairMessage() | PairAccount():
             return Step.PAIRING
         case _:
             return Step.CONTENT

@@ -70,7 +70,7 @@ class FakeOperations(FakeAccount):
     async def device_remove(self, device: str) -> None:
         self.calls.append(("device_remove", self._device(device)))
 
-    async def pair_open(self) -> views.PairingOffer:
+    async def pair_open(self, account: bool = False) -> views.PairingOffer:
         return views.PairingOffer("7-crossover-clockwork", 300.0)
 
     async def pair_wait(self, code: str) -> views.Peer:
@@ -83,8 +83,8 @@ class FakeOperations(FakeAccount):
             await trio.sleep(0.01)
         return views.Peer(LAPTOP.id, "laptop")
 
-    async def pair_join(self, code: str, address: str | None = None) -> views.Peer:
-        self.calls.append(("pair_join", code, address))
+    async def pair_join(self, code: str, address: str | None = None, account: bool = False) -> views.Peer:
+        self.calls.append(("pair_join", code, address, account))
         if code == "used":
             raise StateError("this code was used already; start again with `p2psync pair`")
         return views.Peer(LAPTOP.id, "laptop")

@@ -171,7 +171,7 @@ def test_arguments_arrive_as_typed(
         ("folder_add", here + b"/sub", "l", "sha256"),
         ("folder_share", FOLDER.id, LAPTOP.id, "viewer"),
         ("folder_resume", FOLDER.id, True, True),
-        ("pair_join", "1-a-b", "c:3"),
+        ("pair_join", "1-a-b", "c:3", False),
         ("log", here + b"/x"),
         ("restore", here + b"/x", None, 60.0, b"/y"),
         ("wait", 2.5),

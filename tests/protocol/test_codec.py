@@ -27,6 +27,7 @@ from p2psync.protocol.messages import (
     MerkleAnswer,
     MerkleQuery,
     Message,
+    PairAccount,
     PairHello,
     PairMessage,
     Ping,
@@ -63,6 +64,7 @@ EXAMPLES: list[Message] = [
     ChunkCancel(1),
     PairHello(7, "name"),
     PairMessage(b"body"),
+    PairAccount(b"a" * 16, ["https://relay.example:443/"], "me@example.org", 3, b"h" * 32),
     Grants(F, [b"grant"]),
 ]
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 
@@ -10,16 +11,18 @@ import pytest
 import trio
 from trio.testing import MockClock
 
+from p2psync.crypto.pairing import CODE_ENTROPY, new_code
 from p2psync.crypto.recovery import parse_recovery_key, recovery_keys
 from p2psync.errors import AuthenticationError, ConnectionLost, InputError, RelayRefusal, StateError
 from p2psync.membership.sigchain import AccountChain, Add, DeviceKind, begin_account, fold_chain
 from p2psync.net import relay_accounts
 from p2psync.net.relay_client import RelayClient
-from p2psync.node.account import Account
+from p2psync.node.account import Account, ChainRefusedError
 from p2psync.node.node import NodeOperations
+from p2psync.node.views import Peer
 from p2psync.testing.world import SimWorld
 from tests.relay.simulated import ADDRESS, VirtualRelay, device
-from tests.simulation.nodes import make_node
+from tests.simulation.nodes import PORT, make_node
 
 EMAIL, KEY, OTHER_KEY = "ann@example.org", b"k" * 32, b"o" * 32
 URL = str(ADDRESS)
@@ -188,6 +191,60 @@ async def test_on_a_bad_line(
     assert (await desk.account_status()).problems == []
 
 
+# ── pairing ─────────────────────────────────────────────────────────────────────────────────────────────────────────
+async def paired(host: NodeOperations, guest: NodeOperations, *, offered: bool, wanted: bool) -> tuple[Peer, Peer]:
+    offer = await host.pair_open(offered)
+    peers: dict[str, Peer] = {}
+
+    async def wait() -> None:
+        peers["host"] = await host.pair_wait(offer.code)
+
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(wait)
+        peers["guest"] = await guest.pair_join(offer.code, f"a:{PORT}", wanted)
+    return peers["host"], peers["guest"]
+
+
+async def test_a_paired_device_joins_the_account(
+    autojump_clock: MockClock, places: Places, desk: NodeOperations, laptop: NodeOperations
+) -> None:
+    with pytest.raises(StateError, match="no account"):
+        await desk.pair_open(account=True)
+    await signed_up(places, desk)
+    at_host, at_guest = await paired(desk, laptop, offered=True, wanted=True)
+    assert (at_host.account, at_guest.account) == (True, True)
+    view = await laptop.account_status()
+    assert (view.state, view.devices, view.email, view.problems) == ("active", 2, EMAIL, [])
+    assert [d.here for d in await desk.account_devices()] == [True, False, False]
+    with pytest.raises(StateError, match="already"):
+        await laptop.pair_join(str(new_code(bytes(CODE_ENTROPY))), account=True)
+
+
+async def test_nobody_joins_an_account_unasked(
+    autojump_clock: MockClock, places: Places, desk: NodeOperations, laptop: NodeOperations
+) -> None:
+    await signed_up(places, desk)
+    at_host, at_guest = await paired(desk, laptop, offered=False, wanted=False)
+    assert (at_host.account, at_guest.account) == (False, False)
+    assert len(await desk.account_devices()) == 2
+    with pytest.RaisesGroup(pytest.RaisesExc(StateError, match="has not offered")):
+        await paired(desk, laptop, offered=False, wanted=True)
+    assert laptop.account.stored is None
+
+
+async def test_an_invited_device_knows_its_account_from_a_made_up_one(
+    autojump_clock: MockClock, places: Places, desk: NodeOperations, laptop: NodeOperations
+) -> None:
+    await signed_up(places, desk)
+    told = desk.account.invitation()
+    here = (await laptop.identity()).id
+    await desk.account.add(laptop.keys.card.encode(), DeviceKind.DEVICE, laptop.device_id)
+    with pytest.raises(ChainRefusedError, match="another chain"):
+        await laptop.account.join(dataclasses.replace(told, head=bytes(32)))
+    await laptop.account.join(told)
+    assert here in [d.id for d in await laptop.account_devices()]
+
+
 # ── relays that lie ─────────────────────────────────────────────────────────────────────────────────────────────────
 Lie = Callable[[list[bytes]], list[bytes]]
 
@@ -218,8 +275,8 @@ async def test_a_relay_that_was_set_back(
     lied_to(monkeypatch, lambda links: links[:kept])
     view = await desk.account_status()
     assert (view.usage, view.devices) == (None, 2)
-    assert "fewer devices" in view.problems[0].text
-    with pytest.raises(AuthenticationError, match="fewer devices"):
+    assert (view.problems[0].code, "fewer devices" in view.problems[0].text) == ("account-chain", True)
+    with pytest.raises(ChainRefusedError, match="fewer devices"):
         await desk.account.refresh()
     assert desk.account.chain is not None
     assert desk.account.chain.links == before.links
@@ -245,7 +302,7 @@ async def test_a_relay_that_forks_the_chain(
 
     lied_to(monkeypatch, lie)
     view = await desk.account_status()
-    assert "forked" in view.problems[0].text
+    assert (view.problems[0].code, "forked" in view.problems[0].text) == ("account-chain", True)
 
 
 async def test_a_relay_that_makes_up_an_account_around_a_recovery_key(
