@@ -8,17 +8,16 @@ window of HTTP/2 is too small for them, and one that stalls must not hold up the
 from __future__ import annotations
 
 import contextlib
-import hmac
 import ssl
 from collections.abc import AsyncIterator, Iterator, Mapping
 from contextlib import aclosing, asynccontextmanager
-from hashlib import sha256
 from typing import Any, Final
 
 import httpcore2
 import trio
 
-from p2psync.errors import AuthenticationError, ConnectionLost, ProtocolError, Unreachable
+from p2psync.errors import ConnectionLost, ProtocolError, Unreachable
+from p2psync.net.relay_tls import another_relay, is_pinned, relay_context, untrusted
 from p2psync.ports import HttpResponse, RelayAddress
 
 CONNECT_TIMEOUT_S: Final = 15.0
@@ -92,7 +91,7 @@ class HttpsClient:
         async with self._lock:
             if self._context is None:
                 # Reading the authorities of this machine takes tens of milliseconds.
-                self._context = await trio.to_thread.run_sync(_context, self._address.fingerprint)
+                self._context = await trio.to_thread.run_sync(relay_context, self._address.fingerprint)
             if purpose not in self._pools:
                 self._pools[purpose] = httpcore2.AsyncConnectionPool(
                     ssl_context=self._context,
@@ -187,16 +186,18 @@ class _Stream(httpcore2.AsyncNetworkStream):
 
     async def start_tls(self, *arguments: Any, **named: Any) -> httpcore2.AsyncNetworkStream:
         """TLS with the right relay. AuthenticationError when it is another."""
-        stream = await self._plain.start_tls(*arguments, **named)
+        try:
+            stream = await self._plain.start_tls(*arguments, **named)
+        except trio.Cancelled:  # for which alone httpcore2 leaves the socket open
+            with trio.CancelScope(shield=True):
+                await self._plain.aclose()
+            raise
         if self._fingerprint is not None:
-            certificate = stream.get_extra_info("ssl_object").getpeercert(binary_form=True) or b""
-            if not hmac.compare_digest(sha256(certificate).digest(), self._fingerprint):
+            certificate = stream.get_extra_info("ssl_object").getpeercert(binary_form=True)
+            if not is_pinned(certificate, self._fingerprint):
                 with trio.move_on_after(1, shield=True):
                     await stream.aclose()
-                raise AuthenticationError(
-                    "the relay's certificate is not the one its URL names: somebody else answers there, or its "
-                    "operator has made a new one; ask them for the URL that the relay prints at its start"
-                )
+                raise another_relay()
         return stream
 
     async def aclose(self) -> None:
@@ -204,25 +205,11 @@ class _Stream(httpcore2.AsyncNetworkStream):
         await self._plain.aclose()
 
 
-def _context(fingerprint: bytes | None) -> ssl.SSLContext:
-    if fingerprint is None:
-        return ssl.create_default_context()
-    context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
-    context.minimum_version = ssl.TLSVersion.TLSv1_3
-    # The fingerprint says more than any authority, and the handshake proves the key (RFC 8446, section 4.4.3).
-    context.check_hostname = False
-    context.verify_mode = ssl.CERT_NONE
-    return context
-
-
 def _not_connected(error: Exception, relay: str) -> Exception:
     cause: BaseException | None = error
     while cause is not None:
         if isinstance(cause, ssl.SSLCertVerificationError):
-            return AuthenticationError(
-                f"the certificate of {relay} is by no authority this machine trusts ({cause.verify_message}); give the "
-                "relay's URL with its fingerprint, as it prints it at its start"
-            )
+            return untrusted(relay, cause)
         cause = cause.__cause__ or cause.__context__
     return Unreachable(f"{relay} cannot be reached; check the URL and that the relay runs")
 

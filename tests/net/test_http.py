@@ -98,6 +98,21 @@ async def test_somebody_else_hears_nothing(tmp_path: Path) -> None:
     assert heard.bytes == b""
 
 
+async def test_a_request_given_up_in_the_handshake_leaves_no_socket() -> None:
+    [listener] = await trio.open_tcp_listeners(0, host="127.0.0.1")
+    port = listener.socket.getsockname()[1]
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(get, RelayAddress("127.0.0.1", port, bytes(32)))
+        stream = await listener.accept()
+        assert await stream.receive_some()
+        nursery.cancel_scope.cancel()
+    # Without a FIN it would say nothing; a socket that nobody closed is also a warning, which is an error here.
+    with trio.fail_after(5):
+        assert await stream.receive_some() == b""
+    await stream.aclose()
+    await listener.aclose()
+
+
 async def test_without_a_fingerprint_an_authority_must_vouch(tmp_path: Path) -> None:
     async with serving(tmp_path, says(b"")) as heard:
         with pytest.raises(AuthenticationError, match="no authority"):
