@@ -6,6 +6,8 @@ from typing import TypeVar
 
 import msgspec
 
+from p2psync.errors import ProtocolError
+from p2psync.membership.sigchain import MAX_CHAIN
 from p2psync.net.relay_call import RelayCaller, Request
 from p2psync.protocol import relay_api as api
 
@@ -72,13 +74,15 @@ class AccountCalls:
         return (await self._get("/api/v1/account/devices", api.DeviceList)).devices
 
     async def chain(self, start: int = 0) -> list[bytes]:
-        """The links from the place `start` on, as the relay has them: verify them."""
+        """The links from the place `start` on, as the relay has them: verify them. ProtocolError when they are endless."""
         links: list[bytes] = []
         more = True
         while more:
             request = Request("GET", "/api/v1/account/chain", {"start": start + len(links)})
             page = await self._caller.fetch(request, api.ChainPage)
             links += page.links
+            if start + len(links) > MAX_CHAIN:
+                raise ProtocolError("a relay shows an endless chain of an account")
             more = page.more and bool(page.links)
         return links
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import math
+import re
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field, replace
@@ -32,7 +33,7 @@ from p2psync.errors import (
 from p2psync.net.backoff import Backoff
 from p2psync.ports import Clock, HttpClient, HttpResponse, HttpStream, Offload, RelayAddress, Rng
 from p2psync.protocol.http_signature import NONCE_SIZE, sign_request
-from p2psync.protocol.relay_api import KeyLogIn, Refresh, Session
+from p2psync.protocol.relay_api import MAX_TOKEN, KeyLogIn, Refresh, Session
 from p2psync.protocol.relay_problem import read_problem
 
 S = TypeVar("S", bound=msgspec.Struct)
@@ -53,6 +54,7 @@ _EARLY_S: Final = 30
 """An access token is renewed this long before it ends."""
 _SKEW_S: Final = 2
 """Smaller differences of the clocks are a matter of rounding."""
+_TOKEN: Final = re.compile(rf"[\w-]{{1,{MAX_TOKEN}}}", re.ASCII)
 _TRY_AGAIN: Final = frozenset({429, 502, 503, 504})
 
 
@@ -260,7 +262,9 @@ class RelayCaller:
 
     # ── sessions ────────────────────────────────────────────────────────────────────────────────────────────────────
     async def adopt(self, session: Session) -> None:
-        """Use this session from now on, and keep it."""
+        """Use this session from now on, and keep it. ProtocolError when its tokens are none."""
+        if not (_TOKEN.fullmatch(session.access_token) and _TOKEN.fullmatch(session.refresh_token)):
+            raise ProtocolError("the relay gave a token that cannot be sent; update both sides")
         self.account_id, self.session = session.account_id, session
         if self._keep is not None:
             await self._keep(session)
