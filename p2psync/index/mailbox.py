@@ -56,17 +56,17 @@ class MailboxView:
 
     def __init__(self, reader: Reader, relay: bytes) -> None:
         """`relay` is the 32-byte name of the relay."""
-        self._reader = reader
+        self.reader = reader
         self._name = relay[:NAME_SIZE]
 
     def row(self) -> MailboxRow:
         """How far things are; as at the beginning when there is no row."""
-        data = self._reader.txn.get(tables.MAILBOXES, self._name)
+        data = self.reader.txn.get(tables.MAILBOXES, self._name)
         return tables.decode(tables.mailbox_rows, data) if data is not None else MailboxRow()
 
     def own_chain(self, signer: bytes) -> ChainKey:
         """The chain this device adds to: another one after every life of the index (I7), and when one was given up."""
-        reader, generation = self._reader, self.row().generation
+        reader, generation = self.reader, self.row().generation
         seed = (reader.index_id, number(reader.incarnation), self._name, number(generation))
         return ChainKey(signer, labelled(b"p2psync mailbox chain", *seed)[:CHAIN_SIZE])
 
@@ -88,7 +88,7 @@ class MailboxView:
                     statements.append(Statement(chain, *tables.decode(tables.statement_rows, data)))
         own = self.own_chain(signer)
         unsent = [entry.header for entry, _ in self.outbox() if entry.header.key == own]
-        return Chains(self._reader.folder, own, tips=tips, forks=forks, statements=statements, unsent=unsent)
+        return Chains(self.reader.folder, own, tips=tips, forks=forks, statements=statements, unsent=unsent)
 
     def outbox(self) -> list[tuple[Entry, Marks]]:
         """Signed entries that the mailbox has not acknowledged, oldest first."""
@@ -100,16 +100,16 @@ class MailboxView:
         return frozenset(self._posted(key))
 
     def _posted(self, key: PathKey) -> list[bytes]:
-        data = self._reader.txn.get(tables.POSTED, self._name + key) or b""
+        data = self.reader.txn.get(tables.POSTED, self._name + key) or b""
         return [data[i : i + DIGEST_SIZE] for i in range(0, len(data), DIGEST_SIZE)]
 
     def is_given(self, key_id: bytes, recipient: bytes) -> bool:
         """Whether a grant made here is there."""
-        return self._reader.txn.get(tables.CHAINS, self._name + _GIVEN + key_id + recipient) is not None
+        return self.reader.txn.get(tables.CHAINS, self._name + _GIVEN + key_id + recipient) is not None
 
     def upload(self, content: bytes) -> tuple[bytes, int] | None:
         """(key id, time) under which this device has put a content there."""
-        data = self._reader.txn.get(tables.UPLOADS, self._name + content)
+        data = self.reader.txn.get(tables.UPLOADS, self._name + content)
         return tables.decode(tables.upload_rows, data) if data is not None else None
 
     def uploads(self) -> Iterator[tuple[bytes, bytes, int]]:
@@ -118,7 +118,7 @@ class MailboxView:
             yield content, *tables.decode(tables.upload_rows, data)
 
     def _rows(self, table: str) -> Iterator[tuple[bytes, bytes]]:
-        for key, data in self._reader.txn.range(table, self._name, stop_of(self._name)):
+        for key, data in self.reader.txn.range(table, self._name, stop_of(self._name)):
             yield key[NAME_SIZE:], data
 
 

@@ -162,6 +162,17 @@ class Journal:
             await self.commit(work)
             await self.load()
 
+    async def begin_chain(self) -> None:
+        """What was signed last cannot be posted: go on in another chain."""
+
+        def work(_: Writer, rows: MailboxWriter) -> None:
+            row = rows.row()
+            rows.put_row(msgspec.structs.replace(row, generation=row.generation + 1))
+
+        async with self.lock:
+            await self.commit(work)
+            await self.load()
+
     async def give_up_chain(self) -> None:
         """The mailbox lost what it had: everything is read and posted again, in another chain."""
 

@@ -53,6 +53,10 @@ class Contradicted(MailboxError):  # noqa: N818
         self.header = header
 
 
+class Superseded(MailboxError):  # noqa: N818
+    """A snapshot is refused, as another one covers more."""
+
+
 class ChunksMissing(MailboxError):  # noqa: N818
     """A reference names chunks that are not there (any more)."""
 
@@ -122,7 +126,7 @@ class MailboxService(Protocol):
 
     # ── snapshots and grants ────────────────────────────────────────────────────────────────────────────────────────
     async def post_snapshot(self, entry: bytes, covers: int, ref_id: bytes) -> None:
-        """Append a snapshot whose parts this reference keeps. Contradicted."""
+        """Append a snapshot whose parts this reference keeps; once more is no error. Contradicted, Superseded."""
         ...
 
     async def snapshot(self) -> StoredSnapshot | None:

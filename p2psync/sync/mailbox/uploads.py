@@ -96,20 +96,18 @@ class Uploader:
 
         StaleKeyError when the epoch ends meanwhile; errors of the service come through.
         """
-        context = self._context
         wanted = {record.content: record for record in records if has_content(record)}
 
         def plan(view: MailboxView) -> tuple[list[Content], set[bytes]]:
             contents, unknown = [], set()
-            with context.index.read() as reader:
-                for root, record in wanted.items():
-                    if view.upload(root) is not None:
-                        continue
-                    encoded = record.manifest or reader.manifest(root)
-                    if encoded is None:
-                        unknown.add(root)
-                    else:
-                        contents.append(content_of(key, root, encoded, inline=bool(record.manifest)))
+            for root, record in wanted.items():
+                if view.upload(root) is not None:
+                    continue
+                encoded = record.manifest or view.reader.manifest(root)
+                if encoded is None:
+                    unknown.add(root)
+                else:
+                    contents.append(content_of(key, root, encoded, inline=bool(record.manifest)))
             return contents, unknown
 
         contents, failed = await self._journal.look(plan)

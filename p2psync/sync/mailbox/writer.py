@@ -14,10 +14,10 @@ import structlog
 import trio
 
 from p2psync.crypto.epochs import EpochKey
+from p2psync.crypto.seal import open_body
 from p2psync.errors import StateError
 from p2psync.index import mailbox as rows
 from p2psync.index.mailbox import MailboxView, MailboxWriter, Marks
-from p2psync.index.reader import Reader
 from p2psync.index.writer import Writer
 from p2psync.model.paths import PathKey
 from p2psync.model.records import FileRecord, decode_stored_record, record_id
@@ -25,19 +25,30 @@ from p2psync.protocol import codec
 from p2psync.protocol import messages as m
 from p2psync.protocol.batcher import expand, pack
 from p2psync.protocol.limits import MAX_LINKS_PER_MESSAGE
-from p2psync.protocol.mailbox import Entry, EntryKind, Head, decode_header, sorted_heads
+from p2psync.protocol.mailbox import Entry, EntryKind, Head, decode_header, decode_snapshot, sorted_heads
 from p2psync.sync.bundles import outgoing
 from p2psync.sync.context import FolderContext
 from p2psync.sync.mailbox.backlog import Backlog
 from p2psync.sync.mailbox.journal import MAX_KNOWN_LINKS, Journal
 from p2psync.sync.mailbox.keys import KeyKeeper, keys_to_grant
-from p2psync.sync.mailbox.service import MAX_APPEND, MAX_APPEND_BYTES, MAX_GIVEN, Contradicted, MailboxService
+from p2psync.sync.mailbox.service import (
+    MAX_APPEND,
+    MAX_APPEND_BYTES,
+    MAX_GIVEN,
+    Contradicted,
+    MailboxService,
+    Superseded,
+)
+from p2psync.sync.mailbox.snapshots import is_due, make_snapshot, snapshot_ref
+from p2psync.sync.mailbox.tidy import tidy
 from p2psync.sync.mailbox.uploads import Uploader, has_content
 
 _log = structlog.get_logger(__name__)
 
 GRACE = 30.0
 """Seconds, and up to half as many more, that what others wrote is left for them to post."""
+SNAPSHOT_PATIENCE = 600.0
+"""Seconds within which one of the members posts the snapshot that all see to be due."""
 RETRY = 60.0
 """Seconds after which a content is tried again that could not be read."""
 STATE_EVERY_S = 6 * 3600
@@ -74,9 +85,21 @@ def choose_bundle(candidates: Sequence[Candidate]) -> list[Candidate]:
     return chosen
 
 
-def lacking(reader: Reader, view: MailboxView, key: PathKey) -> list[FileRecord]:
+def next_batch(waiting: Sequence[Entry]) -> list[Entry]:
+    """What one request brings, from the front; a snapshot goes alone."""
+    batch: list[Entry] = []
+    size = 0
+    for entry in waiting[:MAX_APPEND]:
+        size += len(entry.encoded)
+        if batch and (size > MAX_APPEND_BYTES or EntryKind.SNAPSHOT in {entry.header.kind, batch[0].header.kind}):
+            break
+        batch.append(entry)
+    return batch
+
+
+def lacking(view: MailboxView, key: PathKey) -> list[FileRecord]:
     """Records of a path that are not there and can be brought: those whose content is on this disk."""
-    posted = view.posted(key)
+    posted, reader = view.posted(key), view.reader
     absent = [stored for stored in reader.stored(key) if record_id(stored.encoded) not in posted]
     return [s.record for s in absent if not has_content(s.record) or reader.find_content(s.record.content)]
 
@@ -100,6 +123,7 @@ class MailboxPoster:
         self._since = since
         self._read = 0
         self._life = 0
+        self._snapshot_at: float | None = None
         self._given = b""
         """Id of the key whose grants are there."""
         self.backlog = Backlog()
@@ -124,6 +148,8 @@ class MailboxPoster:
             while await self._post_bundle():
                 await self._look()
             await self._settle()
+            await self._snapshot()
+            await tidy(self._context, self._service, self._journal)
         await self._state()
         due = self.backlog.next_due()
         return RETRY if due is None or not records else min(RETRY, max(0.0, due - trio.current_time()))
@@ -132,15 +158,15 @@ class MailboxPoster:
     async def flush(self) -> None:
         """Post what is signed and not acknowledged."""
         while waiting := self._journal.outbox:
-            batch: list[Entry] = []
-            size = 0
-            for entry, _ in waiting[:MAX_APPEND]:
-                size += len(entry.encoded)
-                if batch and size > MAX_APPEND_BYTES:
-                    break
-                batch.append(entry)
+            batch = next_batch([entry for entry, _ in waiting])
             try:
-                await self._service.append([entry.encoded for entry in batch])
+                if batch[0].header.kind == EntryKind.SNAPSHOT:
+                    await self._post_snapshot(batch[0])
+                else:
+                    await self._service.append([entry.encoded for entry in batch])
+            except Superseded:
+                await self._journal.begin_chain()
+                continue
             except Contradicted as error:
                 if not await self._resolve(error):
                     raise
@@ -165,11 +191,18 @@ class MailboxPoster:
             _log.info("a new chain: an earlier life of this device left entries there", folder=self._context.name)
             await journal.begin_anew()
         elif tip is not None and theirs is not None and theirs.hash == tip.hash:
-            return False
+            return False  # it does follow: the relay makes no sense
         else:
             _log.warning("the mailbox lost what it had acknowledged", folder=self._context.name)
             await journal.give_up_chain()
         return True
+
+    async def _post_snapshot(self, entry: Entry) -> None:
+        key = self._keys.ring.get(entry.header.key_id)
+        if key is None:
+            raise StateError("the key of a snapshot that waits to be posted is gone")
+        snapshot = decode_snapshot(open_body(key, entry.header.context, entry.body), self._context.folder)
+        await self._service.post_snapshot(entry.encoded, snapshot.position, snapshot_ref(key, snapshot))
 
     async def _sign_and_post(self, bodies: Sequence[tuple[EntryKind, bytes, Marks]]) -> None:
         await self._journal.sign(self._sealing_key, bodies)
@@ -195,13 +228,12 @@ class MailboxPoster:
             return
 
         def look(view: MailboxView) -> list[tuple[bytes, bytes, bytes]]:
-            with self._context.index.read() as reader:
-                return [
-                    (key.id, device, encoded)
-                    for key in keys_to_grant(membership, self._keys.ring)
-                    for device, encoded in rows.grants(reader, key.id).items()
-                    if encoded and membership.may_read(device) and not view.is_given(key.id, device)
-                ]
+            return [
+                (key.id, device, encoded)
+                for key in keys_to_grant(membership, self._keys.ring)
+                for device, encoded in rows.grants(view.reader, key.id).items()
+                if encoded and membership.may_read(device) and not view.is_given(key.id, device)
+            ]
 
         fresh = await self._journal.look(look)
         for start in range(0, len(fresh), MAX_GIVEN):
@@ -235,14 +267,13 @@ class MailboxPoster:
 
         def look(view: MailboxView) -> tuple[list[tuple[PathKey, int, bool]], int]:
             found: list[tuple[PathKey, int, bool]] = []
-            with context.index.read() as reader:
-                entries = reader.feed(self._read, min(FEED_PAGE, self.backlog.room))
-                for entry in entries:
-                    records = lacking(reader, view, entry.key)
-                    if records:
-                        mine = any(record.dot.replica[:8] == context.device[:8] for record in records)
-                        found.append((entry.key, entry.sequence, mine))
-                return found, entries[-1].sequence if entries else self._read
+            entries = view.reader.feed(self._read, min(FEED_PAGE, self.backlog.room))
+            for entry in entries:
+                records = lacking(view, entry.key)
+                if records:
+                    mine = any(record.dot.replica[:8] == context.device[:8] for record in records)
+                    found.append((entry.key, entry.sequence, mine))
+            return found, entries[-1].sequence if entries else self._read
 
         while self.backlog.room:
             found, upto = await journal.look(look)
@@ -255,15 +286,13 @@ class MailboxPoster:
 
     async def _post_bundle(self) -> bool:
         """Post the next bundle of what is due; whether there was one."""
-        context, journal = self._context, self._journal
-        key = self._sealing_key()
+        journal, key = self._journal, self._sealing_key()
         ready = self.backlog.ready(trio.current_time(), READY)
         if key is None or not ready:
             return False
 
         def look(view: MailboxView) -> list[Candidate]:
-            with context.index.read() as reader:
-                return [Candidate(path, lacking(reader, view, path)) for path in ready]
+            return [Candidate(path, lacking(view, path)) for path in ready]
 
         candidates = await journal.look(look)
         for candidate in candidates:
@@ -299,6 +328,28 @@ class MailboxPoster:
             settled = self.backlog.settled(self._read)
             if settled > self._journal.row.posted and self._life == self._journal.lives:
                 await self._journal.change_row(posted=settled)
+
+    async def _snapshot(self) -> None:
+        """Put down everything in one place, once the feed has grown long; some time later if somebody else has not."""
+        context, row = self._context, self._journal.row
+
+        def paths() -> int:
+            with context.index.read() as reader:
+                totals = reader.totals()
+            return totals.files + totals.directories + totals.tombstones
+
+        key = self._sealing_key()
+        if key is None or row.skipped or not is_due(row.cursor, row.covered, await context.world.offload.run(paths)):
+            self._snapshot_at = None
+            return
+        if self._snapshot_at is None:
+            self._snapshot_at = trio.current_time() + context.world.rng.uniform(0, SNAPSHOT_PATIENCE)
+        if trio.current_time() < self._snapshot_at:
+            return
+        snapshot, _ = await make_snapshot(context, self._service, self._journal, key)
+        await self._sign_and_post([(EntryKind.SNAPSHOT, snapshot.encode(), ())])
+        async with self._journal.lock:
+            await self._journal.change_row(covered=max(self._journal.row.covered, snapshot.position))
 
     # ── freshness ───────────────────────────────────────────────────────────────────────────────────────────────────
     async def _state(self) -> None:

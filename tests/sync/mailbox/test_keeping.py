@@ -1,0 +1,144 @@
+"""What a mailbox keeps for long: snapshots for who comes late, and no content that nobody needs."""
+
+from __future__ import annotations
+
+import pytest
+
+from p2psync.errors import InputError
+from p2psync.model.paths import PathKey
+from p2psync.protocol import codec
+from p2psync.protocol import messages as m
+from p2psync.protocol.mailbox import EntryKind
+from p2psync.sync.mailbox import snapshots, writer
+from p2psync.sync.mailbox.backlog import Backlog
+from p2psync.sync.mailbox.snapshots import Assembler, is_due
+from p2psync.sync.mailbox.tidy import EVERY_S, KEPT_S, MAX_DROPPED, superfluous
+from p2psync.sync.mailbox.troubles import size
+from tests.sync.conftest import contents, simulated
+from tests.sync.mailbox.stories import mailed
+from tests.sync.mailbox.test_mailbox import met_and_parted
+
+F = b"f" * 16
+
+
+def key(number: int) -> PathKey:
+    return PathKey(bytes((number,)) * 16)
+
+
+# ── decisions ───────────────────────────────────────────────────────────────────────────────────────────────────────
+def test_a_snapshot_is_due_after_a_thousand_entries_and_half_the_folder() -> None:
+    assert not is_due(999, 0, 0)
+    assert is_due(1000, 0, 0)
+    assert not is_due(1999, 1000, 0)
+    assert not is_due(4999, 0, 10_000)
+    assert is_due(5000, 0, 10_000)
+
+
+def test_only_what_nobody_names_and_is_old_may_go() -> None:
+    uploads = [(b"needed", b"k", 0), (b"idle", b"k", 0), (b"fresh", b"k", 100)]
+    assert superfluous(uploads, {b"needed"}, KEPT_S) == [(b"idle", b"k")]
+    many = [(number.to_bytes(4, "big"), b"k", 0) for number in range(MAX_DROPPED + 5)]
+    assert len(superfluous(many, set(), KEPT_S)) == MAX_DROPPED
+
+
+def test_a_backlog_knows_up_to_where_everything_is_there() -> None:
+    backlog = Backlog(limit=3)
+    assert backlog.settled(7) == 7
+    backlog.add(key(1), 5, 10.0)
+    backlog.add(key(2), 6, 2.0)
+    backlog.add(key(1), 9, 3.0)
+    assert backlog.room == 1
+    assert (backlog.settled(9), backlog.next_due()) == (4, 2.0)
+    assert backlog.ready(2.0, 10) == [key(2)]
+    assert backlog.ready(3.0, 10) == [key(1), key(2)]
+    assert backlog.ready(3.0, 1) == [key(1)]
+    backlog.postpone(key(1), 50.0)
+    assert backlog.ready(3.0, 10) == [key(2)]
+    backlog.done(key(1))
+    assert backlog.settled(9) == 5
+    backlog.clear()
+    assert backlog.next_due() is None
+
+
+def test_messages_of_a_snapshot_are_put_together_across_parts() -> None:
+    messages = [m.Links(F, [b"link" * n]) for n in range(1, 40)]
+    data = b"".join(len(e).to_bytes(4, "big") + e for e in map(codec.encode, messages))
+    for step in (1, 7, 64, len(data)):
+        assembler = Assembler()
+        parts = [data[i : i + step] for i in range(0, len(data), step)]
+        assert [message for part in parts for message in assembler.feed(part)] == messages
+    for bad in (m.Ping(1), m.Welcome()):
+        encoded = codec.encode(bad)
+        with pytest.raises(InputError):
+            list(Assembler().feed(len(encoded).to_bytes(4, "big") + encoded))
+    with pytest.raises(InputError):
+        list(Assembler().feed(b"\xff" * 8))
+
+
+def test_bytes_are_shown_as_people_read_them() -> None:
+    assert [size(n) for n in (0, 1023, 1536, 5 * 2**30)] == ["0 B", "1023 B", "1.5 KiB", "5.0 GiB"]
+
+
+# ── stories ─────────────────────────────────────────────────────────────────────────────────────────────────────────
+@simulated
+async def test_who_comes_after_the_feed_was_pruned_begins_with_the_snapshot() -> None:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(snapshots, "LEAST_GROWTH", 5)
+        patch.setattr(writer, "SNAPSHOT_PATIENCE", 1.0)
+        async with mailed() as story:
+            await met_and_parted(story)
+            for number in range(6):
+                story.user("one").write(b"f%d" % number, b"%d" % number * 10)
+                await story.posted("one")
+            await story.until(lambda: bool(story.relay.snapshots), timeout=300)
+            assert len(story.relay.authors(EntryKind.SNAPSHOT)) == 1
+            await story.posted("one")
+            covers = story.relay.snapshots[-1].covers
+            story.relay.feed[:covers] = [b""] * covers
+            story.relay.pruned = covers
+            story.user("one").write(b"late", b"1")
+            await story.posted("one")
+            await story.stop("one")
+            await story.again("two")
+            await story.until(lambda: len(contents(story, "two")) == 7)
+            assert not story.problems("two")
+            # It goes on from there like everybody else.
+            story.user("two").write(b"answer", b"2")
+            await story.posted("two")
+            await story.stop("two")
+            await story.again("one")
+            await story.until(lambda: b"answer" in contents(story, "one"))
+            assert not story.problems("one")
+
+
+@simulated
+async def test_what_is_gone_without_a_snapshot_is_said() -> None:
+    async with mailed() as story:
+        await met_and_parted(story)
+        story.user("one").write(b"a", b"1")
+        await story.posted("one")
+        await story.stop("one")
+        story.relay.pruned = len(story.relay.feed)
+        await story.again("two")
+        await story.until(lambda: "relay-withholds" in story.problems("two"))
+
+
+@simulated
+async def test_a_content_that_no_record_names_leaves_after_a_day() -> None:
+    async with mailed() as story:
+        await met_and_parted(story)
+        user, device = story.user("one"), story.device("one")
+        user.write(b"a", b"old")
+        user.write(b"kept", b"kept")
+        await story.posted("one")
+        assert len(story.relay.refs) == 2
+        user.write(b"a", b"new")
+        await story.posted("one")
+        assert len(story.relay.refs) == 3
+        device.clock.jump(EVERY_S + KEPT_S)
+        user.write(b"b", b"another")
+        await story.posted("one")
+        await story.until(lambda: len(story.relay.refs) == 3, timeout=300)
+        await story.stop("one")
+        await story.again("two")
+        await story.until(lambda: contents(story, "two") == {b"a": b"new", b"kept": b"kept", b"b": b"another"})
