@@ -241,7 +241,7 @@ def reset(  # noqa: PLR0917
     if json:
         print_json({"reset": address})
     else:
-        say("The new password is set, and every device is logged out.  Next:  p2psync account login")
+        say("The new password is set.  Next, on a device that is logged out:  p2psync account login")
 
 
 @app.command()

@@ -74,7 +74,7 @@ class AccountCalls:
         return (await self._get("/api/v1/account/devices", api.DeviceList)).devices
 
     async def chain(self, start: int = 0) -> list[bytes]:
-        """The links from the place `start` on, as the relay has them: verify them. ProtocolError when they are endless."""
+        """The links from `start` on, as the relay has them: verify them. ProtocolError when they are endless."""
         links: list[bytes] = []
         more = True
         while more:

@@ -119,6 +119,11 @@ class RelayCaller:
         """Whose session is opened when there is none."""
         self.session = session
 
+    @property
+    def address(self) -> RelayAddress:
+        """Where the next call goes."""
+        return self._choose().address
+
     async def aclose(self) -> None:
         """Close all connections."""
         for way in self._ways:

@@ -164,11 +164,11 @@ async def test_what_is_tried_again(autojump_clock: MockClock, failure: Exception
 
 
 @pytest.mark.parametrize("date", ["", "x", "Thu, 01 Jan 1970 00:00:00 GMT", "Fri, 31 Dec 9999 23:59:59 GMT", "\0" * 50])
-async def test_a_strange_date_costs_one_try_at_most(date: str) -> None:
+async def test_a_strange_date_costs_a_few_tries_at_most(date: str) -> None:
     http = Http(lambda *_: problem("unauthorized", 401, headers={"date": date}))
     with pytest.raises(RelayRefusal, match="log in again"):
         await http.client().mailbox.folders()
-    assert len(http.asked) <= 5
+    assert len(http.asked) <= 6
 
 
 # ── news ────────────────────────────────────────────────────────────────────────────────────────────────────────────
