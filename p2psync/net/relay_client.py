@@ -11,6 +11,7 @@ from p2psync.net.relay_blocks import BlockCalls
 from p2psync.net.relay_call import RelayCaller
 from p2psync.net.relay_mailbox import MailboxCalls
 from p2psync.net.relay_news import NewsCalls
+from p2psync.net.relay_rendezvous import RendezvousCalls
 from p2psync.ports import RelayAddress, World
 from p2psync.protocol.relay_api import Session
 
@@ -49,11 +50,17 @@ class RelayClient:
         self.mailbox = MailboxCalls(self._caller, keys.device_id)
         self.blocks = BlockCalls(self._caller)
         self.news = NewsCalls(self._caller, world.rng)
+        self.rendezvous = RendezvousCalls(self._caller)
 
     @property
     def account_id(self) -> bytes:
         """The account whose session this is; empty before there is one."""
         return self._caller.account_id
+
+    @property
+    def address(self) -> RelayAddress:
+        """Where it is reached now."""
+        return self._caller.address
 
     async def aclose(self) -> None:
         """Close all connections."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from p2psync.index.lmdb_store import LmdbDatabase
 from p2psync.net.discovery import MdnsDiscovery
+from p2psync.net.forward import open_forwarded
 from p2psync.net.tcp import TcpNetwork
 from p2psync.ports import HttpClient, RelayAddress, World
 from p2psync.system import SystemClock, SystemRng, ThreadOffload
@@ -30,4 +31,5 @@ def real_world(*, discovery: bool) -> World:
         network=TcpNetwork(),
         discovery=MdnsDiscovery(SystemRng()) if discovery else None,
         http=_https,
+        forward=open_forwarded,
     )

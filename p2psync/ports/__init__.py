@@ -7,7 +7,7 @@ inside `Offload.run`, in batches, so that the trio loop never waits for a disk.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 
 from p2psync.ports.database import (
@@ -96,6 +96,10 @@ class World:
     discovery: Discovery | None
     http: Callable[[RelayAddress], HttpClient] | None = None
     """Makes a client of a relay; None where relays cannot be reached."""
+    forward: Callable[[RelayAddress, bytes], Awaitable[ByteStream]] | None = None
+    """Opens a stream, through a relay, to the device that has the other ticket; None where there is none. Takes up to
+    `forwarding.TICKET_LIFE_S`. AuthenticationError when it is another relay, Unreachable, or ConnectionLost when the
+    other device does not come."""
     longest_chunk: int = 4 * 1024 * 1024
     """Bytes at which files are cut, alike on all devices of a folder: `manifest.MAX_CHUNK`, and less in simulations, so
     that small files have many chunks."""

@@ -39,13 +39,13 @@ class Relay:
         self.forwarder = forwarder
         self.server = server
         self.stop = trio.Event()
-        self._port = port
+        self.port = port
         self._context = context
         self._transports: list[trio.SocketStream] = []
 
     async def connect(self, ticket: bytes = b"") -> Pipe:
         """A device that has shaken hands, and sent its ticket."""
-        transport = await trio.open_tcp_stream("127.0.0.1", self._port)
+        transport = await trio.open_tcp_stream("127.0.0.1", self.port)
         self._transports.append(transport)
         stream = trio.SSLStream(transport, self._context, server_hostname="127.0.0.1", https_compatible=True)
         await stream.do_handshake()
