@@ -91,7 +91,7 @@ class AccountFiles:
         except FileNotFoundError:
             return msgspec.msgpack.encode([])
 
-    def save(self, account: StoredAccount | None, links: list[bytes] | None) -> None:
+    def save(self, account: StoredAccount | None, links: list[bytes] | None = None) -> None:
         """See `AccountStore.save_account`. OSError when the home cannot be written."""
         if account is None:
             self._account.unlink(missing_ok=True)
