@@ -33,6 +33,10 @@ class RelayProcess:
     def command(self, *arguments: str) -> list[str]:
         return [sys.executable, "-m", "relay.cli", *arguments]
 
+    def configure(self, config: str) -> None:
+        """The configuration from the next start on."""
+        self._config.write_text(config)
+
     def run(self, *arguments: str) -> subprocess.CompletedProcess[str]:
         """Run another command to its end, with the same configuration and data."""
         places = ("--config", str(self._config))
