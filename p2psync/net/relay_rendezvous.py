@@ -7,7 +7,7 @@ from typing import Final
 
 from p2psync.model.ids import FolderId, format_folder_id
 from p2psync.net.relay_call import RelayCaller, Request
-from p2psync.protocol import relay_api as api
+from p2psync.protocol import rendezvous_api as api
 
 _PRESENCE: Final = "/api/v1/presence"
 

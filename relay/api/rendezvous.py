@@ -13,7 +13,7 @@ from msgspec import Meta
 from p2psync.errors import InputError
 from p2psync.model.ids import parse_folder_id
 from p2psync.protocol.candidates import format_candidate, read_candidate
-from p2psync.protocol.relay_api import Arrangement, NewCall, NewPresence, OwnPresence, PeerEntry, PeerList
+from p2psync.protocol.rendezvous_api import Arrangement, NewCall, NewPresence, OwnPresence, PeerEntry, PeerList
 from relay.api.route import Call, Route
 from relay.errors import ApiError
 from relay.rendezvous.presence import TTL_S

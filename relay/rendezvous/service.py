@@ -12,7 +12,8 @@ from sqlalchemy import Connection
 
 from p2psync.ports import Clock, Rng
 from p2psync.protocol.forwarding import TICKET_LIFE_S
-from p2psync.protocol.relay_api import MAX_PEERS, Arrangement, CallPurpose, Event, EventKind
+from p2psync.protocol.relay_api import Event, EventKind
+from p2psync.protocol.rendezvous_api import MAX_PEERS, Arrangement, CallPurpose
 from relay import config
 from relay.db.database import Database
 from relay.errors import ApiError, not_found

@@ -16,7 +16,8 @@ from p2psync.errors import AuthenticationError, ConnectionLost, RelayRefusal, Un
 from p2psync.membership.sigchain import Add, DeviceKind
 from p2psync.net.forward import ForwardedStream, open_forwarded
 from p2psync.ports import RelayAddress
-from p2psync.protocol.relay_api import Arrangement, EventKind
+from p2psync.protocol.relay_api import EventKind
+from p2psync.protocol.rendezvous_api import Arrangement
 from p2psync.testing.world import SimRng, SimWorld
 from tests.relay.mailbox.helpers import account
 from tests.relay.rendezvous.helpers import Relay, relay

@@ -12,7 +12,8 @@ from hypothesis import strategies as st
 from p2psync.errors import InputError
 from p2psync.model.ids import format_folder_id
 from p2psync.protocol.candidates import MAX_CANDIDATE, MAX_CANDIDATES, read_candidate
-from p2psync.protocol.relay_api import Arrangement, Batch, EventKind, NewCall, NewPresence, PeerList
+from p2psync.protocol.relay_api import Batch, EventKind
+from p2psync.protocol.rendezvous_api import Arrangement, NewCall, NewPresence, PeerList
 from relay.api.route import encode_id
 from relay.errors import ApiError
 from relay.ports import Presence
