@@ -4,9 +4,11 @@ Theory. When both devices dial at the same moment, each sees two connections, an
 could choose differently and close both, again and again. So one side chooses, the device with the smaller id (the
 arbiter), and the other obeys: it uses the connection on which Welcome came last.
 
-A further connection from the same process of the peer means either that both dialled, or that the peer lost the first
-one and the arbiter has not noticed. A ping on the first decides. A connection from another process of the peer means
-that it restarted, so the first is dead.
+A further connection from the same process of the peer means that both dialled, or that the peer lost the first one and
+the arbiter has not noticed, or that there is a better path now. A ping on the first decides: when it is not answered,
+the further one takes its place; when it is, only a better one does. So the other side has read the Welcome on the first
+before one is sent on a better one, and cannot take the older for the newer, however fast each path is. A connection
+from another process of the peer means that it restarted, so the first is dead.
 
 A process that another one has taken the place of never comes back. When the same two take turns, both are alive: the
 device's home has been copied, and both copies use one identity (I7). Either side then refuses both, until only one has
@@ -18,7 +20,7 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Hashable
 from dataclasses import dataclass
-from enum import Enum
+from enum import Enum, IntEnum
 from typing import Generic, TypeVar
 
 from p2psync.model.ids import DeviceId
@@ -39,6 +41,13 @@ PATIENCE = 3.0
 def is_arbiter(local: DeviceId, remote: DeviceId) -> bool:
     """Whether this side chooses among connections with `remote`."""
     return local < remote
+
+
+class Path(IntEnum):
+    """How a connection goes; a greater one is better. Both sides know it alike."""
+
+    RELAYED = 0
+    DIRECT = 1
 
 
 class Verdict(Enum):
@@ -70,14 +79,16 @@ class Arbiter(Generic[C]):
         """The connection in use; None while there is none."""
         self._patience = patience
         self._instance = b""
+        self._path = Path.DIRECT
         self._candidate: C | None = None
+        self._candidate_path = Path.DIRECT
         self._deadline: float | None = None
         self._latest = b""
         self._gone: deque[bytes] = deque(maxlen=REMEMBERED)
         self._turns = 0
         self._refused_until = 0.0
 
-    def greeted(self, connection: C, instance: bytes, now: float) -> list[Decision[C]]:
+    def greeted(self, connection: C, instance: bytes, now: float, path: Path = Path.DIRECT) -> list[Decision[C]]:
         """A connection has exchanged Hellos with the process `instance` of the peer. The other side just waits."""
         if self._takes_turns(instance, now):
             refused = [c for c in (self.active, self._candidate, connection) if c is not None]
@@ -86,22 +97,26 @@ class Arbiter(Generic[C]):
         if not self.arbitrates:
             return []
         if self.active is None:
-            return [self._choose(connection, instance)]
+            return [self._choose(connection, instance, path)]
         if instance != self._instance:
-            return [*self._drop(), self._choose(connection, instance)]
+            return [*self._drop(), self._choose(connection, instance, path)]
         decisions = []
         if self._candidate is not None:
+            if path < self._candidate_path:
+                return [Decision(connection, Verdict.DUPLICATE)]
             decisions.append(Decision(self._candidate, Verdict.DUPLICATE))
         else:
             self._deadline = now + self._patience
             decisions.append(Decision(self.active, Verdict.PING))
-        self._candidate = connection
+        self._candidate, self._candidate_path = connection, path
         return decisions
 
     def answered(self, connection: C) -> list[Decision[C]]:
         """The ping that a decision asked for was answered."""
         if connection != self.active or self._candidate is None:
             return []
+        if self._candidate_path > self._path:
+            return [self._promote(), Decision(connection, Verdict.DUPLICATE)]
         refused, self._candidate, self._deadline = self._candidate, None, None
         return [Decision(refused, Verdict.DUPLICATE)]
 
@@ -117,7 +132,7 @@ class Arbiter(Generic[C]):
         if connection != self.active:
             return []
         self.active = None
-        return [] if self._candidate is None else [self._choose(self._candidate, self._instance)]
+        return [] if self._candidate is None else [self._promote()]
 
     def next_deadline(self) -> float | None:
         """When `handle_timer` is due."""
@@ -127,7 +142,7 @@ class Arbiter(Generic[C]):
         """The first connection did not answer in time: the newer one takes its place."""
         if self._deadline is None or now < self._deadline or self._candidate is None or self.active is None:
             return []
-        return [Decision(self.active, Verdict.DUPLICATE), self._choose(self._candidate, self._instance)]
+        return [Decision(self.active, Verdict.DUPLICATE), self._promote()]
 
     def _takes_turns(self, instance: bytes, now: float) -> bool:
         """Whether two processes of the peer are alive."""
@@ -139,8 +154,12 @@ class Arbiter(Generic[C]):
                 self._refused_until = now + TWIN_QUIET
         return self._turns >= TWIN_TURNS and now < self._refused_until
 
-    def _choose(self, connection: C, instance: bytes) -> Decision[C]:
-        self.active, self._instance = connection, instance
+    def _promote(self) -> Decision[C]:
+        assert self._candidate is not None
+        return self._choose(self._candidate, self._instance, self._candidate_path)
+
+    def _choose(self, connection: C, instance: bytes, path: Path) -> Decision[C]:
+        self.active, self._instance, self._path = connection, instance, path
         self._candidate, self._deadline = None, None
         return Decision(connection, Verdict.WELCOME)
 

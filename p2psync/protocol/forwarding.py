@@ -1,9 +1,9 @@
 """Forwarding: what two devices say to a relay that moves the bytes of their own channel between them.
 
-Each of the two has a ticket of its own, from the relay (see `rendezvous_api.Arrangement`). A device opens TLS with the ALPN
-protocol `ALPN`, sends its ticket and nothing else, and reads one byte, an `Outcome`. After `JOINED` everything either
-of them sends is what the other receives; the relay can neither read nor change it unnoticed. A connection that ends,
-ends for both.
+Each of the two has a ticket of its own, from the relay (see `rendezvous_api.Arrangement`). A device opens TLS with the
+ALPN protocol `ALPN`, sends its ticket and nothing else, and reads one byte, an `Outcome`. After `JOINED` everything
+either of them sends is what the other receives; the relay can neither read nor change it unnoticed. A connection that
+ends, ends for both.
 """
 
 from __future__ import annotations

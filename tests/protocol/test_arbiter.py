@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from p2psync.model.ids import DeviceId
-from p2psync.protocol.arbiter import PATIENCE, TWIN_QUIET, Arbiter, Decision, Verdict
+from p2psync.protocol.arbiter import PATIENCE, TWIN_QUIET, Arbiter, Decision, Path, Verdict
 
 SMALL, LARGE = DeviceId(b"\x01" * 32), DeviceId(b"\x02" * 32)
 WELCOME, PING, DUPLICATE, TWIN = Verdict.WELCOME, Verdict.PING, Verdict.DUPLICATE, Verdict.TWIN
@@ -91,6 +91,33 @@ def test_a_restarted_peer_is_welcome_at_once() -> None:
     ]
 
 
+def test_a_better_path_takes_over_once_the_first_has_answered() -> None:
+    arbiter = Arbiter[str](SMALL, LARGE)
+    arbiter.greeted("relayed", b"i", 0.0, Path.RELAYED)
+    assert decisions(arbiter.greeted("direct", b"i", 1.0)) == [("relayed", PING)]
+    assert decisions(arbiter.answered("relayed")) == [("direct", WELCOME), ("relayed", DUPLICATE)]
+    assert decisions(arbiter.greeted("relayed again", b"i", 2.0, Path.RELAYED)) == [("direct", PING)]
+    assert decisions(arbiter.answered("direct")) == [("relayed again", DUPLICATE)]
+    assert arbiter.next_deadline() is None
+
+
+def test_a_worse_path_takes_over_when_the_first_is_silent() -> None:
+    arbiter = Arbiter[str](SMALL, LARGE)
+    arbiter.greeted("direct", b"i", 0.0)
+    arbiter.greeted("relayed", b"i", 1.0, Path.RELAYED)
+    assert decisions(arbiter.handle_timer(1.0 + PATIENCE)) == [("direct", DUPLICATE), ("relayed", WELCOME)]
+    assert decisions(arbiter.greeted("direct again", b"i", 9.0)) == [("relayed", PING)]
+    assert decisions(arbiter.answered("relayed")) == [("direct again", WELCOME), ("relayed", DUPLICATE)]
+
+
+def test_a_worse_path_does_not_take_the_place_of_one_that_waits() -> None:
+    arbiter = Arbiter[str](SMALL, LARGE)
+    arbiter.greeted("first", b"i", 0.0, Path.RELAYED)
+    arbiter.greeted("direct", b"i", 1.0)
+    assert decisions(arbiter.greeted("relayed", b"i", 2.0, Path.RELAYED)) == [("relayed", DUPLICATE)]
+    assert decisions(arbiter.closed("first")) == [("direct", WELCOME)]
+
+
 def test_the_other_side_obeys() -> None:
     follower = Arbiter[str](LARGE, SMALL)
     assert follower.greeted("first", b"i", 0.0) == []
@@ -136,6 +163,10 @@ class World:
     def at(self, delay: float, action: object) -> None:
         heapq.heappush(self.queue, (self.now + delay, next(self.order), action))
 
+    def path(self, link: int) -> Path:
+        """How a link goes."""
+        return Path.DIRECT
+
     def latency(self, link: int) -> float:
         return self.latencies[link % len(self.latencies)]
 
@@ -161,7 +192,7 @@ class World:
 
     def greet(self, node: Node, link: int) -> None:
         node.open.add(link)
-        self.carry(node, node.arbiter.greeted(link, self.other(node).instance, self.now))
+        self.carry(node, node.arbiter.greeted(link, self.other(node).instance, self.now, self.path(link)))
         self.arm(node)
 
     def arm(self, node: Node) -> None:
@@ -240,3 +271,73 @@ def test_simultaneous_dials_over_50_ms_settle_at_once() -> None:
     assert world.a.open == world.b.open == {world.a.arbiter.active}
     assert world.a.arbiter.active == world.b.arbiter.active
     assert next(world.ids) == 2
+
+
+# ── two paths: one through a relay, and a direct one that is not always there ───────────────────────────────────────
+class Roads(World):
+    """Both dial through a relay while they have nothing, and try the direct way while they have nothing better."""
+
+    def __init__(
+        self, latencies: tuple[float, float], open_from: float, lost: list[bool], first_dials: tuple[float, float]
+    ) -> None:
+        self.relayed, self.direct = latencies
+        self.open_from = open_from
+        self.paths: dict[int, Path] = {}
+        super().__init__([0.0], lost, first_dials)
+
+    def path(self, link: int) -> Path:
+        return self.paths[link]
+
+    def latency(self, link: int) -> float:
+        return self.direct if self.paths[link] is Path.DIRECT else self.relayed
+
+    def dial(self, node: Node) -> None:
+        active = node.arbiter.active
+        if not node.dialling:
+            if self.now >= self.open_from and (active is None or self.paths[active] is Path.RELAYED):
+                self.begin(node, Path.DIRECT)
+            elif active is None:
+                self.begin(node, Path.RELAYED)
+        self.at(self.REDIAL, lambda: self.dial(node))
+
+    def begin(self, node: Node, path: Path) -> None:
+        link = next(self.ids)
+        self.paths[link] = path
+        node.dialling.add(link)
+        peer = self.other(node)
+        self.frame(node, link, lambda: self.accept(peer, link))
+        self.at(30.0, lambda: node.dialling.discard(link))
+
+
+@settings(max_examples=300, deadline=None)
+@given(
+    st.tuples(*[st.sampled_from([0.0, 0.0001, 0.05, 0.2, 1.0, 2.0])] * 2),
+    st.sampled_from([0.0, 0.02, 5.0, 5.3, 12.0, 40.0, 1e9]),
+    st.lists(st.booleans(), max_size=5),
+    st.tuples(*[st.sampled_from([0.0, 0.01, 0.05, 0.1, 3.0])] * 2),
+)
+def test_two_nodes_end_with_one_connection_on_the_best_path(
+    latencies: tuple[float, float], open_from: float, lost: list[bool], first_dials: tuple[float, float]
+) -> None:
+    world = Roads(latencies, open_from, lost, first_dials)
+    world.run(900.0)
+    active = world.a.arbiter.active
+    assert active is not None
+    assert active == world.b.arbiter.active
+    assert world.a.open == world.b.open == {active}
+    assert world.paths[active] is (Path.RELAYED if open_from > 900 else Path.DIRECT)
+    dialled = next(world.ids)
+    world.run(1000.0)
+    assert world.a.arbiter.active == world.b.arbiter.active == active, "it stays"
+    assert next(world.ids) == dialled + 1, "and nobody dials any more"
+
+
+def test_the_change_to_a_better_path_leaves_no_moment_without_one() -> None:
+    world = Roads((0.2, 0.01), 7.0, [], (0.0, 0.1))
+    while world.now < 30.0:
+        world.run(world.now + 0.01)
+        world.now += 0.01
+        if world.now > 1.0:
+            for node in (world.a, world.b):
+                assert node.arbiter.active in node.open
+    assert world.a.arbiter.active == world.b.arbiter.active
