@@ -191,6 +191,29 @@ async def test_on_a_bad_line(
     assert (await desk.account_status()).problems == []
 
 
+async def test_the_same_link_is_sent_again(autojump_clock: MockClock, places: Places, desk: NodeOperations) -> None:
+    await signed_up(places, desk)
+    keys, other = device("new"), device("other")
+    sent: list[bytes] = []
+    lost = [True]
+    honest = relay_accounts.AccountCalls.append_link
+
+    async def append(self: relay_accounts.AccountCalls, link: bytes) -> None:
+        sent.append(link)
+        if lost:
+            lost.clear()
+            raise ConnectionLost("the request is lost")
+        await honest(self, link)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(relay_accounts.AccountCalls, "append_link", append)
+        with pytest.raises(ConnectionLost):
+            await desk.account.add(keys.card.encode(), DeviceKind.DEVICE, keys.device_id)
+        await desk.account.add(other.card.encode(), DeviceKind.DEVICE, other.device_id)
+    assert sent[0] == sent[1]
+    assert len(await desk.account_devices()) == 4
+
+
 # ── pairing ─────────────────────────────────────────────────────────────────────────────────────────────────────────
 async def paired(host: NodeOperations, guest: NodeOperations, *, offered: bool, wanted: bool) -> tuple[Peer, Peer]:
     offer = await host.pair_open(offered)
