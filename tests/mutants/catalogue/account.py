@@ -104,7 +104,7 @@ MUTANTS = (
     ),
     Mutant(
         "another-link-at-the-same-place",
-        "A link whose answer was lost is not sent again, another is signed for its place: a device forks its own chain.",
+        "A link whose answer was lost is signed anew at its place, and not sent again: a device forks its chain.",
         (
             edit(
                 "node/account.py",
