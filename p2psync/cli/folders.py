@@ -32,6 +32,14 @@ class Role(StrEnum):
     vault = "vault"
 
 
+class Policy(StrEnum):
+    """When a folder's mailbox is used; see `p2psync.node.views.MailboxPolicy`."""
+
+    always = "always"
+    offline = "offline"
+    never = "never"
+
+
 class Algorithm(StrEnum):
     """How content is hashed."""
 
@@ -162,6 +170,30 @@ def remove(context: typer.Context, folder: Folder, json: AsJson = False) -> None
         print_json(removed)
     else:
         say(f"Removed {plain(removed.label)}; its files stay in {plain(removed.path)}.")
+
+
+@app.command("mailbox", epilog="Example: p2psync folder mailbox photos offline")
+def mailbox(
+    context: typer.Context,
+    folder: Folder,
+    policy: Annotated[
+        Policy | None,
+        typer.Argument(
+            metavar="[always|offline|never]",
+            help="Leave changes at the account's relay at once, only while somebody is away, or not at all.",
+        ),
+    ] = None,
+    json: AsJson = False,
+) -> None:
+    """Show or set when a folder's changes wait, sealed, at the account's relay for devices that are away."""
+    found = perform(context, lambda node: node.folder_mailbox(folder, policy.value if policy is not None else None))
+    if json:
+        print_json(found)
+        return
+    say(f"{plain(found.label)}: {found.policy}.")
+    if found.relay:
+        waiting = f", {found.waiting} waiting" if found.waiting else ""
+        say(f"At {plain(found.relay)}: {found.activity}{waiting}.")
 
 
 @app.command("pause")

@@ -16,7 +16,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
-from typing import Annotated, Self
+from typing import Annotated, Literal, Self
 
 import msgspec
 import platformdirs
@@ -60,6 +60,8 @@ class FolderEntry(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fiel
     paused: bool = False
     added_at: int = 0
     """Seconds since the Unix epoch."""
+    mailbox: Literal["always", "offline", "never"] = "never"
+    """When what is here is left at the account's relay for members who are away."""
 
 
 class HomeState(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):

@@ -23,6 +23,7 @@ from p2psync.node.health_operations import HealthOperations
 from p2psync.node.home import Home, HomeState, resolve_home
 from p2psync.node.identity import create_keys, load_keys
 from p2psync.node.logs import get_logger, quiet_unless_configured
+from p2psync.node.mailbox_operations import MailboxOperations
 from p2psync.node.operations import Operations
 from p2psync.node.status_operations import StatusOperations
 from p2psync.node.version_operations import VersionOperations
@@ -35,7 +36,7 @@ from p2psync.system import SystemRng
 _log = get_logger(__name__)
 
 
-class NodeOperations(StatusOperations, VersionOperations, HealthOperations):
+class NodeOperations(MailboxOperations, StatusOperations, VersionOperations, HealthOperations):
     """Every operation on one device; see `Operations`."""
 
     async def load(self) -> None:
@@ -139,6 +140,7 @@ async def running(
         async with _cancelled_at_end() as nursery:
             nursery.start_soon(operations.synchronizer.run)
             await nursery.start(connections.run, listen)
+            operations.resume_mailboxes()
             operations.event_log.publish("node.ready", "the node accepts connections")
             try:
                 yield operations

@@ -28,6 +28,8 @@ from p2psync.node.views import (
     FolderRef,
     FolderSummary,
     Identity,
+    MailboxPolicy,
+    MailboxView,
     Member,
     NewAccount,
     PairingOffer,
@@ -176,6 +178,10 @@ class Operations(Protocol):
 
     async def folder_remove(self, folder: str) -> FolderRef:
         """Stop synchronising a folder here; its files stay where they are."""
+        ...
+
+    async def folder_mailbox(self, folder: str, policy: MailboxPolicy | None = None) -> MailboxView:
+        """How a folder uses the account's relay, or (with `policy`) from now on shall use it."""
         ...
 
     async def folder_pause(self, folder: str) -> None:

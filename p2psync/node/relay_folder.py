@@ -33,6 +33,11 @@ _AGAIN_S = 60.0
 _OURS_TO_FIX = range(400, 500)
 
 
+def relay_name(account_id: bytes) -> bytes:
+    """32 bytes that stand for the relay in a folder's index: always the same, whatever address it is reached at."""
+    return labelled(b"p2psync relay", account_id)
+
+
 class RelayNews:
     """Hears of everything new at the relay, on one connection for all folders."""
 
@@ -67,7 +72,7 @@ class RelayFolder:
 
     def __init__(self, client: Callable[[], RelayClient], account_id: bytes, folder: FolderId, news: Pulse) -> None:
         """`client` gives the account's client, `news` fires when the relay has something new in the folder."""
-        self.id = labelled(b"p2psync relay", account_id)
+        self.id = relay_name(account_id)
         self._get_client = client
         self._folder = folder
         self._news = news

@@ -11,6 +11,8 @@ from typing import Literal
 from msgspec import UNSET, Struct, UnsetType
 
 FolderState = Literal["idle", "scanning", "syncing", "paused", "error"]
+MailboxPolicy = Literal["always", "offline", "never"]
+"""When what is here is left at the relay: at once, while somebody who reads is not connected, or not at all."""
 Role = Literal["owner", "editor", "viewer", "vault"]
 WatchState = Literal["live", "degraded", "off"]
 RawPath = bytes
@@ -149,6 +151,23 @@ class FolderRef(Struct, frozen=True):
     label: str
     path: str
     path_b64: RawPath | UnsetType = UNSET
+
+
+class MailboxView(Struct, frozen=True):
+    """How a folder uses the account's relay. `policy` is a setting; the rest is empty while no node runs the mailbox.
+
+    `waiting` counts paths that are still to be left there, as far as was looked; `sent` and `received` are bytes of
+    content since the start; `confirmed` is when another device last said what it has seen there (seconds).
+    """
+
+    label: str
+    policy: MailboxPolicy
+    relay: str = ""
+    activity: str = ""
+    waiting: int = 0
+    sent: int = 0
+    received: int = 0
+    confirmed: int | None = None
 
 
 class FolderSummary(Struct, frozen=True):

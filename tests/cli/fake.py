@@ -123,6 +123,10 @@ class FakeOperations(FakeAccount):
     async def folder_remove(self, folder: str) -> views.FolderRef:
         return views.FolderRef(self._folder(folder), FOLDER.label, FOLDER.path)
 
+    async def folder_mailbox(self, folder: str, policy: views.MailboxPolicy | None = None) -> views.MailboxView:
+        self.calls.append(("folder_mailbox", self._folder(folder), policy))
+        return views.MailboxView(FOLDER.label, policy or "offline", "relay.example:443", "idle", 3, 2048, 10)
+
     async def folder_pause(self, folder: str) -> None:
         self.calls.append(("folder_pause", self._folder(folder)))
 

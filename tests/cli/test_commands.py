@@ -28,6 +28,8 @@ JSON_COMMANDS = [
     ("folder list", 0),
     ("folder remove photos", "path"),
     ("folder pause photos", "paused"),
+    ("folder mailbox photos", "policy"),
+    ("folder mailbox photos always", "relay"),
     ("folder resume photos", "resumed"),
     ("status", "folders"),
     ("wait --timeout 1", "identical"),

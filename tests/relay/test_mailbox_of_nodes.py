@@ -9,11 +9,10 @@ import pytest
 import trio
 from trio.testing import MockClock
 
-from p2psync.model.ids import FolderId, parse_folder_id
+from p2psync.errors import InputError, StateError
+from p2psync.model.ids import parse_folder_id
 from p2psync.node.node import NodeOperations
-from p2psync.node.relay_folder import RelayFolder, RelayNews
 from p2psync.sync.folder import Folder
-from p2psync.sync.mailbox.backlog import Policy
 from p2psync.testing import SimDevice, SimWorld
 from tests.relay.simulated import ADDRESS, VirtualRelay
 from tests.simulation.nodes import PORT, make_node
@@ -36,27 +35,13 @@ class Home:
 
     @asynccontextmanager
     async def node(self, name: str) -> AsyncIterator[NodeOperations]:
-        """A node that leaves its folders at the relay."""
-        async with (
-            make_node(self.relay.world(self.sim, name), b"/home", name) as node,
-            trio.open_nursery() as nursery,
-        ):
-            news = RelayNews(lambda: node.account.client)
-            nursery.start_soon(news.run)
-            for folder in node.synchronizer.folders.values():
-                use(node, folder, news)
+        """A node, with everything it has kept."""
+        async with make_node(self.relay.world(self.sim, name), b"/home", name) as node:
             yield node
-            nursery.cancel_scope.cancel()
 
     def files(self, name: str) -> dict[bytes, bytes]:
         user = self.device(name).user(FOLDER)
         return {n: user.read(n) for n in user.names() if n != b".p2psync"}
-
-
-def use(node: NodeOperations, folder: Folder, news: RelayNews) -> None:
-    account = node.account.require()
-    service = RelayFolder(lambda: node.account.client, account.account_id, FolderId(folder.id), news.of(folder.id))
-    folder.mailroom.use([service], Policy.ALWAYS)
 
 
 async def until(condition: Callable[[], bool], timeout: float = 300) -> None:
@@ -99,7 +84,9 @@ async def begun(home: Home) -> None:
         await desk.folder_share(folder.id, ids[1], "owner")
         await until(lambda: bool(laptop.synchronizer.offers))
         await laptop.folder_accept(folder.id, FOLDER)
-        the_folder(desk).mailroom.keys.wanted = True
+        for node in (desk, laptop):
+            assert (await node.folder_mailbox(LABEL)).policy == "never"
+            assert (await node.folder_mailbox(LABEL, "always")).policy == "always"
         await until(lambda: len(the_folder(laptop).mailroom.keys.ring) == 1)
 
 
@@ -150,3 +137,28 @@ async def test_a_restarted_relay_has_everything(autojump_clock: MockClock) -> No
     async with relay.running(), home.node("b"):
         await until(lambda: home.files("b") == {b"f": b"1"})
     relay.close()
+
+
+async def test_a_mailbox_is_set_seen_and_left(autojump_clock: MockClock, home: Home) -> None:
+    async with home.node("a") as desk:
+        folder = await desk.folder_add(FOLDER, LABEL)
+        with pytest.raises(StateError, match="account signup"):
+            await desk.folder_mailbox(folder.id, "always")
+        assert (await desk.folder_mailbox(folder.id)).policy == "never"
+        await desk.account_sign_up([str(ADDRESS)], EMAIL, KEY)
+        await desk.account_verify(await home.relay.code(EMAIL))
+        with pytest.raises(InputError, match="not 'sometimes'"):
+            await desk.folder_mailbox(folder.id, "sometimes")  # type: ignore[arg-type]
+        home.device("a").user(FOLDER).write(b"f", b"1" * 500)
+        await desk.folder_mailbox(folder.id, "always")
+        await desk.folder_scan(LABEL)
+        await until(lambda: is_posted(desk))
+        view = await desk.folder_mailbox(folder.id)
+        assert (view.policy, view.relay, view.waiting, view.sent) == ("always", ADDRESS.authority, 0, 500)
+    async with home.node("a") as desk:
+        await until(lambda: bool(the_folder(desk).mailroom.mailboxes))
+        assert (await desk.folder_mailbox(LABEL, "never")).relay == ""
+        await until(lambda: not the_folder(desk).mailroom.mailboxes)
+        await desk.account_log_out()
+        with pytest.raises(StateError, match="logged out"):
+            await desk.folder_mailbox(LABEL, "always")

@@ -56,7 +56,10 @@ class MailRoom:
 
     def use(self, services: Sequence[MailboxService], policy: Policy) -> None:
         """Use these mailboxes from now on, and no others; none under the policy `never`."""
-        self._services = () if policy is Policy.NEVER else tuple(services)
+        wanted = () if policy is Policy.NEVER else tuple(services)
+        if policy is self.policy and [s.id for s in wanted] == [s.id for s in self._services]:
+            return
+        self._services = wanted
         self.policy = policy
         self.keys.wanted = bool(self._services)
         self._changed.fire()

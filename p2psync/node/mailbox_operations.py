@@ -1,0 +1,83 @@
+"""Operations on the mailboxes of folders at the account's relay."""
+
+from __future__ import annotations
+
+import msgspec
+
+from p2psync.errors import InputError, P2PSyncError
+from p2psync.model.ids import format_folder_id
+from p2psync.node.account_operations import AccountOperations
+from p2psync.node.home import FolderEntry
+from p2psync.node.relay_folder import RelayFolder, RelayNews, relay_name
+from p2psync.node.views import MailboxPolicy, MailboxView
+from p2psync.sync.folder import Folder
+from p2psync.sync.mailbox.backlog import Policy
+
+
+class MailboxOperations(AccountOperations):
+    """See `Operations`."""
+
+    _news: RelayNews | None = None
+
+    async def folder_mailbox(self, folder: str, policy: MailboxPolicy | None = None) -> MailboxView:
+        """How a folder uses the account's relay, or from now on shall use it."""
+        chosen = self.find_folder(folder)
+        if policy is not None and policy not in {known.value for known in Policy}:
+            raise InputError(f"a mailbox is used always, offline or never, not {policy!r}")
+        if policy is not None:
+            if policy != "never":
+                self.account.active()
+            await self._save_policy(chosen, policy)
+            if self.online:
+                self.use_mailboxes()
+                if policy == "never" and self.account.stored is not None:
+                    await chosen.mailroom.forget(relay_name(self.account.stored.account_id))
+        return self._mailbox_view(chosen)
+
+    async def _save_policy(self, folder: Folder, policy: MailboxPolicy) -> None:
+        text = folder.context.name
+
+        def change(known: list[FolderEntry]) -> list[FolderEntry]:
+            return [msgspec.structs.replace(f, mailbox=policy) if f.id == text else f for f in known]
+
+        await self.save(folders=change)
+
+    def use_mailboxes(self) -> None:
+        """Let every folder use its mailbox as it is set; on a running node, and after the account has changed."""
+        policies = {entry.id: Policy(entry.mailbox) for entry in self.state.folders}
+        if all(policy is Policy.NEVER for policy in policies.values()) and self._news is None:
+            return
+        stored = self.account.stored
+        if self._news is None and self.connections is not None:
+            self._news = RelayNews(lambda: self.account.client)
+            self.connections.start_soon(self._news.run)
+        for folder in self.synchronizer.folders.values():
+            policy = policies.get(format_folder_id(folder.id), Policy.NEVER)
+            services = []
+            if stored is not None and self._news is not None and policy is not Policy.NEVER:
+                news = self._news.of(folder.id)
+                services.append(RelayFolder(lambda: self.account.client, stored.account_id, folder.id, news))
+            folder.mailroom.use(services, policy)
+
+    def _mailbox_view(self, folder: Folder) -> MailboxView:
+        entry = self.find_folder_entry(folder.context.name)
+        status = next(iter(folder.mailroom.status), None)
+        if status is None:
+            return MailboxView(entry.label, entry.mailbox)
+        return MailboxView(
+            entry.label,
+            entry.mailbox,
+            status.relay,
+            status.activity.value,
+            status.waiting,
+            status.sent,
+            status.received,
+            status.confirmed,
+        )
+
+    def resume_mailboxes(self) -> None:
+        """At a start: an account that cannot be read must not keep folders waiting."""
+        try:
+            self.use_mailboxes()
+        except (OSError, P2PSyncError) as error:
+            self.event_log.publish("account.problem", str(error))
