@@ -117,16 +117,22 @@ def open_early(keys: DeviceKeys, membership: Membership, grant: Grant) -> EpochK
 
     Who is given a new epoch's key while it is away finds the link of that epoch sealed under it, and nowhere else.
     """
-    if (
-        grant.folder != membership.folder
-        or grant.recipient != keys.device_id
-        or not membership.has_edited(device_id_of(grant.signer))
-    ):
+    if grant.folder != membership.folder or not membership.has_edited(device_id_of(grant.signer)):
+        raise AuthenticationError(FAILED)
+    return open_unproven(keys, grant)
+
+
+def open_unproven(keys: DeviceKeys, grant: Grant) -> EpochKey:
+    """The key that somebody, whoever it is, has granted to this device: for opening the links that say who that is.
+
+    AuthenticationError, the same for every reason, when it is for another device, or forged.
+    """
+    if grant.recipient != keys.device_id:
         raise AuthenticationError(FAILED)
     try:
         verify_signature(grant.signer, GRANT_LABEL, grant.signed_bytes(), grant.signature)
         info = _info(grant.folder, grant.key_id, grant.recipient)
-        key = EpochKey(membership.folder, hpke.open_from(keys.sealing, info, grant.sealed))
+        key = EpochKey(grant.folder, hpke.open_from(keys.sealing, info, grant.sealed))
     except (AuthenticationError, InputError):
         raise AuthenticationError(FAILED) from None
     if key.id != grant.key_id:
