@@ -229,6 +229,7 @@ async def run(
 @asynccontextmanager
 async def open_offline(home: Path) -> AsyncIterator[Operations]:
     """The operations on a home that no node runs on: nothing is scanned or exchanged."""
+    quiet_unless_configured()
     place = Home(home)
     with place.lock():
         config = load_config(place.config_file)

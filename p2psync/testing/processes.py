@@ -174,10 +174,10 @@ class Device:
                 raise CommandFailedError(f"{self.name} was not offered {folder} within {timeout} s")
             time.sleep(0.05)
 
-    def pairing_code(self) -> str:
-        """Open a pairing in the background, as `p2psync pair` does; returns the code it shows."""
+    def pairing_code(self, *options: str) -> str:
+        """Open a pairing in the background, as `p2psync pair OPTIONS` does; returns the code it shows."""
         self._pairing = subprocess.Popen(  # noqa: S603
-            self.command("pair", "--json"), stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True
+            self.command("pair", "--json", *options), stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True
         )
         line = _first_line(self._pairing, READY_TIMEOUT)
         match = re.search(r"\d+-[a-z]+-[a-z]+", line)

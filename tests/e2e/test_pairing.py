@@ -27,7 +27,7 @@ def test_a_code_makes_two_devices_known_to_each_other(make: Make, tmp_path: Path
     one, two = make("one"), make("two")
     code = one.pairing_code()
     joined = two.run("pair", code, "--address", one.address, "--json")
-    assert json.loads(joined.stdout) == {"id": one.id, "name": "one"}
+    assert json.loads(joined.stdout) == {"id": one.id, "name": "one", "account": False}
     assert finish_pairing(one) == 0
     # Nobody was told an address of `two`: it dials, and both see the connection.
     one.connected(two)
