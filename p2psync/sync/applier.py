@@ -165,8 +165,9 @@ class Applier:
                 progressed |= await self._perform([Ready(s) for s in at_once[start : start + BATCH]])
             for group in _bundles([s for s in arranged if _needs_content(s)]):
                 started = trio.Event()
-                self._busy.update(s.path for s in group)
                 await self._admit(group)
+                # Not before: a folder that is stopped while a job waits for its place must not forget its paths.
+                self._busy.update(s.path for s in group)
                 jobs.start_soon(self._fetch, group, started)
                 local.append(started)
         for started in local:
