@@ -32,8 +32,9 @@ from tests.relay.process import RelayProcess
 from tests.relay.torture.leaks import Search, files_below, spellings
 from tests.relay.torture.people import PATIENT, Device, all_at_once, mailed_code, restart
 
-PEOPLE, FILES = 10, 30
+PEOPLE, FILES = 10, 20
 CODE, ADDRESS = "a mailed code", "an e-mail address"
+PART = "a part of another secret"
 
 
 @dataclass(slots=True)
@@ -62,7 +63,7 @@ class Person:
         text = f"{self._word()} “{what}” grün/50%+\\{parting}{self._word()}"
         self.search.plant(text, what)
         # A part of it is as bad as all of it.
-        self.search.plant(text[:16], what)
+        self.search.plant(text[:16], PART)
         return text
 
     def _plant_keys(self, keys: DeviceKeys) -> None:
@@ -80,7 +81,7 @@ class Person:
         keys, first = self.device.keys, await trio.to_thread.run_sync(self._login_key)
         recovery = self.rng.randbytes(32)
         self.search.plant(recovery, "a recovery key")
-        self.search.plant(format_recovery_key(recovery), "a recovery key")
+        self.search.plant(format_recovery_key(recovery), PART)
         self._plant_keys(recovery_keys(recovery))
         chain = begin_account(keys, founding_random(recovery, keys.device_id))
         async with self.device.client() as client:
@@ -94,13 +95,12 @@ class Person:
         for session in self.device.sessions:
             for token in (session.access_token, session.refresh_token):
                 self.search.plant(token, "a token")
-                self.search.plant(base64.urlsafe_b64decode(token + "==")[16:], "a token")
+                self.search.plant(base64.urlsafe_b64decode(token + "==")[16:], PART)
 
     async def _code(self) -> str:
         code = await mailed_code(self.relay, self.email, self.codes)
         self.codes |= {code}
         self.search.plant(code, CODE)
-        self.search.plant(code.replace("-", ""), CODE)
         return code
 
     async def _passwords(self, client: RelayClient, first: bytes) -> None:
@@ -223,7 +223,7 @@ async def test_no_secret_is_on_the_disk_or_in_the_log(tmp_path: Path) -> None:
         people = [Person(relay, number, random.Random(rng.random()), search) for number in range(PEOPLE)]
         await all_at_once([person.live for person in people], 4)
         kinds = Counter(search.secrets.values())
-        assert sum(kinds.values()) - kinds[ADDRESS] >= 1000
+        assert sum(kinds.values()) - kinds[ADDRESS] - kinds[PART] >= 1000
         assert (relay.data / "relay.db-wal").stat().st_size > 0
         await trio.to_thread.run_sync(look)  # as it runs, and as it is found after a crash
         await trio.to_thread.run_sync(relay.kill)
