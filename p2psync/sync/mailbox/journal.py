@@ -20,7 +20,7 @@ from p2psync.index.mailbox import MailboxView, MailboxWriter, Marks
 from p2psync.index.tables import MailboxRow
 from p2psync.index.writer import Writer
 from p2psync.protocol.chains import Chains
-from p2psync.protocol.mailbox import Entry, EntryKind, Header, next_slot
+from p2psync.protocol.mailbox import ChainKey, Entry, EntryKind, Header, next_slot
 from p2psync.sync.context import FolderContext
 
 T = TypeVar("T")
@@ -38,7 +38,7 @@ class Journal:
         self._relay = relay
         self.lock = trio.Lock()
         self.row = MailboxRow()
-        self.chains: Chains
+        self.chains = Chains(context.folder, ChainKey(context.keys.card.signing_key, b""))
         self.outbox: list[tuple[Entry, Marks]] = []
         """Entries of the present chain that were signed and are not acknowledged."""
         self.lives = 0

@@ -78,13 +78,15 @@ class MailRoom:
             await self.keys.ready.wait()
             while True:
                 seen = self._changed.count
-                async with trio.open_nursery() as running:
-                    self.mailboxes = [self._open(service) for service in self._services]
-                    for mailbox in self.mailboxes:
-                        running.start_soon(mailbox.run)
-                    await self._changed.wait_beyond(seen)
-                    running.cancel_scope.cancel()
-                self.mailboxes = []
+                try:
+                    async with trio.open_nursery() as running:
+                        self.mailboxes = [self._open(service) for service in self._services]
+                        for mailbox in self.mailboxes:
+                            running.start_soon(mailbox.run)
+                        await self._changed.wait_beyond(seen)
+                        running.cancel_scope.cancel()
+                finally:
+                    self.mailboxes = []
 
     def _open(self, service: MailboxService) -> Mailbox:
         return Mailbox(

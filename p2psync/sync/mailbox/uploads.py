@@ -73,7 +73,12 @@ class _Work:
     key: EpochKey
     missing: set[bytes]
     failed: set[bytes]
+    give_way: Callable[[], bool]
     errors: list[P2PSyncError] = field(default_factory=list)
+
+
+class InterruptedByNewsError(StateError):
+    """Something smaller came meanwhile and goes first; what was uploaded stays."""
 
 
 class Uploader:
@@ -91,10 +96,13 @@ class Uploader:
         self.sent = 0
         """Bytes of content that were uploaded since the start."""
 
-    async def ensure(self, key: EpochKey, records: Iterable[FileRecord]) -> set[bytes]:
+    async def ensure(
+        self, key: EpochKey, records: Iterable[FileRecord], give_way: Callable[[], bool] = lambda: False
+    ) -> set[bytes]:
         """See to it that the contents of these records are there; roots of those that cannot be read here now.
 
-        StaleKeyError when the epoch ends meanwhile; errors of the service come through.
+        StaleKeyError when the epoch ends meanwhile, InterruptedByNewsError when `give_way` says before a chunk that
+        others go first; errors of the service come through.
         """
         wanted = {record.content: record for record in records if has_content(record)}
 
@@ -112,7 +120,7 @@ class Uploader:
 
         contents, failed = await self._journal.look(plan)
         missing = await self._missing([piece.id for content in contents for piece in content.pieces])
-        work = _Work(key, missing, failed)
+        work = _Work(key, missing, failed, give_way)
         async with trio.open_nursery() as nursery:
             for content in contents:
                 nursery.start_soon(self._keep, work, content)
@@ -167,12 +175,14 @@ class Uploader:
                 return
             if self._key() != key:
                 raise StaleKeyError("the epoch has ended")
+            if work.give_way():
+                raise InterruptedByNewsError("smaller files go first")
             sealed = await context.world.offload.run(seal) if context.has_root else None
             if sealed is None:
                 work.failed.add(root)
                 return
             await self._service.put_chunk(piece.id, sealed)
-        except (MailboxError, StaleKeyError) as error:
+        except (MailboxError, StateError) as error:
             work.errors.append(error)
             return
         finally:

@@ -41,7 +41,7 @@ from p2psync.sync.mailbox.service import (
 )
 from p2psync.sync.mailbox.snapshots import is_due, make_snapshot, snapshot_ref
 from p2psync.sync.mailbox.tidy import tidy
-from p2psync.sync.mailbox.uploads import Uploader, has_content
+from p2psync.sync.mailbox.uploads import InterruptedByNewsError, Uploader, has_content
 
 _log = structlog.get_logger(__name__)
 
@@ -299,7 +299,15 @@ class MailboxPoster:
             if not candidate.records:
                 self.backlog.done(candidate.key)
         bundle = choose_bundle([candidate for candidate in candidates if candidate.records])
-        failed = await self.uploader.ensure(key, [record for c in bundle for record in c.records])
+        seen = self._context.records_changed.count
+
+        def give_way() -> bool:
+            return sum(c.size for c in bundle) > BUNDLE_BYTES and self._context.records_changed.count != seen
+
+        try:
+            failed = await self.uploader.ensure(key, [r for c in bundle for r in c.records], give_way)
+        except InterruptedByNewsError:
+            return True
         later = trio.current_time() + RETRY
         for candidate in bundle:
             if any(record.content in failed for record in candidate.records):

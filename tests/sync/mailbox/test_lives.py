@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import random
 
+import pytest
 import trio
 
 from p2psync.protocol.mailbox import EntryKind, decode_entry
+from p2psync.sync.mailbox import writer
 from tests.sync.conftest import FOLDER, LABEL, contents, simulated
 from tests.sync.mailbox.stories import Post, mailed
 from tests.sync.mailbox.test_mailbox import met_and_parted
@@ -188,3 +190,21 @@ async def test_a_lost_index_is_filled_again_from_the_mailbox() -> None:
         device.user(FOLDER).delete(b"f0")
         await story.again("two")
         await story.until(lambda: len(contents(story, "two")) == 5, timeout=600)
+
+
+@simulated
+async def test_a_small_file_does_not_wait_for_a_big_one() -> None:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(writer, "BUNDLE_BYTES", 1024 * 1024)
+        async with mailed() as story:
+            await met_and_parted(story)
+            story.relay.faults.slow = 1.0
+            story.user("one").write(b"big", random.Random(2).randbytes(80_000_000))
+            await story.nodes["one"].folder_scan(LABEL)
+            await story.until(lambda: len(story.relay.puts) >= 2, timeout=600)
+            story.user("one").write(b"small", b"1")
+            await story.nodes["one"].folder_scan(LABEL)
+            await story.until(lambda: bool(story.relay.authors(EntryKind.RECORDS)), timeout=600)
+            assert len(story.relay.puts) < 20, "the big one is not there yet"
+            await story.posted("one")
+            assert len(story.relay.puts) == len(set(story.relay.puts))
