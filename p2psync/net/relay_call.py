@@ -187,21 +187,25 @@ class RelayCaller:
     async def stream(self, path: str, query: Mapping[str, object]) -> AsyncIterator[HttpStream]:
         """An answer that goes on, under the session. Raises as `call`; nothing is repeated."""
         way = self._choose()
-        request = Request("GET", path, query)
+        try:
+            async with self._opened_stream(way, Request("GET", path, query)) as opened:
+                way.backoff.succeeded()
+                yield opened
+        except (ConnectionLost, AuthenticationError, ProtocolError):
+            way.down_until = trio.current_time() + way.backoff.failed()
+            raise
+
+    @asynccontextmanager
+    async def _opened_stream(self, way: _Way, request: Request) -> AsyncIterator[HttpStream]:
         token = await self._token(way)
         for again in (True, False):
             target, headers = await self._signed(way, request, token)
             headers["accept"] = "text/event-stream"
-            try:
-                async with way.http.stream(target, headers=headers, max_line=MAX_LINE, idle_s=STREAM_IDLE_S) as opened:
-                    if opened.status == 200:
-                        way.backoff.succeeded()
-                        yield opened
-                        return
-                    refused = HttpResponse(opened.status, opened.headers, await _rest(opened))
-            except (ConnectionLost, AuthenticationError, ProtocolError):
-                way.down_until = trio.current_time() + way.backoff.failed()
-                raise
+            async with way.http.stream(target, headers=headers, max_line=MAX_LINE, idle_s=STREAM_IDLE_S) as opened:
+                if opened.status == 200:
+                    yield opened
+                    return
+                refused = HttpResponse(opened.status, opened.headers, await _rest(opened))
             if refused.status != 401 or not again:
                 raise read_problem(refused)
             if not self._correct_clock(way, refused):

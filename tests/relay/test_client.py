@@ -173,6 +173,8 @@ async def test_an_address_down_is_passed_over(autojump_clock: MockClock, relay: 
     began = trio.current_time()
     await client.accounts.status()
     assert trio.current_time() - began < 1
+    async with client.news.subscribe() as news:
+        await news.receive()
     down.app = relay.line.app
     await trio.sleep(120)
     await client.accounts.status()
@@ -219,6 +221,25 @@ async def test_news_outlive_sessions_and_restarts(autojump_clock: MockClock, rel
         await trio.sleep(3600)
         assert app is not None
         relay.line.start(app)
+        await client.mailbox.create_folder(FOLDER)
+        with trio.fail_after(600):
+            async for step in news:
+                if step.event is not None and step.event.folder_id == FOLDER:
+                    break
+
+
+async def test_news_come_by_another_address(autojump_clock: MockClock, relay: VirtualRelay, world: World) -> None:
+    first, keys = SimRelay(random.Random(0)), device("desk")
+    other = RelayAddress("other.test", 443, bytes(32))
+    both = replace(world, http=lambda address: (first if address == other else relay.line).http(address))
+    _, chain = await signed_up(relay, world, keys)
+    client = RelayClient(both, keys, (other, ADDRESS), account_id=chain.account_id)
+    assert relay.line.app is not None
+    first.start(relay.line.app)
+    async with client.news.subscribe() as news:
+        await news.receive()
+        first.stop()
+        await trio.sleep(3600)
         await client.mailbox.create_folder(FOLDER)
         with trio.fail_after(600):
             async for step in news:
