@@ -37,10 +37,25 @@ class Version:
 
     node: Node | None
     dot: Dot
+    unseeing: bool = False
+    """Whether it was written where the base has something that its author's disk could not show."""
 
     def rank(self) -> tuple[bool, bool, Dot]:
         """An edit beats a deletion, a directory beats a file, the higher Lamport counter the lower."""
-        return self.node is not None, self.node is not None and self.node.kind is Kind.DIRECTORY, self.dot
+        return self.node is not None, _is_directory(self.node), self.dot
+
+
+@dataclass
+class Expected:
+    """What must come out of a meeting."""
+
+    tree: dict[RelPath, Shown] = field(default_factory=dict)
+    copies: Copies = field(default_factory=dict)
+    """Those that must be there."""
+    perhaps: Copies = field(default_factory=dict)
+    """Those that may be there."""
+    either: set[RelPath] = field(default_factory=set)
+    """Where the name is a version's or nobody's, as it comes, and the others are copies."""
 
 
 @dataclass
@@ -281,12 +296,13 @@ def _check_meeting(case: Case) -> None:
     for device in case.writers:
         if not device.folding:
             tree, copies = canonical(device.tree())
-            assert tree == outcome[0], f"{case.name(device)} has something else than was to be expected"
-            for key in sorted(copies.keys() | outcome[1].keys()):
+            clear = {path: shown for path, shown in tree.items() if path not in outcome.either}
+            assert clear == outcome.tree, f"{case.name(device)} has something else than was to be expected"
+            for key in sorted(copies.keys() | outcome.copies.keys()):
                 assert key in copies, f"{case.name(device)} lacks the copy {key}"
                 # A file may have made room for entries that turn out to be deleted: it is back, its copy stays. So does
                 # that of a content which lost to another one before a further version of it came and won.
-                explained = outcome[1].get(key) or outcome[2].get(key)
+                explained = outcome.copies.get(key) or outcome.perhaps.get(key)
                 assert explained or key[0] in above, f"{case.name(device)}: {key} is no copy"
                 # Of several authors of one content, any may give the name.
                 assert copies[key] <= (explained or copies[key]), "a copy is named after someone else"
@@ -295,39 +311,45 @@ def _check_meeting(case: Case) -> None:
 
 
 # ── what must come out ──────────────────────────────────────────────────────────────────────────────────────────────
-def expected(
-    case: Case, base: dict[RelPath, Version], before: list[dict[RelPath, Node]]
-) -> tuple[dict[RelPath, Shown], Copies, Copies]:
+def expected(case: Case, base: dict[RelPath, Version], before: list[dict[RelPath, Node]]) -> Expected:
     """The tree that the writers' changes make together, said without version vectors: the specification.
 
-    With the copies that must be there, and those that may be, as their content won in the end. A deletion loses to any
-    change; of several versions the best ranked has the name, the others are copies beside it; what lives keeps its
-    directories, and a file makes room for them. `before` is what each device showed.
+    A deletion loses to any change; of several versions the best ranked has the name, the others are copies beside it,
+    and a copy may stay when its content wins in the end; what lives keeps its directories, and a file makes room for
+    them. So it does for a directory that its author could not see, and where somebody else has deleted that, it depends
+    on who hears of what first whether the file is back or stays a copy. `before` is what each device showed.
     """
     best: dict[RelPath, Version] = dict(base)
     live: dict[RelPath, list[Version]] = {}
     for path, versions in _changes(case, base, before).items():
         best[path] = max(versions, key=Version.rank)
         live[path] = versions
-    tree: dict[RelPath, Shown] = {}
-    copies: Copies = {}
-    perhaps: Copies = {}
+    outcome = Expected()
     needed = {a for p, v in best.items() if v.node is not None for a in ancestors(p)}
     for path in {*best, *needed}:
         shown = Node(Kind.DIRECTORY) if path in needed else best[path].node
         if shown is None:
             continue
-        tree[path] = shown.kind, shown.text, shown.kind is Kind.FILE and bool(shown.mode & 0o100)
-        for version in live.get(path, []):
+        versions = live.get(path, [])
+        gave_way = path in base and _is_directory(base[path].node) and any(version.unseeing for version in versions)
+        if gave_way and not _is_directory(shown):
+            outcome.either.add(path)
+        else:
+            outcome.tree[path] = shown.kind, shown.text, shown.kind is Kind.FILE and bool(shown.mode & 0o100)
+        for version in versions:
             other = version.node
             if other is None or other.kind is Kind.DIRECTORY:
                 continue
             alike = (other.kind, other.text) == (shown.kind, shown.text)
-            if alike and version is best[path]:
+            if alike and version is best[path] and path not in outcome.either:
                 continue
-            which = perhaps if alike else copies
+            which = outcome.perhaps if alike or path in outcome.either else outcome.copies
             which.setdefault((path, other.kind, other.text), set()).add(short_id(version.dot.replica))
-    return tree, copies, perhaps
+    return outcome
+
+
+def _is_directory(node: Node | None) -> bool:
+    return node is not None and node.kind is Kind.DIRECTORY
 
 
 def _changes(
@@ -350,7 +372,7 @@ def _changes(
                 continue
             assert path in said, "a change was not recorded"
             versions = changes.setdefault(path, [])
-            versions.append(Version(now, said.pop(path)))
+            versions.append(Version(now, said.pop(path), unseeing=unseen is not None))
             if unseen is None and path in base:
                 replaced.add(path)
         assert not said, "recorded what nobody did"
