@@ -92,6 +92,7 @@ class Mailbox:
         self._keys = keys
         self._service = service
         self._exchanges = exchanges
+        self._possesses = possesses
         self._told = Troubles(context, service.name)
         self.policy = policy
         self.activity = Activity.STARTING
@@ -224,6 +225,8 @@ class Mailbox:
         if not self._attached:
             self._contents.attach(self.holder)
             self._attached = True
+            # What came with the first pages could not be had from here yet.
+            self._possesses(self._service.id, ())
 
     def _detach(self) -> None:
         self._contents.detach(self.holder)

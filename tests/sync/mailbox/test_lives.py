@@ -9,6 +9,7 @@ import trio
 
 from p2psync.protocol.mailbox import EntryKind, decode_entry
 from p2psync.sync.mailbox import writer
+from p2psync.sync.mailbox.mailbox import REFUSED_AGAIN
 from tests.sync.conftest import FOLDER, LABEL, contents, simulated
 from tests.sync.mailbox.stories import Post, mailed
 from tests.sync.mailbox.test_mailbox import met_and_parted
@@ -208,3 +209,52 @@ async def test_a_small_file_does_not_wait_for_a_big_one() -> None:
             assert len(story.relay.puts) < 20, "the big one is not there yet"
             await story.posted("one")
             assert len(story.relay.puts) == len(set(story.relay.puts))
+
+
+@simulated
+async def test_who_returns_fetches_from_the_relay_and_from_members_alike() -> None:
+    async with mailed() as story:
+        await three(story)
+        await story.stop("three")
+        story.user("one").write(b"big", random.Random(3).randbytes(60_000_000))
+        await story.posted("one")
+        await story.settle("one")
+        await story.again("three")
+        await story.until(lambda: "big" in str(story.user("three").names()), timeout=600)
+        await story.until(lambda: contents(story, "three") == contents(story, "one"), timeout=600)
+        assert story.mailbox("three").holder.received > 4_000_000
+        progress = story.folder("three").context.progress
+        assert progress.received > story.mailbox("three").holder.received + 4_000_000
+
+
+@simulated
+async def test_a_relay_that_is_down_changes_nothing_for_who_is_connected() -> None:
+    async with mailed() as story:
+        await story.start("one", "two")
+        await story.share("one", two="owner")
+        story.relay.down = True
+        story.join("one", "two")
+        await story.until(lambda: bool(story.folder("one").mailroom.mailboxes))
+        for number in range(5):
+            story.user("one").write(b"f%d" % number, b"%d" % number)
+            await story.settle("one")
+        assert len(contents(story, "two")) == 5
+        await trio.sleep(300)
+        assert "relay-unreachable" in story.problems("one")
+        story.relay.down = False
+        await story.until(lambda: not story.problems("one"), timeout=600)
+        await story.posted("one")
+
+
+@simulated
+async def test_who_is_refused_says_so_and_goes_on_when_it_is_let_in_again() -> None:
+    async with mailed() as story:
+        await met_and_parted(story)
+        one = story.services["one"].keys.device_id
+        story.relay.banned.add(one)
+        story.user("one").write(b"a", b"1")
+        await story.until(lambda: "relay-refused" in story.problems("one"), timeout=600)
+        story.relay.banned.clear()
+        await trio.sleep(REFUSED_AGAIN)
+        await story.posted("one")
+        await story.until(lambda: "relay-refused" not in story.problems("one"), timeout=2000)

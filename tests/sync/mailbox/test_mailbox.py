@@ -19,6 +19,11 @@ async def met_and_parted(story: Post, role: str = "owner") -> None:
     await story.stop("two")
 
 
+async def shows(story: Post, name: str, wanted: set[bytes]) -> None:
+    """Wait until a device has exactly these files."""
+    await story.until(lambda: contents(story, name).keys() == wanted, timeout=300)
+
+
 @simulated
 async def test_what_one_leaves_the_other_finds() -> None:
     async with mailed() as story:
@@ -49,7 +54,7 @@ async def test_changes_go_to_and_fro() -> None:
             await story.stop(present)
             await story.again(away)
             wanted = {b"f%d" % turn, b"shared"}
-            await story.until(lambda wanted=wanted, away=away: contents(story, away).keys() == wanted, timeout=300)
+            await shows(story, away, wanted)
             present, away = away, present
             assert story.user(present).read(b"shared") == b"turn %d" % turn
 
