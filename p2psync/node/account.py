@@ -72,6 +72,8 @@ class Account:
         self._world = world
         self._keys = keys
         self._lock = trio.Lock()
+        self._saving = trio.Lock()
+        """Sessions are renewed, and kept, beside whatever else goes on."""
         self._client: RelayClient | None = None
         self.stored: StoredAccount | None = None
         self.chain: AccountChain | None = None
@@ -125,10 +127,26 @@ class Account:
         return self._client
 
     async def _keep(self, session: Session) -> None:
-        if self.stored is not None and session.account_id == self.stored.account_id:
-            await self._save(msgspec.structs.replace(self.stored, session=session))
+        async with self._saving:
+            stored = self.stored
+            if stored is None or stored.state == "logged-out" or session.account_id != stored.account_id:
+                return
+            await self._write(msgspec.structs.replace(stored, session=session), None)
 
-    async def _save(self, stored: StoredAccount | None, chain: AccountChain | None = None) -> None:
+    async def _change(self, chain: AccountChain | None = None, **fields: object) -> None:
+        """Change some of what is stored, and the chain when one is given."""
+        async with self._saving:
+            await self._write(msgspec.structs.replace(self.require(), **fields), chain)
+
+    async def _replace(self, stored: StoredAccount | None, chain: AccountChain | None = None) -> None:
+        """Another account, or none, in the place of what is stored."""
+        async with self._saving:
+            if self.stored is not None:
+                await self._write(None, None)
+            if stored is not None:
+                await self._write(stored, chain)
+
+    async def _write(self, stored: StoredAccount | None, chain: AccountChain | None) -> None:
         links = chain.encoded_links() if chain is not None else None
         await self._world.offload.run(lambda: self._store.save_account(stored, links))
         self.stored = stored
@@ -160,7 +178,7 @@ class Account:
             if stored.state != "unverified":
                 raise StateError("the account of this device is verified already; see: p2psync account status")
             await self.client.accounts.verify(stored.account_id, code)
-            await self._save(msgspec.structs.replace(self.require(), state="active"))
+            await self._change(state="active")
             await self._refresh()
 
     # ── coming in ───────────────────────────────────────────────────────────────────────────────────────────────────
@@ -245,11 +263,8 @@ class Account:
                     "--forget"
                 )
         state = "joining" if self.chain is None else "active"
-        changed = msgspec.structs.replace(
-            stored, relays=tuple(relays) or stored.relays, email=email, state=state, session=None
-        )
         await self.aclose()
-        await self._save(changed)
+        await self._change(relays=tuple(relays) or stored.relays, email=email, state=state, session=None)
         await self._refresh()
 
     async def _enter(self, relays: Sequence[str], email: str, chain: AccountChain) -> None:
@@ -264,9 +279,7 @@ class Account:
 
     async def _begin(self, stored: StoredAccount, chain: AccountChain | None) -> None:
         await self.aclose()
-        if self.stored is not None:
-            await self._save(None)
-        await self._save(stored, chain)
+        await self._replace(stored, chain)
 
     def must_be_free(self) -> None:
         """StateError when this device is in an account, or on its way into one that it has asked for itself."""
@@ -304,7 +317,10 @@ class Account:
                     if not forget:
                         raise
             await self.aclose()
-            await self._save(None if forget else msgspec.structs.replace(stored, state="logged-out", session=None))
+            if forget:
+                await self._replace(None)
+            else:
+                await self._change(state="logged-out", session=None)
 
     async def delete(self, login_key: bytes) -> None:
         """Delete the account at the relay with all it stored there, and forget it here."""
@@ -312,7 +328,7 @@ class Account:
             self.active()
             await self.client.accounts.delete(login_key)
             await self.aclose()
-            await self._save(None)
+            await self._replace(None)
 
     # ── the chain ───────────────────────────────────────────────────────────────────────────────────────────────────
     async def refresh(self) -> AccountChain:
@@ -366,7 +382,7 @@ class Account:
             if action is None:
                 return chain
             # Kept before it is sent: the same link is sent again, never another one at its place.
-            await self._save(self.require(), chain.extend([chain.sign(keys or self._keys, action).encoded]))
+            await self._change(chain.extend([chain.sign(keys or self._keys, action).encoded]))
         raise StateError("other devices change the account at the same time; try again")
 
     async def _refresh(self) -> AccountChain:
@@ -398,9 +414,10 @@ class Account:
     async def _confirm(self, chain: AccountChain) -> None:
         stored = self.require()
         state = "active" if stored.state == "joining" and self._keys.device_id in chain.devices else stored.state
-        changed = msgspec.structs.replace(stored, confirmed=len(chain.links), state=state)
-        if changed != stored or self.chain is None or self.chain.links != chain.links:
-            await self._save(changed, chain)
+        if (len(chain.links), state) != (stored.confirmed, stored.state) or self.chain is None:
+            await self._change(chain, confirmed=len(chain.links), state=state)
+        elif self.chain.links != chain.links:
+            await self._change(chain)
 
     def _verified(self, stored: StoredAccount, links: list[bytes]) -> AccountChain:
         """What the relay has, on the ground of what it had before."""

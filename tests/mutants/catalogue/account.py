@@ -108,7 +108,7 @@ MUTANTS = (
         (
             edit(
                 "node/account.py",
-                "await self._save(self.require(), chain.extend([chain.sign(keys or self._keys, action).encoded]))",
+                "await self._change(chain.extend([chain.sign(keys or self._keys, action).encoded]))",
                 "await self.client.accounts.append_link(chain.sign(keys or self._keys, action).encoded)",
             ),
         ),
