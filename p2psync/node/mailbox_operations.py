@@ -9,7 +9,7 @@ from p2psync.model.ids import format_folder_id
 from p2psync.node.account_operations import AccountOperations
 from p2psync.node.home import FolderEntry
 from p2psync.node.relay_folder import RelayFolder, RelayNews, relay_name
-from p2psync.node.views import MailboxPolicy, MailboxView
+from p2psync.node.views import AccountView, MailboxPolicy, MailboxView, PlanChange
 from p2psync.sync.folder import Folder
 from p2psync.sync.mailbox.backlog import Policy
 
@@ -33,6 +33,23 @@ class MailboxOperations(AccountOperations):
                 if policy == "never" and self.account.stored is not None:
                     await chosen.mailroom.forget(relay_name(self.account.stored.account_id))
         return self._mailbox_view(chosen)
+
+    async def account_status(self) -> AccountView:
+        """As it stands; where the relay answers, folders that had given up on it for a while try again."""
+        view = await super().account_status()
+        if view.usage is not None:
+            self._try_mailboxes_again()
+        return view
+
+    async def account_subscribe(self, plan: str = "") -> PlanChange:
+        """Subscribe; what had no room tries again."""
+        change = await super().account_subscribe(plan)
+        self._try_mailboxes_again()
+        return change
+
+    def _try_mailboxes_again(self) -> None:
+        for folder in self.synchronizer.folders.values():
+            folder.mailroom.try_again()
 
     async def _save_policy(self, folder: Folder, policy: MailboxPolicy) -> None:
         text = folder.context.name

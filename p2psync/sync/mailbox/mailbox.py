@@ -104,6 +104,7 @@ class Mailbox:
         self.holder = RelayHolder(context, service, keys, self._told)
         self._acked: dict[DeviceId, tuple[bytes, int]] = {}
         self._poke = Pulse()
+        self._again = Pulse()
         self._attached = False
 
     @property
@@ -146,7 +147,7 @@ class Mailbox:
         """Repeat, and tell people what keeps it from succeeding."""
         failures, failing_since = 0, 0.0
         while True:
-            wait, before = 0.0, self._progress
+            wait, before, asked = 0.0, self._progress, self._again.count
             try:
                 await work()
                 failures = 0
@@ -159,7 +160,12 @@ class Mailbox:
                 failures = failures + 1 if self._progress == before else 1
                 failing_since = failing_since if failures > 1 else trio.current_time()
                 wait = self._tell(reason, failures, trio.current_time() - failing_since)
-            await trio.sleep(wait)
+            with trio.move_on_after(wait):
+                await self._again.wait_beyond(asked)
+
+    def try_again(self) -> None:
+        """Whatever waits for the relay, or for room there, waits no longer: there is reason to hope."""
+        self._again.fire()
 
     def _tell(self, error: P2PSyncError, failures: int, lasted: float) -> float:
         """Show what went wrong; seconds to wait."""
@@ -169,7 +175,7 @@ class Mailbox:
         match error:
             case OverQuota():
                 self.activity = Activity.FULL
-                self._told.quota(error.used, error.limit, error.asked)
+                self._told.quota(error.used + error.reserved, error.limit, error.asked)
                 return QUOTA_AGAIN
             case MailboxRefused():
                 self.activity = Activity.REFUSED

@@ -65,6 +65,11 @@ class MailRoom:
         self._changed.fire()
         self._context.state_changed.fire()
 
+    def try_again(self) -> None:
+        """See `Mailbox.try_again`."""
+        for mailbox in self.mailboxes:
+            mailbox.try_again()
+
     async def forget(self, relay: bytes) -> None:
         """Remember nothing of a mailbox that is not in use: it is left for good, or will be trusted anew."""
         await Journal(self._context, relay).forget()

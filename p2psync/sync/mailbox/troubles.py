@@ -71,7 +71,7 @@ class Troubles:
         """There is no room."""
         self._context.raise_problem(
             QUOTA,
-            f"the account that pays for this folder is full: {size(used)} of {size(limit)} are used, {size(asked)} "
+            f"the account that pays for this folder is full: {size(used)} of {size(limit)} are taken, {size(asked)} "
             "more are asked for",
             f"choose a bigger plan (p2psync account plans) or delete files; {_LAN}",
         )

@@ -106,6 +106,19 @@ async def test_over_quota_is_said_with_figures_and_ends_when_there_is_room() -> 
 
 
 @simulated
+async def test_a_bigger_plan_is_used_at_once() -> None:
+    async with mailed() as story:
+        await met_and_parted(story)
+        story.relay.limit = story.relay.used() + 20_000
+        story.user("one").write(b"big", b"2" * 100_000)
+        await story.nodes["one"].folder_scan(LABEL)
+        await story.until(lambda: "relay-quota" in story.problems("one"))
+        story.relay.limit = 2**60
+        story.folder("one").mailroom.try_again()
+        await story.until(lambda: "relay-quota" not in story.problems("one"), timeout=20)
+
+
+@simulated
 async def test_an_upload_goes_on_where_it_was_cut_off() -> None:
     async with mailed() as story:
         await met_and_parted(story)
