@@ -63,6 +63,11 @@ class Network(msgspec.Struct, frozen=True):
     connect_timeout_s: Annotated[
         int, About(whole(1, 300), "Give up one attempt to connect, handshake included, after this long.", "seconds")
     ] = 10
+    relay: Annotated[
+        str,
+        About(choice("never", "own", "any"), "Which devices may be reached through the account's relay, which sees "
+              "sealed bytes only, when there is no direct way: none, those of the account, or any known one."),
+    ] = "any"  # fmt: skip
 
 
 class Sync(msgspec.Struct, frozen=True):

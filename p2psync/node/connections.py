@@ -6,11 +6,9 @@ known is noted for a person to approve, or pairs by code, and otherwise turned a
 
 from __future__ import annotations
 
-import ipaddress
 from collections import OrderedDict
 from collections.abc import Awaitable, Callable, Sequence
 from contextlib import suppress
-from dataclasses import dataclass, field
 from typing import Literal
 
 import trio
@@ -18,21 +16,21 @@ import trio
 import p2psync
 from p2psync.crypto.handshake import SecureHandshake
 from p2psync.crypto.identity import DeviceKeys
-from p2psync.errors import ConnectionLost, ProtocolError
+from p2psync.errors import ConnectionLost, P2PSyncError, ProtocolError
 from p2psync.model.ids import DeviceId, device_tag, format_device_id, short_id, tag_matches
 from p2psync.net.addresses import parse_address
 from p2psync.net.backoff import Backoff
 from p2psync.net.channel import SecureChannel, handshake
+from p2psync.node.contacts import Contact, Relay, Stranger, via
 from p2psync.node.logs import get_logger
 from p2psync.node.pairing import PairingHost
 from p2psync.ports import ByteStream, Sighting, StreamListener, World
 from p2psync.protocol import messages as m
-from p2psync.protocol.arbiter import Arbiter, Decision, Verdict
+from p2psync.protocol.arbiter import Arbiter, Decision, Path, Verdict
 from p2psync.protocol.bulk import Item
 from p2psync.protocol.limits import MIN_PROTOCOL_VERSION, PROTOCOL_VERSION
 from p2psync.protocol.session import Session
 from p2psync.sync.peer import Limits, Peer
-from p2psync.sync.pulse import Pulse
 from p2psync.sync.synchronizer import Synchronizer
 
 MAX_STRANGERS = 64
@@ -46,29 +44,6 @@ LASTING = 5.0
 TAG_NONCE = 8
 
 _log = get_logger(__name__)
-
-
-@dataclass
-class Contact:
-    """What is known about reaching one device."""
-
-    addresses: list[str] = field(default_factory=list)
-    """Static ones first, then where it was reached last."""
-    sighted: OrderedDict[str, None] = field(default_factory=OrderedDict)
-    poke: Pulse = field(default_factory=Pulse)
-    peer: Peer | None = None
-    agreement_key: bytes | None = None
-    """Lets the next handshake be IK; None before the first meeting, and after one that failed."""
-    last_seen: float | None = None
-
-
-@dataclass(frozen=True)
-class Stranger:
-    """A device that asked for a connection and is not known here."""
-
-    name: str
-    address: str
-    at: float
 
 
 class Connections:
@@ -108,6 +83,9 @@ class Connections:
         self.sightings: OrderedDict[str, Sighting] = OrderedDict()
         self._arbiters: dict[DeviceId, Arbiter[Peer]] = {}
         self._dialled: set[Peer] = set()
+        self._relayed: set[Peer] = set()
+        self.relay: Relay | None = None
+        """Tried when a device cannot be reached directly."""
         self._nursery: trio.Nursery | None = None
         self._unproven = trio.CapacityLimiter(MAX_STRANGERS)
         self._scopes: dict[DeviceId, trio.CancelScope] = {}
@@ -153,7 +131,7 @@ class Connections:
         contact.addresses = list(addresses)
         self.strangers.pop(device, None)
         for sighting in self.sightings.values():
-            self._note(device, contact, sighting)
+            self._note(device, sighting)
         self._start_dialling(device)
         contact.poke.fire()
 
@@ -164,6 +142,16 @@ class Connections:
             self._scopes.pop(device).cancel()
         if contact is not None and contact.peer is not None:
             await contact.peer.close(m.GoodbyeCode.REMOVED, "this device was removed")
+
+    def hint(self, device: DeviceId, addresses: Sequence[str]) -> None:
+        """A known device may be reached at these addresses."""
+        contact = self.contacts.get(device)
+        if contact is not None and (contact.sight(addresses) or contact.peer is None):
+            contact.poke.fire()
+
+    def via(self, peer: Peer) -> Literal["lan", "direct", "relay"]:
+        """How a device is reached."""
+        return "relay" if peer in self._relayed else via(peer.address)
 
     def announce(self) -> None:
         """Tell discovery anew, for instance because a pairing has begun or ended."""
@@ -190,21 +178,12 @@ class Connections:
                 self.sightings[sighting.tag] = sighting
                 while len(self.sightings) > MAX_SIGHTINGS:
                     self.sightings.popitem(last=False)
-                for device, contact in self.contacts.items():
-                    self._note(device, contact, sighting)
+                for device in self.contacts:
+                    self._note(device, sighting)
 
-    def _note(self, device: DeviceId, contact: Contact, sighting: Sighting) -> None:
-        if not tag_matches(sighting.tag, device):
-            return
-        fresh = False
-        for address in sighting.addresses:
-            fresh |= address not in contact.sighted
-            contact.sighted[address] = None
-            contact.sighted.move_to_end(address)
-        while len(contact.sighted) > 16:
-            contact.sighted.popitem(last=False)
-        if fresh or contact.peer is None:
-            contact.poke.fire()
+    def _note(self, device: DeviceId, sighting: Sighting) -> None:
+        if tag_matches(sighting.tag, device):
+            self.hint(device, sighting.addresses)
 
     # ── dialling ────────────────────────────────────────────────────────────────────────────────────────────────────
     def _start_dialling(self, device: DeviceId) -> None:
@@ -217,18 +196,23 @@ class Connections:
         backoff = Backoff(self._world.rng)
         with self._scopes[device]:
             while True:
-                seen = contact.poke.count
-                if contact.peer is not None:
-                    await self._outlive(contact.peer, backoff)
+                seen, relayed = contact.poke.count, contact.peer
+                if relayed is not None and relayed not in self._relayed:
+                    await self._outlive(relayed, backoff)
                     continue
                 for address in [*dict.fromkeys([*reversed(contact.sighted), *contact.addresses])]:
-                    if contact.peer is None and await self._dial(device, address):
-                        await self._settle(contact)
+                    if contact.peer is relayed and await self._dial(device, address):
+                        await self._settle(contact, relayed)
                         break
-                if contact.peer is not None:
+                if contact.peer is None and await self._dial_relayed(device):
+                    await self._settle(contact, None)
+                if contact.peer is not None and contact.peer is not relayed:
                     continue
                 with trio.move_on_after(backoff.failed()):
                     await contact.poke.wait_beyond(seen)
+                if relayed is not None and contact.peer is None:
+                    # Sooner than `backoff` says, which has grown while the direct way was tried in vain.
+                    await trio.sleep(self._world.rng.uniform(1.0, 3.0))
 
     async def _outlive(self, peer: Peer, backoff: Backoff) -> None:
         """Wait for a connection to end, and as long as is fair before the next: one that never lasts is no success."""
@@ -240,10 +224,10 @@ class Connections:
             backoff.succeeded()
             await trio.sleep(self._world.rng.uniform(0.0, 0.2))
 
-    async def _settle(self, contact: Contact) -> None:
+    async def _settle(self, contact: Contact, before: Peer | None) -> None:
         """Give a proven connection the time to become the one in use, or to be turned down for another."""
         with trio.move_on_after(self._timeout):
-            while contact.peer is None:
+            while contact.peer is before:
                 await contact.poke.wait_beyond(contact.poke.count)
 
     async def _dial(self, device: DeviceId, address: str) -> bool:
@@ -265,6 +249,41 @@ class Connections:
         await self._nursery.start(self._serve, peer, channel)
         return True
 
+    async def _dial_relayed(self, device: DeviceId) -> bool:
+        """As `_dial`, through a relay."""
+        if self.relay is None or self._nursery is None:
+            return False
+        try:
+            stream = await self.relay.open(device)
+            with trio.fail_after(self._timeout):
+                peer, channel = await self._prove(stream, expected=device, dialling=True)
+        except (P2PSyncError, OSError, trio.TooSlowError) as error:
+            _log.debug("no way through a relay", device=short_id(device), error=str(error))
+            return False
+        self._relayed.add(peer)
+        await self._nursery.start(self._serve, peer, channel)
+        return True
+
+    async def receive_relayed(self, stream: ByteStream) -> None:
+        """A device has come through a relay: serve it to its end, if it is a known one."""
+        if (proven := await self._answer(stream)) is None:
+            return
+        peer, channel = proven
+        if peer.device not in self.contacts:
+            await channel.aclose()
+            return
+        self._relayed.add(peer)
+        await self._serve(peer, channel)
+
+    async def _answer(self, stream: ByteStream) -> tuple[Peer, SecureChannel] | None:
+        """Find out who has connected; None when that fails."""
+        try:
+            with trio.fail_after(self._timeout):
+                return await self._prove(stream, expected=None, dialling=False)
+        except (trio.TooSlowError, ConnectionLost, ProtocolError) as error:
+            _log.debug("refused a connection", address=stream.remote, error=str(error))
+            return None
+
     async def dial_stranger(self, address: str) -> tuple[Peer, SecureChannel]:
         """A proven connection to whatever device answers at an address, for pairing; the caller runs and closes it."""
         with trio.fail_after(self._timeout):
@@ -284,12 +303,9 @@ class Connections:
         """A stream has come in: find out who it is."""
         assert self._nursery is not None
         async with self._unproven:
-            try:
-                with trio.fail_after(self._timeout):
-                    peer, channel = await self._prove(stream, expected=None, dialling=False)
-            except (trio.TooSlowError, ConnectionLost, ProtocolError) as error:
-                _log.debug("refused a connection", address=stream.remote, error=str(error))
+            if (proven := await self._answer(stream)) is None:
                 return
+            peer, channel = proven
             if peer.device not in self.contacts:
                 with trio.move_on_after(STRANGER_TIME):
                     await self._serve(peer, channel)
@@ -362,8 +378,9 @@ class Connections:
         finally:
             with trio.CancelScope(shield=True), trio.move_on_after(1.0):
                 await channel.aclose()
-            self._dialled.discard(peer)
             await self._ended(peer)
+            self._dialled.discard(peer)
+            self._relayed.discard(peer)
 
     async def _ended(self, peer: Peer) -> None:
         contact = self.contacts.get(peer.device)
@@ -442,7 +459,9 @@ class _Handler:
         assert peer.hello is not None
         if peer.device in self._c.contacts:
             self._nursery.start_soon(self._serve_folders, peer)
-            await self._c._apply(self._c._arbiter(peer.device).greeted(peer, peer.hello.instance, trio.current_time()))
+            path = Path.RELAYED if peer in self._c._relayed else Path.DIRECT
+            arbiter = self._c._arbiter(peer.device)
+            await self._c._apply(arbiter.greeted(peer, peer.hello.instance, trio.current_time(), path))
         elif not self._c._pairing.nameplates():
             self._c._remember_stranger(peer)
             self._nursery.start_soon(
@@ -478,10 +497,3 @@ class _Handler:
     async def serve(self, peer: Peer, request: m.ChunkRequest) -> Sequence[Item]:
         """Content for a device."""
         return await self._c._synchronizer.serve(peer, request)
-
-
-def via(address: str) -> Literal["lan", "direct"]:
-    """How a device is reached: over the local network, or directly from elsewhere."""
-    with suppress(ValueError):
-        return "lan" if ipaddress.ip_address(parse_address(address).host.split("%")[0]).is_private else "direct"
-    return "direct"

@@ -23,7 +23,7 @@ from p2psync.membership.links import Remove, Role
 from p2psync.model.ids import DeviceId, format_device_id, parse_device_id, replica_device_prefix, short_id
 from p2psync.net.addresses import parse_peer_address
 from p2psync.node.account_operations import AccountOperations
-from p2psync.node.connections import Connections, pump, via
+from p2psync.node.connections import Connections, pump
 from p2psync.node.home import DeviceEntry
 from p2psync.node.logs import get_logger
 from p2psync.node.pairing import PairedDevice, PairingGuest
@@ -65,7 +65,7 @@ class DeviceOperations(AccountOperations):
             entry.name or peer.name,
             connected=True,
             address=peer.address,
-            via=via(peer.address),
+            via=self.connections.via(peer) if self.connections is not None else None,
             addresses=list(entry.addresses),
             last_seen=self.world.clock.wall_ns() / 1e9,
             rates=Rates(peer.incoming.rate(now), peer.outgoing.rate(now)),

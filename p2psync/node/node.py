@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Collection
 from contextlib import AsyncExitStack, asynccontextmanager
 from functools import partial
 from pathlib import Path
@@ -14,8 +14,10 @@ import trio
 from p2psync.crypto.identity import DeviceKeys
 from p2psync.errors import P2PSyncError, StateError
 from p2psync.model.ids import DeviceId, format_device_id, parse_device_id, short_id
+from p2psync.net.relay_client import RelayClient
 from p2psync.node.config import Config, load_config, render_default_config, set_setting
-from p2psync.node.connections import Connections, Stranger
+from p2psync.node.connections import Connections
+from p2psync.node.contacts import Stranger
 from p2psync.node.control import serve_control
 from p2psync.node.core import HomeStore
 from p2psync.node.files import replace_file
@@ -25,6 +27,7 @@ from p2psync.node.identity import create_keys, load_keys
 from p2psync.node.logs import get_logger, quiet_unless_configured
 from p2psync.node.mailbox_operations import MailboxOperations
 from p2psync.node.operations import Operations
+from p2psync.node.rendezvous import Rendezvous
 from p2psync.node.status_operations import StatusOperations
 from p2psync.node.version_operations import VersionOperations
 from p2psync.node.views import Identity
@@ -141,6 +144,9 @@ async def running(
             nursery.start_soon(operations.synchronizer.run)
             await nursery.start(connections.run, listen)
             operations.resume_mailboxes()
+            if world.http is not None:
+                rendezvous = connections.relay = _rendezvous(operations, connections)
+                nursery.start_soon(rendezvous.run)
             operations.event_log.publish("node.ready", "the node accepts connections")
             try:
                 yield operations
@@ -193,6 +199,20 @@ def _connections(operations: NodeOperations) -> Connections:
         on_stranger=on_stranger,
         on_twin=on_twin,
     )
+
+
+def _rendezvous(operations: NodeOperations, connections: Connections) -> Rendezvous:
+    """The node's place at the relay of its account, whenever it has one."""
+
+    def client() -> RelayClient:
+        operations.account.active()
+        return operations.account.client
+
+    def own() -> Collection[DeviceId]:
+        chain = operations.account.chain
+        return chain.devices if chain is not None else ()
+
+    return Rendezvous(operations.world, connections, client, own, operations.config.network.relay)
 
 
 # ── for commands ────────────────────────────────────────────────────────────────────────────────────────────────────

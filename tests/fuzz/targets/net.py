@@ -15,7 +15,7 @@ from p2psync.errors import ConnectionLost, InputError, ProtocolError
 from p2psync.net.addresses import format_address, is_link_local, parse_address, parse_peer_address
 from p2psync.net.announcement import MAX_ADDRESSES, SERVICE_TYPE, check_announcement, read_service_info, service_info
 from p2psync.net.channel import MAX_CHANNEL_FRAME, SecureChannel
-from p2psync.node.connections import via
+from p2psync.node.contacts import via
 from tests.fuzz.rules import Target
 from tests.fuzz.targets.signed import AUTHOR
 

@@ -1,0 +1,144 @@
+"""Finding devices that are elsewhere, by the account's relay: where they are, calls from them, and a way through it.
+
+The relay only says who might be where. A direct connection is tried first and goes on being tried; what comes through
+the relay is the same channel, with the same handshake, as what comes directly.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Collection
+from contextlib import suppress
+from typing import Final
+
+import msgspec
+import trio
+
+from p2psync.errors import InputError, P2PSyncError, Unreachable, cause
+from p2psync.model.ids import DEVICE_ID_SIZE, DeviceId, short_id
+from p2psync.net.addresses import parse_address
+from p2psync.net.relay_client import RelayClient
+from p2psync.node.connections import Connections
+from p2psync.node.logs import get_logger
+from p2psync.ports import ByteStream, World
+from p2psync.protocol.candidates import MAX_CANDIDATES, read_candidate
+from p2psync.protocol.relay_api import Event, EventKind
+from p2psync.protocol.rendezvous_api import Arrangement
+
+AGAIN_S: Final = 30.0
+"""After the relay could not be asked."""
+MAX_ANSWERING: Final = 16
+"""Calls answered at the same time; others are left to those who call again."""
+_SOONEST_S, _LATEST_S = 15.0, 300.0
+
+_log = get_logger(__name__)
+
+
+class Rendezvous:
+    """One node's place at its account's relay (`contacts.Relay`)."""
+
+    def __init__(
+        self,
+        world: World,
+        connections: Connections,
+        client: Callable[[], RelayClient],
+        own: Callable[[], Collection[DeviceId]],
+        relayed: str,
+    ) -> None:
+        """`client` gives the account's client, P2PSyncError while there is none, and `own` the account's devices;
+        `relayed` is the setting `network.relay`.
+        """
+        self._world = world
+        self._connections = connections
+        self._client = client
+        self._own = own
+        self._relayed = relayed
+        self._answering = 0
+
+    async def run(self) -> None:
+        """Be present and answer calls, until cancelled; it does no harm when the relay cannot be asked."""
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(self._stay_present)
+            nursery.start_soon(self._listen, nursery)
+
+    async def open(self, device: DeviceId) -> ByteStream:
+        """See `contacts.Relay`."""
+        forward = self._world.forward
+        if forward is None or not self._may(device):
+            raise Unreachable("this device may not be reached through a relay; see: p2psync config get network.relay")
+        client = self._client()
+        arranged = await client.rendezvous.call(device, "forward")
+        self._hint(device, arranged.addresses)
+        return await forward(client.address, arranged.ticket)
+
+    def _may(self, device: DeviceId) -> bool:
+        match self._relayed:
+            case "any":
+                return True
+            case "own":
+                return device in self._own()
+            case _:
+                return False
+
+    def _hint(self, device: DeviceId, addresses: Collection[str]) -> None:
+        """What a relay says of where a device is: no more than numbers, and not too many."""
+        good = []
+        for address in list(addresses)[: MAX_CANDIDATES + 1]:
+            with suppress(InputError):
+                good.append(read_candidate(address))
+        if good:
+            self._connections.hint(device, good)
+
+    # ── presence ────────────────────────────────────────────────────────────────────────────────────────────────────
+    async def _stay_present(self) -> None:
+        while True:
+            pause = AGAIN_S
+            try:
+                calls = self._client().rendezvous
+                addresses, port = self._reachable()
+                own = await calls.appear(addresses, port)
+                pause = min(max(own.ttl_s / 2, _SOONEST_S), _LATEST_S) * self._world.rng.uniform(0.8, 1.0)
+                for peer in await calls.peers():
+                    if len(peer.device_id) == DEVICE_ID_SIZE:
+                        self._hint(DeviceId(peer.device_id), peer.addresses)
+            except (OSError, P2PSyncError) as error:
+                _log.debug("the relay does not know where this device is", error=str(error))
+            await trio.sleep(pause)
+
+    def _reachable(self) -> tuple[list[str], int]:
+        """The addresses listened on that mean something elsewhere, and a port that listens on every interface."""
+        addresses, port = [], 0
+        for text in self._connections.listening:
+            port = port or parse_address(text).port
+            with suppress(InputError):
+                addresses.append(read_candidate(text))
+        return addresses[:MAX_CANDIDATES], port
+
+    # ── calls ───────────────────────────────────────────────────────────────────────────────────────────────────────
+    async def _listen(self, nursery: trio.Nursery) -> None:
+        while True:
+            try:
+                async with self._client().news.subscribe() as news:
+                    async for item in news:
+                        event = item.event
+                        if event is not None and event.kind is EventKind.CALL and self._answering < MAX_ANSWERING:
+                            nursery.start_soon(self._answer, event)
+            except (OSError, P2PSyncError, ExceptionGroup) as error:
+                if not isinstance(cause(error), OSError | P2PSyncError):
+                    raise
+            await trio.sleep(AGAIN_S)
+
+    async def _answer(self, event: Event) -> None:
+        caller = DeviceId(event.sender)
+        if caller not in self._connections.contacts:
+            return
+        self._answering += 1
+        try:
+            arranged = msgspec.msgpack.decode(event.body, type=Arrangement)
+            self._hint(caller, arranged.addresses)
+            if arranged.purpose == "forward" and self._world.forward is not None and self._may(caller):
+                stream = await self._world.forward(self._client().address, arranged.ticket)
+                self._connections.start_soon(self._connections.receive_relayed, stream)
+        except (OSError, P2PSyncError, msgspec.MsgspecError) as error:
+            _log.debug("a call was not answered", device=short_id(caller), error=str(error))
+        finally:
+            self._answering -= 1
