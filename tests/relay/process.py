@@ -60,6 +60,12 @@ class RelayProcess:
         self.url = self.ready_line.split()[1]
         self.listen = self.url.removeprefix("https://").partition("/")[0]
 
+    def resident(self) -> int:
+        """Bytes of memory that it takes now."""
+        assert self._process is not None
+        pages = Path(f"/proc/{self._process.pid}/statm").read_text().split()[1]
+        return int(pages) * os.sysconf("SC_PAGE_SIZE")
+
     def signal(self, number: signal.Signals) -> None:
         assert self._process is not None
         self._process.send_signal(number)

@@ -3,16 +3,17 @@
 from __future__ import annotations
 
 import argparse
-import functools
 import shutil
 import signal
 import sys
 import tempfile
 import time
+from collections.abc import AsyncIterator
 from pathlib import Path
 
 import trio
 
+from tests.relay.torture.book import Figures
 from tests.relay.torture.campaign import run_campaign
 
 
@@ -24,12 +25,10 @@ def main() -> int:
     parser.add_argument("--quiet-every", type=int, default=4, metavar="K", help="kills between checks (default 4)")
     parser.add_argument("--keep", type=Path, metavar="DIR", help="work in this new directory and leave it there")
     arguments = parser.parse_args()
-    # The relay is a session of its own: it must be ended with us, whoever ends us.
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))
     base = arguments.keep or Path(tempfile.mkdtemp(prefix="p2psync-torture-"))
     began = time.monotonic()
-    campaign = functools.partial(run_campaign, base, arguments.seed, arguments.kills, arguments.quiet_every, _report)
-    done = trio.run(campaign)
+    done = Figures()
+    trio.run(_run, base, arguments, done)
     for violation in done.violations:
         _report(f"VIOLATION {violation}")
     print(
@@ -46,6 +45,20 @@ def main() -> int:
     if arguments.keep is None:
         shutil.rmtree(base)
     return 0
+
+
+async def _run(base: Path, arguments: argparse.Namespace, done: Figures) -> None:
+    """The campaign, until SIGTERM: the relay is a session of its own and must be ended with us."""
+    with trio.open_signal_receiver(signal.SIGTERM) as signals:
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(_until_asked, signals, nursery.cancel_scope)
+            await run_campaign(base, arguments.seed, arguments.kills, arguments.quiet_every, _report, done)
+            nursery.cancel_scope.cancel()
+
+
+async def _until_asked(signals: AsyncIterator[int], scope: trio.CancelScope) -> None:
+    await anext(signals)
+    scope.cancel()
 
 
 def _report(text: str) -> None:

@@ -63,13 +63,20 @@ async def set_up(relay: RelayProcess, rng: random.Random, figures: Figures) -> S
 
 
 async def run_campaign(
-    base: Path, seed: int, kills: int, quiet_every: int, report: Callable[[str], None] = lambda _: None
+    base: Path,
+    seed: int,
+    kills: int,
+    quiet_every: int,
+    report: Callable[[str], None] = lambda _: None,
+    figures: Figures | None = None,
 ) -> Figures:
     """Kill that often, with a judgement after each `quiet_every` kills; ends early when one found something wrong.
 
+    `figures` are filled in as it goes on.
+
     The seed decides what clients want and how long the relay may live; how far it was when killed, nobody does.
     """
-    rng, figures = random.Random(seed), Figures()
+    rng, figures = random.Random(seed), figures or Figures()
     base.mkdir(parents=True, exist_ok=True)
     relay = RelayProcess(base / "data", configuration(CALM))
     try:
