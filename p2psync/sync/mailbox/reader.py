@@ -15,7 +15,7 @@ from p2psync.index.tables import MailboxRow
 from p2psync.index.writer import Writer
 from p2psync.membership.links import decode_link
 from p2psync.model.ids import device_id_of, short_id
-from p2psync.model.records import record_id
+from p2psync.model.records import FileRecord, SignedBatch, record_id
 from p2psync.protocol.chains import Finding, Fork, ForkProof, OwnRollback, RolledBack, Withheld
 from p2psync.protocol.mailbox import ChainKey, EntryKind, Header, decode_header
 from p2psync.sync.context import FolderContext
@@ -196,11 +196,10 @@ class FeedReader:
 
         try:
             changed, renewed = await journal.commit(work)
-        except InputError as error:
-            # One record that no honest author made must not keep away all that comes after it.
-            stretch.refused.append(str(error))
-            stretch.records = []
-            changed, renewed = await journal.commit(work)
+        except InputError:
+            await self._merge_one_by_one(stretch)
+            _, renewed = await journal.commit(work)
+            changed = True
         journal.row, journal.chains = row, stretch.chains
         journal.forget_unsent({header.hash for header in stretch.own})
         if renewed:
@@ -211,6 +210,17 @@ class FeedReader:
             context.records_changed.fire()
             context.state_changed.fire()
             self.progressed.fire()
+
+    async def _merge_one_by_one(self, stretch: Stretch) -> None:
+        """Leave out the batches that no honest author made: they must not keep away what others wrote."""
+        good = []
+        for batch, items in stretch.records:
+            try:
+                await self._journal.commit(partial(_merge, batch, items, self._service.id))
+                good.append((batch, items))
+            except InputError as error:
+                stretch.refused.append(str(error))
+        stretch.records = good
 
     # ── the relay itself ────────────────────────────────────────────────────────────────────────────────────────────
     async def judge(self) -> None:
@@ -270,6 +280,12 @@ class FeedReader:
             self._told.clear(troubles.STALE)
         else:
             self._told.stale((journal.now - since) // 86400)
+
+
+def _merge(
+    batch: SignedBatch, items: Sequence[tuple[FileRecord, bytes]], origin: bytes, writer: Writer, _: MailboxWriter
+) -> None:
+    writer.merge(batch, items, origin=origin)
 
 
 def _put_fork(proof: ForkProof, _: Writer, rows: MailboxWriter) -> None:

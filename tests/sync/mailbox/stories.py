@@ -6,6 +6,7 @@ import random
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 
+from p2psync.crypto.epochs import KeyRing
 from p2psync.sync.mailbox.backlog import Policy
 from p2psync.sync.mailbox.mailbox import Mailbox
 from tests.sync.conftest import LABEL, Story, told
@@ -18,6 +19,8 @@ class Post(Story):
     relay: FakeRelay
     services: dict[str, FakeService]
     policies: dict[str, Policy]
+    ring: KeyRing
+    """Keys that a story has looked at."""
 
     def join(self, *names: str, policy: Policy = Policy.ALWAYS) -> None:
         """These devices use the mailbox of the folder."""

@@ -6,6 +6,15 @@ from collections.abc import Callable, Sequence
 
 import trio
 
+from p2psync.crypto.seal import seal_body
+from p2psync.membership.batches import sign_batch
+from p2psync.model.ids import replica
+from p2psync.model.paths import RelPath
+from p2psync.model.records import FileRecord
+from p2psync.model.versions import Dot, VersionVector
+from p2psync.ports import Kind
+from p2psync.protocol import codec
+from p2psync.protocol.batcher import Outgoing, pack
 from p2psync.protocol.mailbox import ChainKey, EntryKind, decode_entry, next_slot
 from p2psync.sync.mailbox.service import FeedPage
 from tests.sync.conftest import contents, simulated
@@ -42,6 +51,7 @@ def lie(story: Post, name: str) -> Liar:
 async def left_by_one(story: Post, count: int = 4) -> None:
     """The first device has left several entries and is gone."""
     await met_and_parted(story)
+    story.ring = story.folder("one").mailroom.keys.ring
     for number in range(count):
         story.user("one").write(b"f%d" % number, b"%d" % number)
         await story.posted("one")
@@ -254,3 +264,35 @@ async def test_grants_that_the_relay_has_garbled_or_mixed_up_open_nothing() -> N
         await trio.sleep(60)
         assert b"a" not in contents(story, "two")
         assert not story.problems("two") - {"unavailable"}
+
+
+@simulated
+async def test_a_member_who_counts_too_far_ahead_keeps_nobody_elses_changes_away() -> None:
+    async with mailed() as story:
+        await left_by_one(story)
+        keys = story.services["one"].keys
+        last = decode_entry(story.relay.feed[-1]).header
+        chain = [h for data in story.relay.feed if (h := decode_entry(data).header).signer == last.signer]
+        key = next(k for k in story.ring if k.id == last.key_id)
+        dot = Dot(2**40, replica(keys.device_id, 1))
+        record = FileRecord(
+            RelPath(b"leap"),
+            Kind.DIRECTORY,
+            False,
+            0,
+            1,
+            0o755,
+            b"",
+            b"",
+            b"",
+            dot,
+            VersionVector.of([(dot.replica, 2**40)]),
+        )
+        batch = sign_batch(keys, last.folder, 0, [record.encode()])
+        message = next(iter(pack(last.folder, b"", [Outgoing(batch, {0: record.encode()}, frozenset())])))
+        slot = next_slot(last.folder, chain[-1].key, chain[-1], EntryKind.RECORDS, key.id)
+        evil = slot.sign(keys, seal_body(key, slot.context, codec.encode(message), bytes(32))).encoded
+        lie(story, "two").edit = lambda feed: [*feed, evil]
+        await story.again("two")
+        await story.until(lambda: len(contents(story, "two")) == 4)
+        assert story.user("two").stat(b"leap") is None
