@@ -15,6 +15,7 @@ from typing import Any, Final
 
 import httpcore2
 import trio
+from h2.exceptions import H2Error
 
 from p2psync.errors import ConnectionLost, ProtocolError, Unreachable
 from p2psync.net.relay_tls import another_relay, is_pinned, relay_context, untrusted
@@ -129,8 +130,9 @@ class HttpsClient:
             if any(word in str(error) for word in _ENDED):
                 raise ConnectionLost(f"{relay} closed the connection before it answered; try again") from error
             raise ProtocolError(f"what {relay} answers is no HTTP; is it a p2psync relay?") from error
-        except httpcore2.ProtocolError as error:
-            raise ProtocolError(f"a request to {relay} cannot be made: {error}") from error
+        except (H2Error, httpcore2.ProtocolError) as error:
+            # In the middle of a body httpcore2 lets the errors of h2 through.
+            raise ProtocolError(f"what {relay} answers is no HTTP/2; is it a p2psync relay?") from error
 
 
 class _Lines:

@@ -228,3 +228,91 @@ async def test_a_silent_stream_is_lost(tmp_path: Path) -> None:
             async with client.stream("/events", headers={}, max_line=5000, idle_s=0.2) as stream:
                 await stream.line()
         await client.aclose()
+
+
+# ── HTTP/2 ──────────────────────────────────────────────────────────────────────────────────────────────────────────
+def frame(kind: int, flags: int, stream: int, payload: bytes) -> bytes:
+    """RFC 9113, section 4.1."""
+    return len(payload).to_bytes(3, "big") + bytes((kind, flags)) + stream.to_bytes(4, "big") + payload
+
+
+DATA, HEADERS, RESET, SETTINGS, PING, GOAWAY, CONTINUATION = 0, 1, 3, 4, 6, 7, 9
+OK = frame(HEADERS, 4, 1, b"\x88")
+"""`:status: 200` by the static table of RFC 7541."""
+HELLO = frame(SETTINGS, 0, 0, b"")
+
+
+@asynccontextmanager
+async def serving_http2(directory: Path, *said: bytes, endless: bytes = b"") -> AsyncIterator[Heard]:
+    """A server that speaks HTTP/2 and says, once asked, `said` and then `endless` for ever."""
+    certificate = find_certificate(Server(), directory / "tls", "127.0.0.1")
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    context.set_alpn_protocols(["h2"])
+    certificate.load(context)
+
+    async def handle(stream: trio.SocketStream) -> None:
+        tls = trio.SSLStream(stream, context, server_side=True, https_compatible=True)
+        try:
+            await tls.receive_some()
+            heard.handshakes += 1
+            await tls.send_all(HELLO)
+            await tls.receive_some()
+            await tls.send_all(b"".join(said))
+            while endless:
+                await tls.send_all(endless)
+            await trio.sleep_forever()
+        except (trio.BrokenResourceError, trio.ClosedResourceError):
+            pass
+        finally:
+            with trio.move_on_after(1, shield=True):
+                await tls.aclose()
+
+    async with trio.open_nursery() as nursery:
+        [listener] = await trio.open_tcp_listeners(0, host="127.0.0.1")
+        heard = Heard(RelayAddress("127.0.0.1", listener.socket.getsockname()[1], certificate.fingerprint()))
+        nursery.start_soon(trio.serve_listeners, handle, [listener])
+        yield heard
+        nursery.cancel_scope.cancel()
+
+
+async def test_an_answer_in_http_2(tmp_path: Path) -> None:
+    async with serving_http2(tmp_path, OK, frame(DATA, 1, 1, b"hi")) as heard:
+        answer = await get(heard.address)
+    assert (answer.status, answer.body) == (200, b"hi")
+
+
+@pytest.mark.parametrize(
+    ("said", "endless"),
+    [
+        (frame(HEADERS, 0, 1, b"\x88"), frame(CONTINUATION, 0, 1, b"\x40\x01x\x01y" * 100)),
+        (frame(HEADERS, 4, 1, b"\x88" + b"\x40\x01x\x7f\x80\x08" + b"y" * 1151) * 70, b""),
+        (OK, frame(DATA, 0, 1, b"x" * 1000)),
+        (OK, frame(PING, 0, 0, b"8 bytes.")),
+        (OK, frame(SETTINGS, 0, 0, b"\x00\x03\x00\x00\x00\x64" * 10)),
+        (OK, frame(99, 0, 1, b"unknown")),
+        (OK, frame(HEADERS, 4, 3, b"\x88")),
+        (frame(RESET, 0, 1, bytes(4)), b""),
+        (OK + frame(RESET, 0, 1, bytes(4)), b""),
+        (frame(GOAWAY, 0, 0, bytes(8)), b""),
+        (OK + frame(GOAWAY, 0, 0, bytes(8)), b""),
+        (frame(HEADERS, 4, 1, b"\xff" * 50), b""),
+        (b"\xff" * 100, b""),
+        (b"HTTP/1.1 400 Bad Request\r\n\r\n", b""),
+    ],
+    ids=["headers", "more headers", "body", "pings", "settings", "unknown", "other stream", "reset", "late reset",
+         "goaway", "late goaway", "bad hpack", "no frame", "http 1"],
+)  # fmt: skip
+async def test_hostile_answers_in_http_2(tmp_path: Path, said: bytes, endless: bytes) -> None:
+    async with serving_http2(tmp_path, said, endless=endless) as heard:
+        with trio.fail_after(10), pytest.raises((ProtocolError, ConnectionLost)):
+            await get(heard.address, timeout_s=1)
+
+
+async def test_a_broken_connection_is_not_used_again(tmp_path: Path) -> None:
+    async with serving_http2(tmp_path, OK, frame(HEADERS, 4, 3, b"\x88"), frame(DATA, 1, 1, b"hi")) as heard:
+        client = HttpsClient(heard.address)
+        for _ in range(3):
+            with pytest.raises(ProtocolError, match="no HTTP/2"):
+                await client.request("GET", "/", headers={}, max_body=100, timeout_s=5)
+        await client.aclose()
+    assert heard.handshakes == 3
