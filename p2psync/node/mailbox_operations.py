@@ -79,7 +79,8 @@ class MailboxOperations(AccountOperations):
     def _mailbox_view(self, folder: Folder) -> MailboxView:
         entry = self.find_folder_entry(folder.context.name)
         status = next(iter(folder.mailroom.status), None)
-        if status is None:
+        # A mailbox that was just left may not have ended yet.
+        if status is None or entry.mailbox == Policy.NEVER.value:
             return MailboxView(entry.label, entry.mailbox)
         return MailboxView(
             entry.label,
