@@ -18,7 +18,7 @@ define debian
 endef
 
 .DEFAULT_GOAL := help
-.PHONY: help setup test test-large engines lint format demo bench bench-quick sim crash mutants fuzz oracle lock docs clean
+.PHONY: help setup test test-large engines lint format demo demo-relay bench bench-quick sim crash mutants fuzz oracle lock docs clean
 
 help: ## show the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-12s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -63,6 +63,11 @@ format: $(VENV)/.dev ## repair the style
 
 demo: $(VENV)/.runtime ## two nodes on this machine, paired by code, synchronising
 	$(BIN)/p2psync demo
+
+# Network namespaces stand for two homes; where they are not to be had the demo does without.
+demo-relay: $(VENV)/.dev ## a relay, an account, and devices that are never online together
+	-$(call debian,command -v ip,iproute2)
+	$(BIN)/python -m tools.demo_relay
 
 # A peer that cannot be installed is a row that says so, hence the leading "-".
 bench: $(VENV)/.dev ## measure beside rsync and Syncthing
