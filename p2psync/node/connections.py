@@ -266,14 +266,13 @@ class Connections:
 
     async def receive_relayed(self, stream: ByteStream) -> None:
         """A device has come through a relay: serve it to its end, if it is a known one."""
-        if (proven := await self._answer(stream)) is None:
-            return
-        peer, channel = proven
-        if peer.device not in self.contacts:
-            await channel.aclose()
-            return
-        self._relayed.add(peer)
-        await self._serve(peer, channel)
+        async with self._unproven:
+            proven = await self._answer(stream)
+        if proven is not None and proven[0].device in self.contacts:
+            self._relayed.add(proven[0])
+            await self._serve(*proven)
+        elif proven is not None:
+            await proven[1].aclose()
 
     async def _answer(self, stream: ByteStream) -> tuple[Peer, SecureChannel] | None:
         """Find out who has connected; None when that fails."""
