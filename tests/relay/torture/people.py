@@ -53,11 +53,35 @@ class Device:
     session: Session | None = None
     sessions: list[Session] = field(default_factory=list)
     """All it ever had."""
+    _shared: RelayClient | None = None
+    _users: int = 0
 
     @contextlib.asynccontextmanager
     async def client(self) -> AsyncIterator[RelayClient]:
-        """A new client, which goes on where the last one was."""
-        made = RelayClient(
+        """The client of all who use this device now: a node has one, since two would end each other's sessions."""
+        made = self._shared = self._shared if self._shared is not None else self._new()
+        self._users += 1
+        try:
+            yield made
+        finally:
+            self._users -= 1
+            if not self._users:
+                self._shared = None
+                with trio.CancelScope(shield=True):
+                    await made.aclose()
+
+    @contextlib.asynccontextmanager
+    async def client_alone(self) -> AsyncIterator[RelayClient]:
+        """A client with connections of its own, as long as the session lasts."""
+        made = self._new()
+        try:
+            yield made
+        finally:
+            with trio.CancelScope(shield=True):
+                await made.aclose()
+
+    def _new(self) -> RelayClient:
+        return RelayClient(
             _WORLD,
             self.keys,
             (parse_relay_address(self.relay.url),),
@@ -65,11 +89,6 @@ class Device:
             session=self.session,
             keep=self._keep,
         )
-        try:
-            yield made
-        finally:
-            with trio.CancelScope(shield=True):
-                await made.aclose()
 
     async def _keep(self, session: Session) -> None:
         self.account_id, self.session = session.account_id, session

@@ -54,7 +54,7 @@ async def test_200_uploads_at_the_limit_do_not_exceed_it(tmp_path: Path) -> None
 
     async def upload_all() -> None:
         async with AsyncExitStack() as stack:
-            clients = [await stack.enter_async_context(device.client()) for _ in range(UPLOADS // CONNECTIONS)]
+            clients = [await stack.enter_async_context(device.client_alone()) for _ in range(UPLOADS // CONNECTIONS)]
             lacking = [chunk for chunk in chunks if chunk not in stored]
             await all_at_once(
                 [partial(upload, clients[number % len(clients)], chunk) for number, chunk in enumerate(lacking)],
