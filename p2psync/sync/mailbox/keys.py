@@ -25,6 +25,8 @@ from p2psync.sync.pulse import Pulse
 
 _log = structlog.get_logger(__name__)
 
+OWNER_PATIENCE = 3.0
+"""Seconds that an owner leaves an epoch that is due to the first one: two at the same time are one too many."""
 EDITOR_PATIENCE = 60.0
 """Seconds that an editor leaves an epoch that is due, or a grant, to the owners."""
 KEY_PATIENCE = 600.0
@@ -49,7 +51,10 @@ def start_after(membership: Membership, device: bytes, ring: KeyRing) -> float |
         return None
     if not membership.epoch_stale:
         return KEY_PATIENCE
-    return 0.0 if membership.role(device) is Role.OWNER else EDITOR_PATIENCE
+    if membership.role(device) is not Role.OWNER:
+        return EDITOR_PATIENCE
+    first = next(member for member in membership.members if membership.role(member) is Role.OWNER)
+    return 0.0 if device == first else OWNER_PATIENCE
 
 
 def keys_to_grant(membership: Membership, ring: KeyRing) -> list[EpochKey]:
@@ -74,8 +79,15 @@ def recipients(membership: Membership, device: bytes, known: Iterable[bytes]) ->
 class KeyKeeper:
     """The epoch keys of one folder on this device."""
 
-    def __init__(self, context: FolderContext, absorb_links: Callable[[Sequence[bytes]], Awaitable[None]]) -> None:
+    def __init__(
+        self,
+        context: FolderContext,
+        absorb_links: Callable[[Sequence[bytes]], Awaitable[None]],
+        has_read: Callable[[], bool],
+    ) -> None:
+        """`has_read` says whether the mailboxes were read to their ends: another's epoch may wait there."""
         self._context = context
+        self._has_read = has_read
         self._absorb_links = absorb_links
         self._early: dict[bytes, Grant] = {}
         self.ready = trio.Event()
@@ -131,10 +143,10 @@ class KeyKeeper:
         else:
             self._due_since = trio.current_time() if self._due_since is None else self._due_since
             left = self._due_since + delay - trio.current_time()
-            if left <= 0:
-                await self._start_epoch()
-            else:
+            if left > 0:
                 wait = min(wait, left)
+            elif self._has_read():
+                await self._start_epoch()
         await self.grant()
         return wait
 

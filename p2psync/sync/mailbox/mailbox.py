@@ -233,6 +233,7 @@ class Mailbox:
             self._attached = True
             # What came with the first pages could not be had from here yet.
             self._possesses(self._service.id, ())
+            self._context.state_changed.fire()
 
     def _detach(self) -> None:
         self._contents.detach(self.holder)

@@ -39,7 +39,7 @@ class MailRoom:
         self._possesses = possesses
         self._services: Sequence[MailboxService] = ()
         self._changed = Pulse()
-        self.keys = KeyKeeper(context, absorb_links)
+        self.keys = KeyKeeper(context, absorb_links, self._has_read)
         self.policy = Policy.NEVER
         self.mailboxes: list[Mailbox] = []
         """Those that are running."""
@@ -92,6 +92,9 @@ class MailRoom:
                         running.cancel_scope.cancel()
                 finally:
                     self.mailboxes = []
+
+    def _has_read(self) -> bool:
+        return not self._services or (bool(self.mailboxes) and all(m.reader.caught_up for m in self.mailboxes))
 
     def _open(self, service: MailboxService) -> Mailbox:
         return Mailbox(

@@ -8,6 +8,7 @@ from p2psync.membership.links import Add, decode_link
 from p2psync.sync.mailbox.keys import (
     EDITOR_PATIENCE,
     KEY_PATIENCE,
+    OWNER_PATIENCE,
     keys_to_grant,
     recipients,
     sealing_key,
@@ -26,10 +27,10 @@ def epoch(membership: Membership, ring: KeyRing, secret: int, author: int = 0) -
 
 
 # ── decisions ───────────────────────────────────────────────────────────────────────────────────────────────────────
-def test_owners_start_an_epoch_at_once_editors_later_and_viewers_never() -> None:
+def test_the_first_owner_starts_an_epoch_at_once_others_later_and_viewers_never() -> None:
     folder = team(OWNER, EDITOR, VIEWER, VAULT)
     nothing = KeyRing(folder.folder)
-    wanted = [0.0, 0.0, EDITOR_PATIENCE, None, None]
+    wanted = [0.0, OWNER_PATIENCE, EDITOR_PATIENCE, None, None]
     assert [start_after(folder, device(n).device_id, nothing) for n in range(5)] == wanted
     grown, key = epoch(folder, nothing, 1)
     ring = KeyRing(folder.folder, [key])

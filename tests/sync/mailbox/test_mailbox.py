@@ -60,6 +60,23 @@ async def test_changes_go_to_and_fro() -> None:
 
 
 @simulated
+async def test_who_comes_later_takes_the_epoch_that_waits_in_the_mailbox() -> None:
+    async with mailed() as story:
+        await story.start("one", "two")
+        await story.share("one", two="owner")
+        await story.stop("two")
+        story.join("one")
+        story.user("one").write(b"a", b"1")
+        await story.until(lambda: bool(story.relay.grants))
+        await story.posted("one")
+        await story.stop("one")
+        await story.again("two")
+        story.join("two")
+        await shows(story, "two", {b"a"})
+        assert len(story.folder("two").context.membership.epochs) == 1
+
+
+@simulated
 async def test_what_was_changed_on_both_sides_becomes_a_conflict_copy() -> None:
     async with mailed() as story:
         await met_and_parted(story)
