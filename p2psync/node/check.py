@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -22,11 +23,17 @@ from p2psync.sync.scrub import DENIALS
 
 PAGE = 256
 POLL = 0.25
-SCAN_TIME = 600.0
+ASK_AGAIN = 2.0
+"""Seconds after which everybody is asked once more for what nobody had."""
+STUCK = 60.0
+"""Seconds without any news after which what is still damaged counts as not to be had.
+
+Damage that was met may have ended a connection, and a device that is busy may need long to say anything.
+"""
 ALONE = 10.0
-"""Seconds to wait for somebody to connect: damage that was met may have ended a connection."""
-STUCK = 30.0
-"""Seconds without any progress after which what is still damaged counts as not to be had."""
+"""The same while nobody has been connected since the check began."""
+FRUITLESS = 600.0
+"""Seconds of news without any progress after which it ends as well."""
 REPAIR = "run: p2psync check --repair"
 
 
@@ -37,6 +44,20 @@ class Wanted:
     repair: bool
     quick: bool
     accept_local: bool
+
+
+class _Lull:
+    """How long something has been as it is."""
+
+    def __init__(self) -> None:
+        self._last: object = None
+        self._since = -math.inf
+
+    def seconds(self, latest: object, now: float) -> float:
+        """Seconds since it became `latest`."""
+        if latest != self._last:
+            self._last, self._since = latest, now
+        return now - self._since
 
 
 class Check:
@@ -67,7 +88,7 @@ class Check:
                 kept = await self._offload.run(lambda: list(stored.history(self._context)))
                 await self._check_staged()
             if self._wanted.repair and self._online and (rotten or index):
-                await self._wait_for_peers()
+                await self._wait_for_peers(scan=bool(index))
             await self._conclude_index(index)
             await self._conclude_files(rotten)
             await self._conclude_lost()
@@ -206,26 +227,50 @@ class Check:
                 self._report("staged", text, REPAIR, RelPath(part.path), repaired=repair)
 
     # ── helpers ─────────────────────────────────────────────────────────────────────────────────────────────────────
-    async def _wait_for_peers(self) -> None:
-        """Until everything is healed, or nobody who is connected can help any further."""
+    async def _wait_for_peers(self, *, scan: bool) -> None:
+        """Until everything is healed, or nobody who is connected can help any further.
+
+        With `scan` the files were looked at as well since the index was mended. The verdict is made of answers, not of
+        time: who is still mending an index, scanning or taking in records does not know yet what it has, and a request
+        that failed says nothing. Time counts only when there is no news at all.
+        """
         folder, context = self._folder, self._context
-        with trio.move_on_after(SCAN_TIME):
-            await folder.rescan()
-        folder.applier.retry()
-        last, since = -1, trio.current_time()
+        folder.observer.ask_scan()
+        generation = math.inf if scan else 0
+        before: dict[bytes, int] = {}
+        met = asked_all = False
+        gains, news = _Lull(), _Lull()
+        asked = -math.inf
         while True:
-            with context.index.read(passing_over={}) as reader:
-                open_ = [reader.synced(RelPath(problem.path)) for problem in rot.damaged(reader)]
-            denied = all(e is not None and folder.contents.denied(e.content) >= DENIALS for e in open_)
+            now = trio.current_time()
+            open_ = await self._offload.run(self._left)
             agreed = not self._lost or folder.scrubber.agreed()
-            if agreed and denied and (folder.exchanges or not open_):
+            if agreed and generation == math.inf and not context.awaiting_records:
+                generation = folder.observer.ask_scan()
+            known = agreed and folder.observer.generation >= generation
+            denied = all(folder.contents.denied(content) >= before.get(content, 0) + DENIALS for content in open_)
+            if known and (not open_ or (denied and asked_all and folder.scrubber.lost.agreed())):
                 return
-            now = len(open_) + context.progress.received + agreed
-            if now != last:
-                last, since = now, trio.current_time()
-            elif trio.current_time() - since > (STUCK if folder.exchanges else ALONE):
+            if known and denied and folder.scrubber.lost.agreed():
+                # Some may have said so before they knew.
+                asked_all = await folder.scrubber.lost.all_looked_again()
+                before = {content: folder.contents.denied(content) for content in open_}
+                asked = -math.inf
+            met |= bool(folder.exchanges)
+            gained = (len(open_), context.progress.received, known, asked_all)
+            told = [(device, exchange.theirs.announce) for device, exchange in folder.exchanges.items()]
+            if gains.seconds(gained, now) > FRUITLESS or news.seconds((gained, told), now) > (STUCK if met else ALONE):
                 return
+            if now - asked > ASK_AGAIN:
+                folder.applier.retry()
+                asked = now
             await trio.sleep(POLL)
+
+    def _left(self) -> list[bytes]:
+        """The contents that are wanted in the place of damaged ones."""
+        with self._context.index.read(passing_over={}) as reader:
+            found = [reader.synced(RelPath(problem.path)) for problem in rot.damaged(reader)]
+        return [b"" if entry is None else entry.content for entry in found]
 
     def _where_peers(self) -> str:
         if not self._online:

@@ -102,7 +102,7 @@ class LostContents:
     async def hopeless(self) -> list[Lost]:
         """What a person may give up: nobody who is connected has it, and its author is among them or no member."""
         found = await self._context.world.offload.run(self._find)
-        return [lost for lost in found if lost.nowhere and self._agreed() and self._author_is_heard(lost)]
+        return [lost for lost in found if lost.nowhere and self.agreed() and self._author_is_heard(lost)]
 
     async def give_up(self, chosen: Sequence[Lost]) -> list[RelPath]:
         """Publish what is left of these files, if everyone connected still lacks them after a fresh scan; their paths.
@@ -203,7 +203,7 @@ class LostContents:
         """Give up what every member has lacked for long enough."""
         now = trio.current_time()
         heard = {self._context.device, *self._exchanges}
-        everyone = all(device in heard for device in self._context.membership.members) and self._agreed()
+        everyone = all(device in heard for device in self._context.membership.members) and self.agreed()
         lacked = [lost for lost in found if lost.nowhere and everyone]
         self._since = {lost.record: self._since.get(lost.record, now) for lost in lacked}
         due = [lost for lost in lacked if now >= self._since[lost.record] + self._delay(lost)]
@@ -220,7 +220,7 @@ class LostContents:
             heir = min((device for device in membership.members if membership.may_edit(device)), default=None)
         return AUTHOR_DELAY if heir == self._context.device else float("inf")
 
-    def _agreed(self) -> bool:
+    def agreed(self) -> bool:
         """Whether all who are connected know what we know, and may miss content as well."""
         with self._context.index.read() as reader:
             root = reader.root()
@@ -235,7 +235,7 @@ class LostContents:
             for device, exchange in self._exchanges.items()
         )
 
-    async def _scanned_again(self) -> bool:
+    async def all_looked_again(self) -> bool:
         """Have every disk looked at anew, ours too; False when somebody has not done so in time."""
         with trio.move_on_after(RESCAN_TIME):
             try:
@@ -246,8 +246,16 @@ class LostContents:
             for exchange, number in asked:
                 while exchange.theirs.scanned < number:
                     await exchange.changed.wait_beyond(exchange.changed.count)
+            return True
+        return False
+
+    async def _scanned_again(self) -> bool:
+        """As `all_looked_again`, and everybody still stands where we do."""
+        with trio.move_on_after(RESCAN_TIME):
+            if not await self.all_looked_again():
+                return False
             # How they stand now they say a little later.
-            while not self._agreed():
+            while not self.agreed():
                 await self._context.state_changed.wait_beyond(self._context.state_changed.count)
             return True
         return False

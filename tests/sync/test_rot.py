@@ -13,10 +13,14 @@ from p2psync.model.manifest import Chunker, Manifest, content_root
 from p2psync.model.paths import RelPath
 from p2psync.model.records import FileRecord
 from p2psync.model.versions import Dot, VersionVector
+from p2psync.node import check
 from p2psync.ports import Kind
+from p2psync.protocol.bulk import Absent
 from p2psync.sync import rot, scrub, stored
 from p2psync.sync.observer import publish
+from p2psync.sync.serving import Server
 from p2psync.testing.inodes import File
+from p2psync.testing.world import InlineOffload
 from p2psync.workspace.staging import Stage
 from tests.sync.conftest import FOLDER, LABEL, Story, simulated, told
 
@@ -199,14 +203,72 @@ def test_a_damaged_row_that_is_met_is_repaired_at_once(table: str) -> None:
     tell()
 
 
-def flip_all(story: Story, table: str) -> None:
+def flip_all(story: Story, table: str, name: str = "one") -> None:
     """One bit in every row of a table."""
-    store = story.folder("one").context.index._rows
+    store = story.folder(name).context.index._rows
     with store.read() as txn:
         rows = [(key, bytes([value[0] ^ 1]) + value[1:]) for key, value in txn.range(table)]
     assert rows
     work: Callable[..., object] = lambda txn: [txn.put(table, key, value) for key, value in rows]  # noqa: E731
     store.write(work)
+
+
+@simulated
+async def test_a_repair_waits_for_who_has_it_and_is_busy(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A device that has everything, by its own account, and cannot give it now, is no device that lacks it."""
+    async with told() as story:
+        await two_with_a_file(story)
+        put(story, "one", b"f", b"WH")
+        served = Server._chunk
+        ready = trio.current_time() + 50
+        monkeypatch.setattr(
+            Server, "_chunk", lambda *given: served(*given) if trio.current_time() > ready else Absent.GONE
+        )
+        report = await story.nodes["one"].check(repair=True)
+        assert [(f.code, f.repaired) for f in report.findings] == [("rot", True)]
+        assert shown(story, "one") == {b"f": b"what was written"}
+
+
+@simulated
+async def test_a_repair_ends_as_soon_as_everybody_lacks_it() -> None:
+    async with told() as story:
+        await two_with_a_file(story)
+        for name in ("one", "two"):
+            put(story, name, b"f", b"WH")
+        with trio.fail_after(check.STUCK):
+            report = await story.nodes["one"].check(repair=True)
+        assert [(f.code, f.repaired) for f in report.findings] == [("rot", False)]
+
+
+@simulated
+async def test_a_kept_version_is_put_right_once_the_files_are_known_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    async with told() as story:
+        at_once = InlineOffload.run
+
+        async def slow_run(offload: InlineOffload, work: Callable[[], object]) -> object:
+            await trio.sleep(0.3)
+            return await at_once(offload, work)
+
+        await story.start("one", "two")
+        await story.share("one", two="editor")
+        for path in (b"f", b"archive"):
+            story.user("one").write(path, b"an older version")
+        await story.nodes["one"].folder_scan(LABEL)
+        await story.settle("one")
+        story.user("one").write(b"f", b"a younger version")
+        await story.nodes["one"].folder_scan(LABEL)
+        await story.settle("one")
+        await trio.sleep(300)
+        (batch,) = story.user("two").names(b".p2psync/history")
+        kept = b".p2psync/history/" + batch + b"/f"
+        put(story, "two", kept, b"AN")
+        for table in (tables.SYNCED, tables.RECORDS):
+            flip_all(story, table, "two")
+        monkeypatch.setattr(InlineOffload, "run", slow_run)
+        report = await story.nodes["two"].check(repair=True)
+        assert {f.code for f in report.findings} >= {"history", "damaged"}
+        assert [f for f in report.findings if not f.repaired] == []
+        assert story.user("two").read(kept) == b"an older version"
 
 
 @simulated

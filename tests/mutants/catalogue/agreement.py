@@ -258,8 +258,8 @@ MUTANTS = (
         (
             edit(
                 "sync/lost.py",
-                "all(device in heard for device in self._context.membership.members) and self._agreed()\n",
-                "self._agreed()\n",
+                "all(device in heard for device in self._context.membership.members) and self.agreed()\n",
+                "self.agreed()\n",
             ),
         ),
         (f"{LOST}::test_nothing_is_given_up_while_a_member_is_away",),
