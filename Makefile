@@ -18,7 +18,7 @@ define debian
 endef
 
 .DEFAULT_GOAL := help
-.PHONY: help setup test test-large engines lint format demo demo-relay bench bench-quick sim crash mutants fuzz oracle lock docs clean
+.PHONY: help setup test test-large engines lint format demo demo-relay bench bench-quick sim crash mutants fuzz oracle torture lock docs clean
 
 help: ## show the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-12s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -93,6 +93,9 @@ fuzz: $(VENV)/.dev ## INPUTS=1000000 hostile inputs for every decoder, guided by
 oracle: $(VENV)/.dev ## KILLS=100 kill -9 of real nodes at work, cut links, failing system calls
 	$(call debian,command -v strace,strace)
 	$(BIN)/python -m tests.oracle --kills $(KILLS)
+
+torture: $(VENV)/.dev ## KILLS=100 kill -9 of a real relay under load
+	$(BIN)/python -m tests.relay.torture --kills $(KILLS)
 
 lock: $(VENV)/.dev ## resolve the dependencies anew
 	$(BIN)/uv pip compile $(LOCK) pyproject.toml tools/build.in -o requirements.lock
