@@ -285,14 +285,19 @@ class Check:
             yield True
             return
         try:
-            context.set_root(context.world.storage.open_root(context.path))
+            root = context.world.storage.open_root(context.path)
         except OSError:
             yield False
             return
+        context.set_root(root)
         try:
             yield True
         finally:
-            context.close_root()
+            if context.has_root and context.root is root:
+                context.close_root()
+            else:
+                # The folder was resumed meanwhile and has opened its own.
+                root.close()
 
     def _report(self, code: str, text: str, remedy: str, path: bytes = b"", *, repaired: bool = False) -> None:
         shown, raw = path_fields(path) if path else (None, None)

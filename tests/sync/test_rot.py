@@ -213,6 +213,17 @@ def flip_all(story: Story, table: str, name: str = "one") -> None:
     store.write(work)
 
 
+def slow_down(monkeypatch: pytest.MonkeyPatch) -> None:
+    """From now on whatever blocks takes its time, as on a busy machine."""
+    at_once = InlineOffload.run
+
+    async def run(offload: InlineOffload, work: Callable[[], object]) -> object:
+        await trio.sleep(0.3)
+        return await at_once(offload, work)
+
+    monkeypatch.setattr(InlineOffload, "run", run)
+
+
 @simulated
 async def test_a_repair_waits_for_who_has_it_and_is_busy(monkeypatch: pytest.MonkeyPatch) -> None:
     """A device that has everything, by its own account, and cannot give it now, is no device that lacks it."""
@@ -243,12 +254,6 @@ async def test_a_repair_ends_as_soon_as_everybody_lacks_it() -> None:
 @simulated
 async def test_a_kept_version_is_put_right_once_the_files_are_known_again(monkeypatch: pytest.MonkeyPatch) -> None:
     async with told() as story:
-        at_once = InlineOffload.run
-
-        async def slow_run(offload: InlineOffload, work: Callable[[], object]) -> object:
-            await trio.sleep(0.3)
-            return await at_once(offload, work)
-
         await story.start("one", "two")
         await story.share("one", two="editor")
         for path in (b"f", b"archive"):
@@ -264,11 +269,34 @@ async def test_a_kept_version_is_put_right_once_the_files_are_known_again(monkey
         put(story, "two", kept, b"AN")
         for table in (tables.SYNCED, tables.RECORDS):
             flip_all(story, table, "two")
-        monkeypatch.setattr(InlineOffload, "run", slow_run)
+        slow_down(monkeypatch)
         report = await story.nodes["two"].check(repair=True)
         assert {f.code for f in report.findings} >= {"history", "damaged"}
         assert [f for f in report.findings if not f.repaired] == []
         assert story.user("two").read(kept) == b"an older version"
+
+
+@simulated
+async def test_a_folder_that_is_resumed_while_it_is_checked_goes_on(monkeypatch: pytest.MonkeyPatch) -> None:
+    async with told() as story:
+        await two_with_a_file(story)
+        resumed = trio.Event()
+        monkeypatch.setattr(check.Check, "_check_staged", lambda _: resumed.wait())
+        await story.nodes["one"].folder_pause(LABEL)
+        context = story.folder("one").context
+        await story.until(lambda: not context.has_root)
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(story.nodes["one"].check)
+            await story.until(lambda: context.has_root)
+            opened = context.root
+            await story.nodes["one"].folder_resume(LABEL)
+            await story.until(lambda: context.root is not opened)
+            opened = context.root
+            resumed.set()
+        assert context.has_root
+        assert context.root is opened
+        await story.settle("one")
+        assert context.problems == {}
 
 
 @simulated
