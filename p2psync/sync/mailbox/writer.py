@@ -104,6 +104,10 @@ def lacking(view: MailboxView, key: PathKey) -> list[FileRecord]:
     return [s.record for s in absent if not has_content(s.record) or reader.find_content(s.record.content)]
 
 
+def _is_brought(view: MailboxView, record: FileRecord) -> bool:
+    return not has_content(record) or view.upload(record.content) is not None
+
+
 class MailboxPoster:
     """Posts to one mailbox."""
 
@@ -318,15 +322,16 @@ class MailboxPoster:
     async def _post_records(self, keys: Sequence[PathKey]) -> None:
         context = self._context
 
-        def gather() -> list[tuple[EntryKind, bytes, Marks]]:
-            with context.index.read() as reader:
-                messages = list(pack(context.folder, b"", outgoing(reader, keys, context)))
-            return [(EntryKind.RECORDS, codec.encode(msg), _marks(msg)) for msg in messages if msg.groups]
+        def gather(view: MailboxView) -> tuple[list[tuple[EntryKind, bytes, Marks]], list[PathKey]]:
+            # A path may have changed since its contents were brought there: the newer record waits for its own.
+            brought = [key for key in keys if all(_is_brought(view, record) for record in lacking(view, key))]
+            messages = list(pack(context.folder, b"", outgoing(view.reader, brought, context)))
+            return [(EntryKind.RECORDS, codec.encode(msg), _marks(msg)) for msg in messages if msg.groups], brought
 
-        bodies = await context.world.offload.run(gather)
+        bodies, brought = await self._journal.look(gather)
         if bodies:
             await self._sign_and_post(bodies)
-        for key in keys:
+        for key in brought:
             self.backlog.done(key)
         context.state_changed.fire()
 

@@ -77,6 +77,31 @@ async def test_who_comes_later_takes_the_epoch_that_waits_in_the_mailbox() -> No
 
 
 @simulated
+async def test_what_changes_while_it_is_brought_is_named_only_with_its_content() -> None:
+    async with mailed() as story:
+        await met_and_parted(story)
+        await story.posted("one")
+        uploader = story.mailbox("one").poster.uploader
+        ensure, changed = uploader.ensure, []
+
+        async def ensure_then_change(*arguments: object) -> object:
+            failed = await ensure(*arguments)  # type: ignore[arg-type]
+            if not changed:
+                changed.append(True)
+                story.user("one").write(b"a", b"whole")
+                await story.nodes["one"].folder_scan(LABEL)
+            return failed
+
+        uploader.ensure = ensure_then_change  # type: ignore[method-assign, assignment]
+        story.user("one").write(b"a", b"")
+        await story.posted("one")
+        assert changed
+        await story.stop("one")
+        await story.again("two")
+        await story.until(lambda: contents(story, "two") == {b"a": b"whole"}, timeout=300)
+
+
+@simulated
 async def test_what_was_changed_on_both_sides_becomes_a_conflict_copy() -> None:
     async with mailed() as story:
         await met_and_parted(story)
