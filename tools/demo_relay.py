@@ -54,7 +54,7 @@ class Demo:
         self.steps: list[Step] = []
         self.failed = False
         # What was there first fits, the next large file does not.
-        free = big + files * 32 * 1024 + 16 * MIB
+        free = big + files * 18 * 1024 + 12 * MIB
         self.extra = max(big // 4, 24 * MIB)
         self.relay = Relay(
             base / "relay",
