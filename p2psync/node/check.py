@@ -247,7 +247,8 @@ class Check:
             agreed = not self._lost or folder.scrubber.agreed()
             if agreed and generation == math.inf and not context.awaiting_records:
                 generation = folder.observer.ask_scan()
-            known = agreed and folder.observer.generation >= generation
+            # What is put off to a later look is not known yet either.
+            known = agreed and folder.observer.generation >= generation and (folder.observer.idle or not scan)
             denied = all(folder.contents.denied(content) >= before.get(content, 0) + DENIALS for content in open_)
             if known and (not open_ or (denied and asked_all and folder.scrubber.lost.agreed())):
                 return
