@@ -25,6 +25,8 @@ from tests.simulation.weather import FAULTS
 
 PORT = 22067
 START_AGAIN_S = 1.0
+MISSED_S = 90.0
+"""How long a directory without a marker may be waiting for its disk: longer than `mishaps` keeps one away."""
 _STATE = b"state"
 _ACCOUNT = b"account"
 
@@ -109,13 +111,17 @@ def _forget(database: Database, path: bytes) -> None:
         database.restore(path, None)
 
 
-async def _start_over(offline: NodeOperations) -> None:
-    """Remove a folder that has lost its index and whose files have no members beside them, as the node says."""
+async def _start_over(offline: NodeOperations, *, mounted: bool) -> None:
+    """Remove a folder that has lost its index and whose files have no members beside them, as the node says.
+
+    Without a marker there, as after a removal that an old list of folders has forgotten, only once the disk is known
+    to be `mounted`.
+    """
     try:
         await offline.load()
         root = offline.world.storage.open_root(keeper.FOLDER)
         try:
-            hopeless = root.stat(MARKER) is not None and root.stat(MEMBERS) is None
+            hopeless = mounted if root.stat(MARKER) is None else root.stat(MEMBERS) is None
         finally:
             root.close()
         for folder in list(offline.broken) if hopeless else ():
@@ -129,18 +135,21 @@ async def make_node(world: World, home: bytes, name: str) -> AsyncIterator[NodeO
     """A whole node; one that cannot start because its disk fails is started again, as a service manager would."""
     config = settings(name)
     keys = keeper.keys_of(name)
+    open_store = partial(world.database.open, home + b"/state", ("home",))
+    begun = trio.current_time()
     while True:
+        stored: StoredHome | None = None
         async with AsyncExitStack() as stack:
             try:
-                open_store = partial(world.database.open, home + b"/state", ("home",))
                 stored = StoredHome(home, open_store, partial(_forget, world.database))
                 stack.callback(stored.close)
                 context = running(stored, world, keys, config, list(config.network.listen))
                 operations = await stack.enter_async_context(context)
             except (OSError, P2PSyncError) as error:
-                if isinstance(error, IntegrityError):
+                if isinstance(error, IntegrityError) and stored is not None:
+                    mounted = trio.current_time() - begun > MISSED_S
                     with suppress(OSError, P2PSyncError):
-                        await _start_over(NodeOperations(stored, world, keys, config, online=False))
+                        await _start_over(NodeOperations(stored, world, keys, config, online=False), mounted=mounted)
                 await stack.aclose()
                 await trio.sleep(START_AGAIN_S)
                 continue

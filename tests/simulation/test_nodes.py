@@ -1,5 +1,6 @@
 """Whole nodes, the code that ships, in stories with every fault: nothing is lost, all converge, nothing is left."""
 
+import errno
 import os
 import subprocess
 import sys
@@ -7,11 +8,15 @@ from contextlib import closing
 from dataclasses import replace
 
 import pytest
+import trio
 
+from p2psync.testing import SimDevice, SimWorld, run_deterministic
+from p2psync.workspace.layout import MARKER
+from tests.simulation import keeper
 from tests.simulation.campaign import Tally, campaign
 from tests.simulation.cast import Cast
 from tests.simulation.harness import Outcome, Plan, Scenario, run_seed
-from tests.simulation.nodes import SCENARIO
+from tests.simulation.nodes import MISSED_S, SCENARIO, make_node
 
 SEEDS = range(300)
 STORY_LIMIT_S = 100.0
@@ -52,6 +57,41 @@ def test_quiet_devices_without_faults_lose_nothing(monkeypatch: pytest.MonkeyPat
     outcome = _calm(monkeypatch, SCENARIO, 10)
     assert outcome.violations == []
     assert not any(name.startswith("fault") for name in outcome.counters)
+
+
+def test_a_disk_that_fails_as_the_home_is_opened_delays_the_start() -> None:
+    async def main() -> None:
+        device = SimWorld(0).device("a")
+        device.disk.faults.fail(1, errno.EIO, kinds={"open_store"})
+        await _start(device)
+        assert device.disk.faults.happened
+
+    run_deterministic(0, main)
+
+
+def test_a_removal_that_an_old_list_of_folders_has_forgotten_is_done_again() -> None:
+    """Neither index nor marker is left; but for a while the directory may be one whose disk is away."""
+
+    async def main() -> None:
+        device = SimWorld(0).device("a")
+        device.disk.make_directories(keeper.FOLDER)
+        async with make_node(device.world(), b"/home", "a") as node:
+            await node.folder_add(keeper.FOLDER, keeper.LABEL)
+            before = device.database.copy(b"/home/state")
+            await node.folder_remove(keeper.LABEL)
+        assert device.disk.user_root(keeper.FOLDER).stat(MARKER) is None
+        device.database.restore(b"/home/state", before)
+        await _start(device)
+        assert trio.current_time() > MISSED_S
+
+    run_deterministic(0, main)
+
+
+async def _start(device: SimDevice) -> None:
+    """Start the node, which has no folder then."""
+    with trio.fail_after(MISSED_S * 2):
+        async with make_node(device.world(), b"/home", "a") as node:
+            assert not node.state.folders
 
 
 def _calm(monkeypatch: pytest.MonkeyPatch, scenario: Scenario, seed: int) -> Outcome:
