@@ -75,6 +75,9 @@ class ToyNode:
         version = self.known(path)
         if content_id(data) != version.content:
             version = Known(version.counter + 1, self.name, content_id(data))
+            if self.careful:
+                # Whoever wrote it may not have: a power cut could take the name back, and the record would stay.
+                root.sync_all()
             self.record(path, version)
         return version, data
 
