@@ -24,7 +24,7 @@ from p2psync.ports import Watch, World
 from p2psync.protocol import messages as m
 from p2psync.protocol.bulk import Absent, Item
 from p2psync.protocol.limits import MAX_HEADS, MAX_LINKS_PER_MESSAGE
-from p2psync.sync import founding, life, members_file, rights
+from p2psync.sync import founding, life, rights
 from p2psync.sync.applier import Applier
 from p2psync.sync.contents import ContentJobs
 from p2psync.sync.context import BRAKES, Emit, FolderContext, SyncSettings
@@ -32,6 +32,7 @@ from p2psync.sync.exchange import Exchange
 from p2psync.sync.ignores import Ignores
 from p2psync.sync.link import Link
 from p2psync.sync.mailbox.room import MailRoom
+from p2psync.sync.members_file import MembersFile
 from p2psync.sync.observer import Observer
 from p2psync.sync.recovery import recover
 from p2psync.sync.retention import Retention
@@ -81,6 +82,7 @@ class Folder:
         self._index_failed = False
         self._reported: Exception | None = None
         self._ignores = Ignores(self.context)
+        self._members_file = MembersFile(self.context)
         self.observer = Observer(self.context)
         self.contents = ContentJobs(self.context, others)
         self.applier = Applier(self.context, self.observer, self.contents)
@@ -215,7 +217,7 @@ class Folder:
             await world.offload.run(self._ignores.load)
             await world.offload.run(lambda: rights.ensure(context))
             together = await world.offload.run(lambda: life.renew(context))
-            await world.offload.run(self._keep_members)
+            await world.offload.run(self._members_file.keep)
             self.observer.start(derive_removals=together)
             watch = await world.offload.run(self._start_watch)
             if watch is not None:
@@ -251,12 +253,6 @@ class Folder:
             root.close()
         return check
 
-    def _keep_members(self) -> None:
-        try:
-            members_file.keep(self.context.root, self.context.membership)
-        except (OSError, P2PSyncError) as error:
-            _log.warning("cannot keep the members beside the files", folder=self.context.name, error=str(error))
-
     def _start_watch(self) -> Watch | None:
         context = self.context
         if context.world.watcher is None:
@@ -277,6 +273,8 @@ class Folder:
                 self._stop_with("root", check.text, check.remedy)
                 assert self._running is not None
                 self._running.cancel()
+            elif self._members_file.is_due:
+                await context.world.offload.run(self._members_file.keep)
 
     def _stop_with(self, code: str, text: str, remedy: str) -> None:
         self._fatal = code
@@ -383,7 +381,7 @@ class Folder:
         if context.membership.heads == before.heads:
             return
         if context.has_root:
-            await context.world.offload.run(self._keep_members)
+            await context.world.offload.run(self._members_file.keep)
         for device, scope in list(self._scopes.items()):
             if context.membership.role(device) is None:
                 scope.cancel()

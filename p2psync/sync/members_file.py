@@ -10,8 +10,9 @@ import threading
 from typing import Annotated
 
 import msgspec
+import structlog
 
-from p2psync.errors import AuthenticationError, InputError, IntegrityError
+from p2psync.errors import AuthenticationError, InputError, IntegrityError, P2PSyncError
 from p2psync.index.index import Index
 from p2psync.index.seal import DamagedRowError
 from p2psync.index.writer import Writer
@@ -21,19 +22,40 @@ from p2psync.membership.links import decode_link
 from p2psync.model.ids import FolderId
 from p2psync.model.paths import display
 from p2psync.ports import Root, World
+from p2psync.sync.context import FolderContext
 from p2psync.sync.founding import Place, load_membership, store_place
 from p2psync.workspace import marker, private_files
 from p2psync.workspace.layout import PRIVATE
 
 MEMBERS = PRIVATE + b"/members"
 MAX_SIZE = 64 << 20
+_log = structlog.get_logger(__name__)
 _keeping = threading.Lock()
 """A start and a change of membership may both keep it, and the file on its way in has one name."""
 _links = msgspec.msgpack.Decoder(Annotated[list[bytes], msgspec.Meta(max_length=MAX_LINKS)])
 
 
+class MembersFile:
+    """The file of a folder that runs."""
+
+    def __init__(self, context: FolderContext) -> None:
+        self._context = context
+        self.is_due = False
+        """The disk refused it: it is to be kept again."""
+
+    def keep(self) -> None:
+        """Bring the file up to date, or say in the log why that cannot be. Blocks."""
+        self.is_due = True
+        try:
+            keep(self._context.root, self._context.membership)
+        except (OSError, P2PSyncError) as error:
+            _log.warning("cannot keep the members beside the files", folder=self._context.name, error=str(error))
+        else:
+            self.is_due = False
+
+
 def keep(root: Root, membership: Membership) -> None:
-    """Bring the file up to date. Blocks."""
+    """Bring the file up to date. Blocks. OSError as the disk has it."""
     encoded = msgspec.msgpack.encode(membership.encoded_links())
     with _keeping:
         if private_files.read(root, MEMBERS, MAX_SIZE) != encoded:

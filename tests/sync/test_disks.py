@@ -4,11 +4,15 @@ from __future__ import annotations
 
 import errno
 
+import msgspec
 import pytest
 import trio
 from structlog.testing import capture_logs
 
 from p2psync.ports import Rename
+from p2psync.sync.folder import ROOT_CHECK_INTERVAL
+from p2psync.sync.members_file import MAX_SIZE, MEMBERS
+from p2psync.workspace import private_files
 from tests.sync.conftest import FOLDER, LABEL, Story, contents, simulated, told
 
 
@@ -177,3 +181,21 @@ async def test_a_folder_that_is_paused_with_a_failed_index_says_that_it_is_pause
         assert (view.state, [problem.code for problem in view.problems]) == ("paused", ["index"])
         await story.nodes["two"].folder_resume(LABEL)
         await story.until(lambda: story.user("one").stat(b"mine") is not None, 60)
+
+
+@simulated
+async def test_the_members_file_is_kept_as_soon_as_the_disk_lets_it() -> None:
+    async with told() as story:
+        await story.start("one", "two")
+        await story.share("one", two="editor")
+        disk, temp = story.device("one").disk, FOLDER + b"/.p2psync/tmp/members"
+        disk.faults.fail(1, errno.ENOSPC, {"pwrite"}, temp)
+        disk.faults.fail(2, errno.EIO, {"unlink"}, temp)
+        await story.nodes["one"].folder_unshare(LABEL, "two")
+        assert disk.faults.happened.total() == 2
+        root = disk.user_root(FOLDER)
+        assert root.stat(b".p2psync/tmp/members") is not None
+        await trio.sleep(ROOT_CHECK_INTERVAL + 1)
+        assert root.stat(b".p2psync/tmp/members") is None
+        kept = msgspec.msgpack.decode(private_files.read(root, MEMBERS, MAX_SIZE))
+        assert kept == story.folder("one").context.membership.encoded_links()
