@@ -12,6 +12,7 @@ import errno
 import math
 import random
 from collections import deque
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import trio
@@ -30,6 +31,9 @@ DIAL_TIMEOUT_S = 20.0
 """How long a connection attempt over a cut link takes to fail."""
 BACKLOG = 64
 _EPHEMERAL = 40_000
+
+_Ends = tuple[str, int, str, int]
+"""Host and port here, host and port there."""
 
 
 @dataclass(slots=True)
@@ -264,6 +268,11 @@ class HostNetwork:
         wanted = parse_peer_address(address)
         return await self._network.connect(self, wanted.host, wanted.port)
 
+    async def meet(self, address: str, port: int) -> SimStream:
+        """As `ports.Network.meet`; a host behind a guard is reached while it is meeting us, too."""
+        wanted = parse_peer_address(address)
+        return await self._network.meet(self, port, wanted.host, wanted.port)
+
 
 class SimNetwork:
     """All hosts and the links between them; every pair is connected unless cut."""
@@ -278,9 +287,12 @@ class SimNetwork:
         """Open ends: whose each is, and who has the other."""
         self._apart: set[tuple[str, str]] = set()
         self._refusing: dict[str, bool] = {}
+        self._guarded: dict[str, bool] = {}
+        self._meeting: dict[_Ends, deque[SimStream]] = {}
+        """Who is meeting whom, from which port at which, and the stream that came of it."""
         self._next_port = _EPHEMERAL
         self.changed = trio.lowlevel.ParkingLot()
-        """Unparked whenever a link is cut or healed."""
+        """Unparked whenever a link is cut or healed, or a meeting begins."""
 
     def host(self, name: str) -> HostNetwork:
         """The network of host `name`, made on first use."""
@@ -339,6 +351,10 @@ class SimNetwork:
         """Let every new connection to a host be refused, or no longer."""
         self._refusing[name] = refuse
 
+    def guard(self, name: str, guarded: bool = True) -> None:
+        """Let a host's router drop every connection that comes unasked, as most do; or no longer."""
+        self._guarded[name] = guarded
+
     def reset(self, one: str | None = None, other: str | None = None) -> int:
         """Break every open connection, or those of one host, or between two; returns how many."""
         wanted = {name for name in (one, other) if name is not None}
@@ -395,22 +411,67 @@ class SimNetwork:
         """Connect from `source`; see `HostNetwork.dial`."""
         await trio.lowlevel.checkpoint()
         target = self._find(source, host)
+        await self._reach(source, target, f"{host}:{port}", lambda: not self._guarded.get(target.name))
+        return self._connect_to_listener(source, self._port(), target, port)
+
+    async def meet(self, source: HostNetwork, source_port: int, host: str, port: int) -> SimStream:
+        """Connect from a port of `source`; see `HostNetwork.meet`."""
+        await trio.lowlevel.checkpoint()
+        target = self._find(source, host)
+        ours, theirs = (source.name, source_port, target.name, port), (target.name, port, source.name, source_port)
+        if ours in self._meeting:
+            raise oserror(errno.EADDRNOTAVAIL, f"{host}:{port}".encode())
+        came = self._meeting[ours] = deque()
+        self.changed.unpark_all()
+        try:
+            await self._reach(
+                source, target, f"{host}:{port}",
+                lambda: bool(came) or theirs in self._meeting or not self._guarded.get(target.name),
+            )  # fmt: skip
+            if came:
+                return came.popleft()
+            if theirs not in self._meeting:
+                return self._connect_to_listener(source, source_port, target, port)
+            near, far = self._stream_pair(source, source_port, target, port)
+            self._meeting[theirs].append(far)
+            self.changed.unpark_all()
+            return near
+        finally:
+            del self._meeting[ours]
+            for stream in came:
+                stream.break_now()
+
+    async def _reach(self, source: HostNetwork, target: HostNetwork, where: str, passes: Callable[[], bool]) -> None:
+        """Let a first packet get to a host that lets it pass, and its answer back; OSError when that takes too long."""
         there, back = self.link(source.name, target.name), self.link(target.name, source.name)
+        arrived = False
         with trio.move_on_after(DIAL_TIMEOUT_S):
-            while there.cut_since is not None or back.cut_since is not None:
+            while not (there.cut_since is None and back.cut_since is None and passes()):
                 await self.changed.park()
             await trio.sleep(there.latency_s + back.latency_s)
-        if there.cut_since is not None or back.cut_since is not None:
-            raise oserror(errno.ETIMEDOUT, f"{host}:{port}".encode())
+            arrived = True
+        if not arrived or there.cut_since is not None or back.cut_since is not None:
+            raise oserror(errno.ETIMEDOUT, where.encode())
+
+    def _connect_to_listener(self, source: HostNetwork, source_port: int, target: HostNetwork, port: int) -> SimStream:
         listener = self._listeners.get((target.name, port))
+        near, far = self._stream_pair(source, source_port, target, port)
+        if listener is None or self._refusing.get(target.name) or not listener.offer(far):
+            self.forget(near)
+            self.forget(far)
+            raise oserror(errno.ECONNREFUSED, f"{target.address}:{port}".encode())
+        return near
+
+    def _stream_pair(
+        self, source: HostNetwork, source_port: int, target: HostNetwork, port: int
+    ) -> tuple[SimStream, SimStream]:
+        there, back = self.link(source.name, target.name), self.link(target.name, source.name)
         outgoing, incoming = _Pipe(self, there), _Pipe(self, back)
         near = SimStream(outgoing, incoming, f"{target.address}:{port}")
-        far = SimStream(incoming, outgoing, f"{source.address}:{self._port()}")
-        if listener is None or self._refusing.get(target.name) or not listener.offer(far):
-            raise oserror(errno.ECONNREFUSED, f"{host}:{port}".encode())
+        far = SimStream(incoming, outgoing, f"{source.address}:{source_port}")
         self._streams[near] = (source.name, target.name)
         self._streams[far] = (target.name, source.name)
-        return near
+        return near, far
 
     def _find(self, source: HostNetwork, host: str) -> HostNetwork:
         if host in ("127.0.0.1", "localhost", "::1"):

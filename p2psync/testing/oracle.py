@@ -171,9 +171,14 @@ class Oracle:
         """A power cut: what users of this device had not synced may be lost or torn, and is then nobody's fault.
 
         A file whose unsynced content was replaced by something else shows that something legitimately. A file that was
-        synced goes with the directory that it was in, when nobody had synced the name of that.
+        synced goes with the directory that it was in, when nobody had synced the name of that; the one that had stood
+        there before may be back.
         """
-        gone = {path for path, shown in before.items() if shown.kind is Kind.DIRECTORY and path not in after}
+        gone = {
+            path
+            for path, shown in before.items()
+            if shown.kind is Kind.DIRECTORY and (path not in after or after[path].ino != shown.ino)
+        }
         for path, shown in before.items():
             known = self._written.get(shown.content)
             now = after.get(path)

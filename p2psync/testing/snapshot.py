@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from blake3 import blake3
 
@@ -14,12 +14,16 @@ from p2psync.testing.inodes import Directory, File, Inode, Symlink
 
 @dataclass(frozen=True, slots=True)
 class Shown:
-    """One entry: kind, 32-byte BLAKE3 of a file's bytes, whether its owner may execute it, a symlink's target."""
+    """One entry: kind, 32-byte BLAKE3 of a file's bytes, whether its owner may execute it, a symlink's target.
+
+    Which directory it is (`ino`) tells one that came back from the one that had taken its place; nobody sees it.
+    """
 
     kind: Kind
     content: bytes = b""
     executable: bool = False
     target: bytes = b""
+    ino: int = field(default=0, compare=False)
 
     def __str__(self) -> str:
         match self.kind:
@@ -79,7 +83,7 @@ def _shown(node: Inode) -> Shown:
         return Shown(Kind.FILE, _content(node), bool(node.mode & 0o100))
     if isinstance(node, Symlink):
         return Shown(Kind.SYMLINK, target=node.target)
-    return Shown(node.kind)
+    return Shown(node.kind, ino=node.ino)
 
 
 def _content(node: File) -> bytes:
