@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import functools
 import os
 import resource
 import signal
 import socket
 import ssl
 import sys
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from pathlib import Path
 from typing import Final
 
@@ -68,8 +69,9 @@ async def _serve(config: Config, data: DataDirectory) -> None:
         name = socket.gethostname() if host in EVERY_INTERFACE else host
         certificate = find_certificate(config.server, data.tls, name)
         context = make_context(certificate, forwarding=config.forwarding.enabled)
+        names = set(certificate.identities(config.server.url))
         forwarder = services.rendezvous.forwarder
-        server = Server(build_app(services, all_routes()), context, config.server, forwarder.serve)
+        server = Server(build_app(services, all_routes(), names), context, config.server, forwarder.serve)
         services.metrics.connections.set_function(lambda: server.gate.open)
         listeners = await trio.open_tcp_listeners(port, host=host)
         url = relay_url(config.server.url or _url(name, listeners[0]), certificate)
@@ -77,7 +79,8 @@ async def _serve(config: Config, data: DataDirectory) -> None:
         with trio.open_signal_receiver(signal.SIGTERM, signal.SIGINT, signal.SIGHUP) as signals:
             async with trio.open_nursery() as nursery:
                 nursery.start_soon(services.run)
-                nursery.start_soon(_obey, signals, certificate, context, stop)
+                reload = functools.partial(_reload, certificate, context, names, config.server.url)
+                nursery.start_soon(_obey, signals, reload, stop)
                 nursery.start_soon(_stop_forwarding, forwarder, stop)
                 sys.stdout.write(f"ready {url} mail to {services.ports.mailer.target}\n")
                 sys.stdout.flush()
@@ -91,16 +94,21 @@ async def _stop_forwarding(forwarder: Forwarder, stop: trio.Event) -> None:
     forwarder.stop()
 
 
-async def _obey(
-    signals: AsyncIterator[int], certificate: Certificate, context: ssl.SSLContext, stop: trio.Event
-) -> None:
+def _reload(certificate: Certificate, context: ssl.SSLContext, names: set[str], url: str) -> None:
+    """Use the certificate as it is now. Connections go on under the old one, whose names stay. ConfigError."""
+    identities = certificate.identities(url)
+    certificate.load(context)
+    names.update(identities)
+
+
+async def _obey(signals: AsyncIterator[int], reload: Callable[[], None], stop: trio.Event) -> None:
     async for number in signals:
         if number != signal.SIGHUP:
             _LOG.info("stopping", signal=signal.Signals(number).name)
             stop.set()
             continue
         try:
-            certificate.load(context)
+            reload()
             _LOG.info("the certificate was loaded anew")
         except ConfigError as error:
             _LOG.error("the old certificate stays in use", reason=str(error))

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from ipaddress import ip_address
 from pathlib import Path
 from typing import Final
+from urllib.parse import urlsplit
 
 from cryptography import x509
 from cryptography.hazmat.primitives import hashes, serialization
@@ -16,6 +17,7 @@ from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.x509.oid import NameOID
 
 from p2psync.errors import ConfigError
+from p2psync.ports.http import certificate_identity
 from p2psync.protocol.forwarding import ALPN
 from relay.config import Server
 from relay.data import write_private
@@ -37,11 +39,31 @@ class Certificate:
 
     def fingerprint(self) -> bytes:
         """SHA-256 of the certificate itself (the first of the chain, DER). ConfigError when there is none."""
+        return hashlib.sha256(self._read().public_bytes(serialization.Encoding.DER)).digest()
+
+    def identities(self, url: str) -> list[str]:
+        """By what devices may know the relay (`RelayAddress.identity`): the certificate itself, the hosts that it
+        names, and the host of the relay's `url`, where that is set.
+
+        A wildcard is no name: under it may be other relays. ConfigError when nothing but a wildcard is left to devices.
+        """
+        hosts = [urlsplit(url).hostname or ""] if url else []
         try:
-            certificate = x509.load_pem_x509_certificate(self.chain.read_bytes())
+            names = self._read().extensions.get_extension_for_class(x509.SubjectAlternativeName).value
+            hosts += [name.lower() for name in names.get_values_for_type(x509.DNSName)]
+            hosts += [str(address) for address in names.get_values_for_type(x509.IPAddress)]
+        except (x509.ExtensionNotFound, ValueError):
+            pass
+        hosts = [host for host in hosts if host and "*" not in host]
+        if not hosts and not self.pinned:
+            raise ConfigError(f"{self.chain} names no host, or only by a wildcard; set server.url to the relay's URL")
+        return [certificate_identity(self.fingerprint()), *hosts]
+
+    def _read(self) -> x509.Certificate:
+        try:
+            return x509.load_pem_x509_certificate(self.chain.read_bytes())
         except (OSError, ValueError) as error:
             raise ConfigError(f"{self.chain}: no readable certificate: {error}") from error
-        return hashlib.sha256(certificate.public_bytes(serialization.Encoding.DER)).digest()
 
     def load(self, context: ssl.SSLContext) -> None:
         """Use it for connections made from now on. ConfigError when it is unusable."""

@@ -56,8 +56,8 @@ def signup(  # noqa: PLR0917
     Prints the recovery key, once: it is the way back when every device is lost, and kept nowhere.
     """
     _free(recovery_file)
-    address = _email(email)
-    key = _login_key(address, password_file, confirm=True)
+    address, url = _whose(context, email, relay)
+    key = _login_key(url, address, password_file, confirm=True)
     made = perform(context, lambda node: node.account_sign_up(relay or [], address, key))
     if recovery_file is not None:
         _write_recovery(recovery_file, made.recovery_key)
@@ -98,13 +98,13 @@ def login(  # noqa: PLR0917
     json: AsJson = False,
 ) -> None:
     """Log in with the password: again on a device of the account, or with the recovery key on a new one."""
-    address = _email(email or _known_email(context))
+    address, url = _whose(context, email, relay)
     secret = ""
     if recovery_file is not None:
         secret = _one_line(recovery_file)
     elif recovery:
         secret = _ask("Recovery key")
-    key = _login_key(address, password_file)
+    key = _login_key(url, address, password_file)
     view = perform(context, lambda node: node.account_log_in(address, key, relay or [], secret))
     if json:
         print_json(view)
@@ -228,7 +228,7 @@ def reset(  # noqa: PLR0917
     json: AsJson = False,
 ) -> None:
     """Set a new password: first without a code, which is mailed then, afterwards with it on the same device."""
-    address = _email(email or _known_email(context))
+    address, url = _whose(context, email, relay)
     if code is None:
         perform(context, lambda node: node.account_ask_reset(address, relay or []))
         if json:
@@ -236,7 +236,7 @@ def reset(  # noqa: PLR0917
         else:
             say(f"If {plain(address)} has an account, a code is on its way.  Next:  p2psync account reset --code CODE")
         return
-    key = _login_key(address, password_file, confirm=True)
+    key = _login_key(url, address, password_file, confirm=True)
     perform(context, lambda node: node.account_reset(address, code, key, relay or []))
     if json:
         print_json({"reset": address})
@@ -263,12 +263,12 @@ def logout(
 @app.command()
 def delete(context: typer.Context, password_file: PasswordFile = None, yes: Yes = False, json: AsJson = False) -> None:
     """Delete the account and all it stored at the relay. Folders on the devices stay as they are."""
-    address = _email(_known_email(context))
+    address, url = _whose(context, None, None)
     if not yes:
         if not sys.stdin.isatty():
             raise typer.BadParameter("say --yes where nobody can be asked")
         typer.confirm(f"Delete the account of {plain(address)} and all it stored at the relay?", abort=True, err=True)
-    key = _login_key(address, password_file)
+    key = _login_key(url, address, password_file)
     perform(context, lambda node: node.account_delete(key))
     if json:
         print_json({"deleted": address})
@@ -277,31 +277,33 @@ def delete(context: typer.Context, password_file: PasswordFile = None, yes: Yes 
 
 
 # ── parts ───────────────────────────────────────────────────────────────────────────────────────────────────────────
-def _email(given: str | None) -> str:
-    if not given:
-        raise typer.BadParameter("whose account? give --email ADDRESS")
-    return given
-
-
-def _known_email(context: typer.Context) -> str | None:
-    """The address of this device's account, as the running node or the home says."""
+def _whose(context: typer.Context, email: str | None, relays: list[str] | None) -> tuple[str, str]:
+    """The account meant: its e-mail address, and the relay by its first URL, as given or else as this device's is."""
     from p2psync.errors import StateError
 
-    try:
-        return perform(context, lambda node: node.account_status()).email
-    except StateError:
-        return None
+    if not email or not relays:
+        try:
+            known = perform(context, lambda node: node.account_status())
+            email, relays = email or known.email, relays or known.relays
+        except StateError:
+            if not email:
+                raise typer.BadParameter("whose account? give --email ADDRESS") from None
+            if not relays:
+                raise typer.BadParameter("which relay? give --relay URL") from None
+    return email, relays[0]
 
 
-def _login_key(email: str, file: Path | None, *, confirm: bool = False) -> bytes:
-    """What the password proves; the password itself stays in this process."""
+def _login_key(relay: str, email: str, file: Path | None, *, confirm: bool = False) -> bytes:
+    """What the password proves to that relay; the password itself stays in this process."""
     from p2psync.crypto.password import login_key
     from p2psync.errors import InputError
+    from p2psync.protocol.relay_address import parse_relay_address
 
+    identity = parse_relay_address(relay).identity
     password = _one_line(file) if file is not None else _ask("Password")
     if confirm and file is None and _ask("The same again") != password:
         raise InputError("the two passwords differ; nothing was done")
-    return login_key(password, email)
+    return login_key(password, email, identity)
 
 
 def _ask(what: str) -> str:

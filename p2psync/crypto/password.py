@@ -1,7 +1,8 @@
 """An account's password never leaves the device: what a relay gets is derived from it and opens nothing else.
 
-login key = HKDF(Argon2id(password, salt from the e-mail address), "p2psync/1 account login"). The cost is fixed here
-and not asked from the relay, which could otherwise lower it and guess.
+login key = HKDF(Argon2id(password, salt from e-mail address and relay), "p2psync/1 account login"). The cost is fixed
+here and not asked from the relay, which could otherwise lower it and guess; and the relay is the one that TLS has
+proven, so that what one relay learns is worth nothing at another.
 """
 
 from __future__ import annotations
@@ -46,16 +47,19 @@ def normalise_email(text: str) -> str:
     return address
 
 
-def login_key(password: str, email: str, *, memory_kib: int = MIN_MEMORY_KIB, passes: int = MIN_PASSES) -> bytes:
+def login_key(
+    password: str, email: str, relay: str, *, memory_kib: int = MIN_MEMORY_KIB, passes: int = MIN_PASSES
+) -> bytes:
     """32 bytes that prove the password to a relay and say nothing about it. About 0.1 s: call it off the event loop.
 
-    The cost may be raised and not lowered: InputError outside its bounds, or when the password is too short or long.
+    `relay` is the `RelayAddress.identity` of the first URL that the account was begun with. The cost may be raised and
+    not lowered: InputError outside its bounds, or when the password is too short or long.
     """
     if not (MIN_MEMORY_KIB <= memory_kib <= _MAX_MEMORY_KIB and MIN_PASSES <= passes <= _MAX_PASSES):
         raise InputError(f"the cost of a login key is at least {MIN_MEMORY_KIB} KiB and {MIN_PASSES} passes")
     secret = unicodedata.normalize("NFC", password)
     if not MIN_PASSWORD <= len(secret) <= MAX_PASSWORD:
         raise InputError(f"a password has at least {MIN_PASSWORD} characters and at most {MAX_PASSWORD}")
-    salt = labelled(_SALT_LABEL, normalise_email(email).encode())
+    salt = labelled(_SALT_LABEL, normalise_email(email).encode(), relay.encode())
     stretched = Argon2id(salt=salt, length=32, iterations=passes, lanes=1, memory_cost=memory_kib)
     return derive(stretched.derive(secret.encode()), _LOGIN_LABEL, length=LOGIN_KEY_SIZE)

@@ -243,6 +243,7 @@ class RelayCaller:
         sign = partial(
             sign_request,
             self._keys,
+            way.address.identity,
             request.method,
             request.path,
             query,

@@ -29,10 +29,22 @@ class RelayAddress:
         """`https://HOST:PORT`: which relay it is, whatever its certificate."""
         return f"https://{self.authority}"
 
+    @property
+    def identity(self) -> str:
+        """What TLS proves of it, and what signatures and passwords are bound to: the certificate when that is pinned,
+        at whatever address; else the host name.
+        """
+        return self.host if self.fingerprint is None else certificate_identity(self.fingerprint)
+
     def __str__(self) -> str:
         if self.fingerprint is None:
             return f"{self.origin}/"
-        return f"{self.origin}/#sha256={base64.urlsafe_b64encode(self.fingerprint).rstrip(b'=').decode()}"
+        return f"{self.origin}/#{certificate_identity(self.fingerprint)}"
+
+
+def certificate_identity(fingerprint: bytes) -> str:
+    """How a certificate with this SHA-256 (of its DER) is named in URLs and signatures."""
+    return f"sha256={base64.urlsafe_b64encode(fingerprint).rstrip(b'=').decode()}"
 
 
 @dataclass(frozen=True, slots=True)

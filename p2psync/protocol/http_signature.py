@@ -1,14 +1,17 @@
 """Requests to a relay are signed by the device that makes them, so that a stolen token is worth nothing.
 
 A fixed subset of HTTP Message Signatures (RFC 9421) and Digest Fields (RFC 9530): one signature called `p2p`, Ed25519,
-over method, path, query, and, when they are there, the body's digest and the authorization; the parameters are the
-time, a nonce, the public key and a tag, in this order and no other:
+over method, path, query, the relay that is meant, and, when they are there, the body's digest and the authorization;
+the parameters are the time, a nonce, the public key and a tag, in this order and no other:
 
+    P2PSync-Relay: relay.example
     Content-Digest: sha-256=:BASE64:
-    Signature-Input: p2p=("@method" "@path" "@query" "content-digest" "authorization");created=N;nonce="N";keyid="K";
-                     tag="p2psync"                                                                       (on one line)
+    Signature-Input: p2p=("@method" "@path" "@query" "p2psync-relay" "content-digest" "authorization");created=N;
+                     nonce="N";keyid="K";tag="p2psync"                                                   (on one line)
     Signature: p2p=:BASE64:
 
+The relay is named by what TLS has proven of it (`RelayAddress.identity`), so that no relay can use a request that was
+meant for another; each knows by which names it may be meant.
 `keyid` is the signing key itself, whose hash is the device ID: a request proves by itself who made it, also where the
 relay has never heard of the device. Whether that device may do what it asks, and whether it asked before, is for the
 relay to decide. The signed bytes begin with a quotation mark, and labels of other signatures with a letter: neither can
@@ -38,16 +41,18 @@ _TAG = "p2psync"
 _METHOD = re.compile(r"[A-Z]{1,16}")
 _PATH = re.compile(r"/[!-~]*")
 _QUERY = re.compile(r"[!-~]*")
+_RELAY = re.compile(r"[\w.:=-]{1,300}", re.ASCII)
 _AUTHORIZATION = re.compile(r"[!-~]+(?: [!-~]+)*")
 _INPUT = re.compile(
-    r'p2p=(\("@method" "@path" "@query"( "content-digest")?( "authorization")?\)'
+    r'p2p=(\("@method" "@path" "@query" "p2psync-relay"( "content-digest")?( "authorization")?\)'
     r';created=([1-9][0-9]{0,14});nonce="([\w-]{22})";keyid="([\w-]{43})";tag="p2psync")',
     re.ASCII,
 )
 _SIGNATURE = re.compile(r"p2p=:([A-Za-z0-9+/]{86}==):")
 _DIGEST = re.compile(r"sha-256=:([A-Za-z0-9+/]{43}=):")
-_COVERED = ("content-digest", "authorization")
-_READ = {name.encode() for name in (*_COVERED, "signature-input", "signature")}
+_RELAY_FIELD = "p2psync-relay"
+_OPTIONAL = ("content-digest", "authorization")
+_READ = {name.encode() for name in (_RELAY_FIELD, *_OPTIONAL, "signature-input", "signature")}
 _MAX_FIELD = 1024
 
 
@@ -55,6 +60,8 @@ _MAX_FIELD = 1024
 class Signed:
     """What a valid signature vouches for. Freshness is not checked here: see `created` and `nonce`."""
 
+    relay: str
+    """The relay that it is for, as the device knows it: the caller compares."""
     signing_key: bytes
     """Ed25519 public key of the device that made the request, 32 bytes."""
     created: int
@@ -79,6 +86,7 @@ class Signed:
 
 def sign_request(
     keys: DeviceKeys,
+    relay: str,
     method: str,
     path: str,
     query: str = "",
@@ -90,12 +98,13 @@ def sign_request(
 ) -> dict[str, str]:
     """The header fields to add to a request, names in lower case. InputError when it cannot be sent in that form.
 
-    `path` and `query` are as on the wire: percent-encoded, the query without its question mark. `nonce` is 16 fresh
-    random bytes, `created` seconds since the epoch as the relay counts them.
+    `relay` is the `RelayAddress.identity` of where it goes. `path` and `query` are as on the wire: percent-encoded, the
+    query without its question mark. `nonce` is 16 fresh random bytes, `created` seconds since the epoch as the relay
+    counts them.
     """
     if len(nonce) != NONCE_SIZE or not 0 < created < 10**15:
         raise InputError(f"a request is signed with {NONCE_SIZE} random bytes and a time since 1970")
-    fields: dict[str, str] = {}
+    fields = {_RELAY_FIELD: relay}
     if body:
         fields["content-digest"] = f"sha-256=:{base64.b64encode(hashlib.sha256(body).digest()).decode()}:"
     if authorization is not None:
@@ -115,7 +124,7 @@ def verify_request(method: str, path: bytes, query: bytes, headers: Iterable[tup
     """Check the signature of a request by its head, as ASGI gives it: raw path, raw query, fields in lower case.
 
     AuthenticationError when it is missing, malformed, given twice, or not by the key it names. The caller goes on
-    with `Signed.check_body` once it has the body.
+    with `Signed.relay`, and with `Signed.check_body` once it has the body.
     """
     try:
         fields = _read_fields(headers)
@@ -124,12 +133,13 @@ def verify_request(method: str, path: bytes, query: bytes, headers: Iterable[tup
         if given is None or signature is None:
             raise AuthenticationError("a request's signature is malformed")
         parameters, with_digest, with_authorization, created, nonce, key = given.groups()
-        if [name in fields for name in _COVERED] != [with_digest is not None, with_authorization is not None]:
+        if [name in fields for name in _OPTIONAL] != [with_digest is not None, with_authorization is not None]:
             raise AuthenticationError("a request's signature does not cover what it must")
         signing_key = _decode_url(key, KEY_SIZE)
         base = _signature_base(method, path.decode("ascii"), query.decode("ascii"), fields, parameters)
         verify_message(signing_key, base, _decode(signature[1], SIGNATURE_SIZE))
         return Signed(
+            fields[_RELAY_FIELD],
             signing_key,
             int(created),
             _decode_url(nonce, NONCE_SIZE),
@@ -142,7 +152,7 @@ def verify_request(method: str, path: bytes, query: bytes, headers: Iterable[tup
 
 def _signature_base(method: str, path: str, query: str, fields: dict[str, str], parameters: str) -> bytes:
     """The bytes to sign (RFC 9421, section 2.5). InputError when a part could be mistaken for another."""
-    authorization = fields.get("authorization", "-")
+    relay, authorization = fields[_RELAY_FIELD], fields.get("authorization", "-")
     if not (
         _METHOD.fullmatch(method)
         and len(path) + len(query) <= MAX_TARGET
@@ -150,12 +160,13 @@ def _signature_base(method: str, path: str, query: str, fields: dict[str, str], 
         and not {"?", "#"} & set(path)
         and _QUERY.fullmatch(query)
         and "#" not in query
+        and _RELAY.fullmatch(relay)
         and len(authorization) <= MAX_AUTHORIZATION
         and _AUTHORIZATION.fullmatch(authorization)
     ):
-        raise InputError("a request with this method, target or authorization cannot be signed")
+        raise InputError("a request with this method, target, relay or authorization cannot be signed")
     lines = [f'"@method": {method}', f'"@path": {path}', f'"@query": ?{query}']
-    lines += [f'"{name}": {fields[name]}' for name in _COVERED if name in fields]
+    lines += [f'"{name}": {fields[name]}' for name in (_RELAY_FIELD, *_OPTIONAL) if name in fields]
     lines.append(f'"@signature-params": {parameters}')
     return "\n".join(lines).encode("ascii")
 

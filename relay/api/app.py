@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from typing import Any, Final
 from urllib.parse import parse_qsl
 
@@ -31,10 +31,10 @@ MAX_HEADERS: Final = 64
 class App:
     """The relay as an ASGI application; `stop` ends its streams."""
 
-    def __init__(self, services: Services, routes: tuple[Route, ...]) -> None:
+    def __init__(self, services: Services, routes: tuple[Route, ...], names: Collection[str]) -> None:
         self._services = services
         self._router = Router(routes)
-        self._authenticator = Authenticator(services.sessions, services.now())
+        self._authenticator = Authenticator(services.sessions, names, services.now())
         self._limiter = Limiter(services.config.limits, services.ports.clock)
         self._streams: dict[trio.CancelScope, None] = {}
         self._stopped = False
@@ -142,9 +142,13 @@ class App:
         )
 
 
-def build_app(services: Services, routes: tuple[Route, ...]) -> App:
-    """The application over these services; `routes` is `relay.api.routes.all_routes()`."""
-    return App(services, routes)
+def build_app(services: Services, routes: tuple[Route, ...], names: Collection[str]) -> App:
+    """The application over these services.
+
+    `routes` is `relay.api.routes.all_routes()`; `names` are those by which devices may know this relay (see
+    `RelayAddress.identity`), looked at anew with each request.
+    """
+    return App(services, routes, names)
 
 
 def _check_length(call: Call) -> None:

@@ -7,6 +7,7 @@ the right time.
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Collection
 from typing import Any, Final
 
 from p2psync.errors import AuthenticationError
@@ -32,11 +33,6 @@ class Nonces:
         self._window = started // (2 * MAX_SKEW_S)
         self._seen: tuple[set[bytes], set[bytes]] = (set(), set())
 
-    def check_age(self, signed: Signed, now: int) -> None:
-        """ApiError 401 when a request is stale, or from before this process began, which knows no older nonces."""
-        if abs(now - signed.created) > MAX_SKEW_S or signed.created < self._started:
-            raise unauthorized()
-
     def check_time(self, created: int, now: int) -> None:
         """ApiError 401 when a request is stale, or from before this process began, which knows no older nonces."""
         if abs(now - created) > MAX_SKEW_S or created < self._started:
@@ -59,16 +55,20 @@ class Nonces:
 class Authenticator:
     """Turns the head of a request into its caller."""
 
-    def __init__(self, sessions: Sessions, started: int) -> None:
+    def __init__(self, sessions: Sessions, names: Collection[str], started: int) -> None:
+        """`names`: by which devices may know this relay; they may change while it runs."""
+        self._names = names
         self._sessions = sessions
         self._nonces = Nonces(started)
 
     def check_signature(self, method: str, scope: Any, now: int) -> Signed:
-        """The signature of a request. ApiError 401 when it is missing, wrong or stale."""
+        """The signature of a request. ApiError 401 when it is missing, wrong, stale, or meant for another relay."""
         try:
             signed = verify_request(method, scope["raw_path"], scope["query_string"], scope["headers"])
         except AuthenticationError:
             raise unauthorized() from None
+        if signed.relay not in self._names:
+            raise unauthorized()
         self._nonces.check_time(signed.created, now)
         return signed
 

@@ -16,7 +16,7 @@ from tests.cli.fake import FakeOperations
 from tests.cli.fake_account import ACCOUNT, RECOVERY_KEY
 
 PASSWORD, EMAIL, URL = "correct horse battery", "me@example.org", "https://relay.example/"
-KEY = login_key(PASSWORD, EMAIL)
+KEY = login_key(PASSWORD, EMAIL, "relay.example")
 
 
 @pytest.fixture

@@ -18,15 +18,17 @@ KEYS, OTHER = DeviceKeys(bytes(range(64))), DeviceKeys(bytes(range(64, 128)))
 NONCE = bytes(range(16))
 TOKEN = "Bearer AAECAwQFBgcICQoLDA0ODxAREhMUFRYXGBkaGxwdHh8"
 CREATED = 1_800_000_000
+RELAY = "relay.example"
 BODY = b'{"hello": "world"}'
 PATH, QUERY = "/api/v1/objects/caf%C3%A9", "local_object_id=7&device_id=A"
 
+FIELDS = [b"signature", b"signature-input", b"p2psync-relay", b"content-digest", b"authorization"]
 Headers = list[tuple[bytes, bytes]]
 
 
 def signed(body: bytes = BODY, authorization: str | None = TOKEN) -> Headers:
     fields = sign_request(
-        KEYS, "POST", PATH, QUERY, body=body, authorization=authorization, created=CREATED, nonce=NONCE
+        KEYS, RELAY, "POST", PATH, QUERY, body=body, authorization=authorization, created=CREATED, nonce=NONCE
     )
     return [(name.encode(), value.encode()) for name, value in fields.items()]
 
@@ -49,18 +51,21 @@ def replaced(headers: Headers, name: bytes, value: bytes) -> Headers:
 @pytest.mark.parametrize("authorization", [TOKEN, None])
 def test_round_trip(body: bytes, authorization: str | None) -> None:
     result = verify(signed(body, authorization), body=body)
+    assert result.relay == RELAY
     assert (result.signing_key, result.device_id) == (KEYS.card.signing_key, KEYS.device_id)
     assert (result.created, result.nonce, result.authorization) == (CREATED, NONCE, authorization)
     assert result.body_digest == (hashlib.sha256(body).digest() if body else None)
 
 
 def test_golden_vector() -> None:
-    assert sign_request(KEYS, "POST", PATH, QUERY, body=BODY, authorization=TOKEN, created=CREATED, nonce=NONCE) == {
+    made = sign_request(KEYS, RELAY, "POST", PATH, QUERY, body=BODY, authorization=TOKEN, created=CREATED, nonce=NONCE)
+    assert made == {
+        "p2psync-relay": RELAY,
         "content-digest": "sha-256=:X48E9qOokqqrvdts8nOJRJN3OWDUoyWxBf7kbu9DBPE=:",
         "authorization": TOKEN,
-        "signature-input": 'p2p=("@method" "@path" "@query" "content-digest" "authorization");created=1800000000'
-        ';nonce="AAECAwQFBgcICQoLDA0ODw";keyid="A6EHv_POEL4dcN0Y50vAmWfk1jCbpQ1fHdyGZBJVMbg";tag="p2psync"',
-        "signature": "p2p=:/RcuNLm1t1NmpJeOdCZp4df/SjmagdsppHfvdOGyIQhgOpTPIhKB0CiS4q0Kf3xtbB9Sp1JGYGnYYlJY0/ywDw==:",
+        "signature-input": 'p2p=("@method" "@path" "@query" "p2psync-relay" "content-digest" "authorization")'
+        ';created=1800000000;nonce="AAECAwQFBgcICQoLDA0ODw";keyid="A6EHv_POEL4dcN0Y50vAmWfk1jCbpQ1fHdyGZBJVMbg";tag="p2psync"',
+        "signature": "p2p=:6JQhy8banzQmPyHXhW1JqBRJwNjLPoyZwq/dxbRJIHFfDYEmMsqAUkRyvZGAMWyYXlyt5LUYHtiStcNyOzhJAQ==:",
     }
 
 
@@ -79,7 +84,7 @@ def test_agrees_with_the_standard() -> None:
 @settings(max_examples=400, deadline=None)
 @given(st.data())
 def test_any_changed_byte_is_refused(data: st.DataObject) -> None:
-    """Method, path, query, body, token, digest, time, nonce, key, signature: one byte of one of them is another."""
+    """Method, path, query, relay, body, token, digest, time, nonce, key, signature: one byte of one is another."""
     headers = signed()
     parts = {"method": b"POST", "path": PATH.encode(), "query": QUERY.encode(), "body": BODY}
     parts |= {name.decode(): value for name, value in headers}
@@ -101,7 +106,7 @@ def test_any_changed_byte_is_refused(data: st.DataObject) -> None:
         verify_raw(parts["method"].decode("latin-1"), parts["path"], parts["query"], changed, parts["body"])
 
 
-@pytest.mark.parametrize("name", [b"signature", b"signature-input", b"content-digest", b"authorization"])
+@pytest.mark.parametrize("name", FIELDS)
 def test_nothing_is_left_out_doubled_or_uncovered(name: bytes) -> None:
     headers = signed()
     field = next(pair for pair in headers if pair[0] == name)
@@ -116,13 +121,20 @@ def test_nothing_is_left_out_doubled_or_uncovered(name: bytes) -> None:
             verify([*bare, field], body=b"")
 
 
-@pytest.mark.parametrize("covered", ['"@method" "@path" "@query"', '"@method" "@path" "@query" "authorization"'])
+@pytest.mark.parametrize(
+    "covered",
+    [
+        '"@method" "@path" "@query" "p2psync-relay"',
+        '"@method" "@path" "@query" "p2psync-relay" "authorization"',
+        '"@method" "@path" "@query" "content-digest" "authorization"',
+    ],
+)
 def test_what_is_signed_is_what_is_listed(covered: str) -> None:
     """Signed bytes that hold more than the parameters say would be no signature of the standard."""
     fields = dict(signed())
     given = fields[b"signature-input"].decode()
     parameters = f"({covered})" + given[given.index(")") + 1 :]
-    parts = {name: fields[name.encode()].decode() for name in ("content-digest", "authorization")}
+    parts = {name: fields[name.encode()].decode() for name in ("p2psync-relay", "content-digest", "authorization")}
     signature = KEYS.sign_message(http_signature._signature_base("POST", PATH, QUERY, parts, parameters))
     fields[b"signature-input"] = f"p2p={parameters}".encode()
     fields[b"signature"] = b"p2p=:" + base64.b64encode(signature) + b":"
@@ -152,7 +164,7 @@ def test_there_is_one_encoding_of_everything() -> None:
     fields = dict(headers)
     for name, old, new in (
         (b"signature", b"==:", b"==: "),
-        (b"signature", b"w==:", b"x==:"),
+        (b"signature", b"Q==:", b"R==:"),
         (b"signature-input", b'w";keyid', b'x";keyid'),
         (b"signature-input", b"created=", b"created=0"),
         (b"signature-input", b'"@method" "@path"', b'"@path" "@method"'),
@@ -172,7 +184,7 @@ def test_there_is_one_encoding_of_everything() -> None:
     st.binary(max_size=30),
     st.lists(
         st.tuples(
-            st.sampled_from([b"signature", b"signature-input", b"content-digest", b"authorization", b"cookie"]),
+            st.sampled_from([*FIELDS, b"cookie"]),
             st.binary(max_size=60),
         ),
         max_size=6,
@@ -197,10 +209,13 @@ def test_what_could_be_mistaken_is_not_signed() -> None:
         ("GET", "/", "", "B" * 600),
     ):
         with pytest.raises(InputError):
-            sign_request(KEYS, method, path, query, authorization=authorization, created=CREATED, nonce=NONCE)
+            sign_request(KEYS, RELAY, method, path, query, authorization=authorization, created=CREATED, nonce=NONCE)
     for created, nonce in ((0, NONCE), (10**15, NONCE), (CREATED, b"short")):
         with pytest.raises(InputError):
-            sign_request(KEYS, "GET", "/", created=created, nonce=nonce)
+            sign_request(KEYS, RELAY, "GET", "/", created=created, nonce=nonce)
+    for relay in ("", "a b", 'a\n"@query": ?', "a" * 301):
+        with pytest.raises(InputError):
+            sign_request(KEYS, relay, "GET", "/", created=CREATED, nonce=NONCE)
 
 
 def test_fields_are_bounded_before_they_are_parsed() -> None:

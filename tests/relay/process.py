@@ -13,6 +13,8 @@ from pathlib import Path
 
 import httpx2
 
+from p2psync.protocol.relay_address import parse_relay_address
+
 READY_TIMEOUT = 60.0
 STOP_TIMEOUT = 30.0
 
@@ -59,6 +61,11 @@ class RelayProcess:
             raise AssertionError(f"the relay did not become ready: {self.ready_line!r}\n{self.log.read_text()[-4000:]}")
         self.url = self.ready_line.split()[1]
         self.listen = self.url.removeprefix("https://").partition("/")[0]
+
+    @property
+    def identity(self) -> str:
+        """By what devices know it."""
+        return parse_relay_address(self.url).identity
 
     def resident(self) -> int:
         """Bytes of memory that it takes now."""

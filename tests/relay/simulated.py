@@ -50,7 +50,7 @@ class VirtualRelay:
             secret=b"s" * 32,
         )
         services = build_services(msgspec.structs.replace(Config(), accounts=CHEAP), ports)
-        return build_app(services, all_routes()), services
+        return build_app(services, all_routes(), {ADDRESS.identity}), services
 
     @asynccontextmanager
     async def running(self) -> AsyncIterator[None]:

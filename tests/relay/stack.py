@@ -28,6 +28,8 @@ from relay.ports import Mail, Sessions, StoredBlock
 from relay.services import NANOSECONDS, Ports, Services, build_services
 
 T = TypeVar("T")
+RELAY = "relay.test"
+"""By what devices know the relay."""
 CLIENT_ADDRESS = ("203.0.113.7", 4711)
 
 
@@ -349,6 +351,7 @@ class Client:
         if signed:
             fields |= sign_request(
                 self.keys,
+                RELAY,
                 method,
                 path,
                 query_text,
@@ -421,4 +424,4 @@ def make_stack(database: Database, offload: Offload | None = None, secret: bytes
     )
     services = build_services(config, ports)
     sessions.behind, services.sessions = services.sessions, sessions
-    return Stack(build_app(services, all_routes()), services, sessions, clock)
+    return Stack(build_app(services, all_routes(), {RELAY}), services, sessions, clock)

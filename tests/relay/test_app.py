@@ -14,7 +14,7 @@ from relay.api.auth import MAX_SKEW_S
 from relay.api.limits import network_of
 from relay.api.route import RAW, Auth, Call, Route
 from relay.errors import ApiError
-from tests.relay.stack import Client, Stack
+from tests.relay.stack import RELAY, Client, Stack
 
 ACCOUNT = b"a" * 16
 
@@ -91,7 +91,7 @@ ROUTES = (
 
 @pytest.fixture
 def client(stack: Stack) -> Client:
-    stack.app = build_app(stack.services, ROUTES)
+    stack.app = build_app(stack.services, ROUTES, {RELAY})
     return stack.client(ACCOUNT)
 
 
@@ -128,6 +128,17 @@ async def test_a_request_works_once(client: Client, stack: Stack) -> None:
     assert (await client.send(dict(scope), data)).status == 401
     stack.clock.advance(MAX_SKEW_S)
     assert (await client.send(dict(scope), data)).status == 401
+
+
+async def test_a_request_for_another_relay_is_refused_like_any_other(client: Client, stack: Stack) -> None:
+    """What a hostile relay is told is worth nothing elsewhere, also with its name changed on the way."""
+    stack.app = build_app(stack.services, ROUTES, {"other.test"})
+    refused = await client.post("/sum", Sum([1]))
+    stranger = await stack.client().post("/sum", Sum([1]))
+    assert (refused.status, refused.body) == (401, stranger.body)
+    assert (await client.post("/sum", Sum([1]), headers={"p2psync-relay": "other.test"})).status == 401
+    stack.app = build_app(stack.services, ROUTES, {RELAY, "other.test"})
+    assert (await client.post("/sum", Sum([1]))).status == 200
 
 
 async def test_a_body_must_be_the_one_that_was_signed(client: Client) -> None:

@@ -20,7 +20,7 @@ from relay.api.routes import all_routes
 from relay.config import Limits, Log, Metrics, Secret
 from relay.errors import ApiError
 from relay.logs import configure_logging, get_logger
-from tests.relay.stack import Client, ManualClock, Stack
+from tests.relay.stack import RELAY, Client, ManualClock, Stack
 
 LIMITS = Limits(standard_per_account=3, standard_per_address=5, sensitive_per_account=1)
 
@@ -76,7 +76,7 @@ def test_memory_is_bounded_and_who_is_whole_is_forgotten_first() -> None:
 def strict(stack: Stack) -> Stack:
     """A stack with `LIMITS`."""
     stack.services.config = msgspec.structs.replace(stack.services.config, limits=LIMITS)
-    stack.app = build_app(stack.services, all_routes())
+    stack.app = build_app(stack.services, all_routes(), {RELAY})
     return stack
 
 
@@ -166,7 +166,7 @@ def test_logs_are_json_lines_without_secrets(logs: Callable[[], list[dict[str, o
 
 
 async def test_the_access_log_has_no_names(logs: Callable[[], list[dict[str, object]]], stack: Stack) -> None:
-    stack.app = build_app(stack.services, all_routes())
+    stack.app = build_app(stack.services, all_routes(), {RELAY})
     client = stack.client(b"a" * 16)
     await client.get("/api/v1/account/devices", query={"secret-field": "secret-value"})
     await client.get("/secret-path")

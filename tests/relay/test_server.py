@@ -26,7 +26,7 @@ from relay.config import Server as Settings
 from relay.db.database import IN_MEMORY, database_from_url
 from relay.server import MAX_HEAD, Forward, Gate, Server, TlsStream
 from relay.tls import FORWARD_ALPN, Certificate, find_certificate, make_context
-from tests.relay.stack import Inline, make_stack
+from tests.relay.stack import RELAY, Inline, make_stack
 
 MIB = 1 << 20
 DOWNLOAD = 20 * MIB
@@ -108,7 +108,7 @@ def running(tmp_path: Path) -> Iterator[Run]:
         config = Settings(**{"drain_s": 5, **settings})  # type: ignore[arg-type]
         certificate = find_certificate(config, tmp_path / "tls", "127.0.0.1")
         context = make_context(certificate, forwarding=forward is not None)
-        server = Server(build_app(stack.services, ROUTES), context, config, forward)
+        server = Server(build_app(stack.services, ROUTES, {RELAY}), context, config, forward)
         listeners = await trio.open_tcp_listeners(0, host="127.0.0.1")
         relay = Running(server, listeners[0].socket.getsockname()[1], certificate.chain, trio.Event())
         with trio.fail_after(60):

@@ -31,6 +31,7 @@ async def send(
     content = b"" if body is None else msgspec.json.encode(body)
     fields = sign_request(
         KEYS,
+        "localhost",
         method,
         path,
         body=content,

@@ -72,7 +72,7 @@ class Person:
 
     def _login_key(self) -> bytes:
         password = self._text("password")
-        key = login_key(password, self.email)
+        key = login_key(password, self.email, self.relay.identity)
         self.search.plant(key, "a login key")
         return key
 

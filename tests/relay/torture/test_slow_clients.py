@@ -103,6 +103,7 @@ def head(device: Device, method: str, chunk: bytes, size: int = 0) -> bytes:
     path, query = f"/api/v1/chunks/{chunk.hex()}", f"folder={format_folder_id(FOLDERS[0])}"
     fields = sign_request(
         device.keys,
+        device.relay.identity,
         method,
         path,
         query,
