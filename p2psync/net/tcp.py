@@ -11,13 +11,14 @@ import os
 import socket as stdlib_socket
 from collections.abc import Iterator
 from contextlib import contextmanager
-from ipaddress import IPv6Address
+from ipaddress import IPv6Address, ip_address
 from typing import Any
 
 import structlog
 import trio
 from trio import socket
 
+from p2psync.errors import InputError
 from p2psync.net.addresses import Address, format_address, parse_address, parse_peer_address
 from p2psync.ports import StreamListener
 
@@ -170,6 +171,48 @@ class TcpNetwork:
             stream.socket.close()
             raise _named(error, wanted) from error
 
+    async def meet(self, address: str, port: int) -> TcpStream:
+        """Connect to IP:PORT from our own `port`, while the other side does the same from there.
+
+        Two routers that let nobody in each take the other's first packet for an answer to their own (RFC 5382 section
+        5, REQ-2); the two machines then open one connection together (RFC 9293 section 3.5, "simultaneous open").
+
+        Raises:
+            InputError: `address` is malformed, or no numbers.
+            OSError: it cannot be reached, or is connected from this port already; the text names the address. The
+                caller sets the timeout.
+        """
+        wanted = parse_peer_address(address)
+        family, anywhere = _family(wanted)
+        sock = socket.socket(family, socket.SOCK_STREAM)
+        try:
+            sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            _share_port(sock)
+            await sock.bind((anywhere, port))
+            await sock.connect((wanted.host, wanted.port))
+            return TcpStream(sock, _sockaddr_text(sock.getpeername()))
+        except OSError as error:
+            sock.close()
+            raise _named(error, wanted) from error
+        except BaseException:
+            sock.close()
+            raise
+
+
+def _family(wanted: Address) -> tuple[int, str]:
+    """Which protocol an address of numbers belongs to, and what every interface is called there."""
+    try:
+        version = ip_address(wanted.host).version
+    except ValueError:
+        raise InputError(f"{wanted} is a name; only an address of numbers can be met at") from None
+    return (socket.AF_INET, "0.0.0.0") if version == 4 else (socket.AF_INET6, "::")  # noqa: S104
+
+
+def _share_port(sock: socket.SocketType | stdlib_socket.socket) -> None:
+    """Let further sockets of this user that ask for it connect from the same port."""
+    if hasattr(socket, "SO_REUSEPORT"):
+        sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
+
 
 def _listen_everywhere(wanted: Address) -> TcpListener:
     try:
@@ -198,6 +241,8 @@ def _bound_socket(family: int, sockaddr: tuple[Any, ...], wanted: Address, *, v6
             plain.setsockopt(stdlib_socket.IPPROTO_IPV6, stdlib_socket.IPV6_V6ONLY, int(v6_only))
         plain.bind(sockaddr)
         plain.listen(BACKLOG)
+        # Only now: while binding it would let a second node listen on the same port.
+        _share_port(plain)
         plain.setblocking(False)
         return socket.from_stdlib_socket(plain)
     except OSError as error:

@@ -56,6 +56,13 @@ class Network(Protocol):
         """Connect to HOST:PORT. OSError when it cannot; the caller sets the timeout."""
         ...
 
+    async def meet(self, address: str, port: int) -> ByteStream:
+        """Connect to IP:PORT from our own `port`, on which we may listen, while the other side does the same.
+
+        Who is not ready yet may be reached where it listens. OSError when it cannot; the caller sets the timeout.
+        """
+        ...
+
 
 class FrameChannel(Protocol):
     """An authenticated, encrypted, ordered channel of frames to one device."""

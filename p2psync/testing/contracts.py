@@ -454,6 +454,28 @@ class NetworkContract:
         for thing in (near, far, listener):
             await thing.aclose()
 
+    async def test_meeting_from_the_port_that_we_listen_on(self, network: Network) -> None:
+        """Who is not meeting us is reached where it listens, and sees our own port; ours goes on listening."""
+        [ours], [theirs] = [await network.listen("127.0.0.1:0") for _ in range(2)]
+        port = int(_dialable(ours).rpartition(":")[2])
+        with trio.fail_after(PATIENCE_S):
+            near = await network.meet(_dialable(theirs), port)
+            far = await theirs.accept()
+            assert near.remote.rpartition(":")[2] == _dialable(theirs).rpartition(":")[2]
+            assert far.remote.rpartition(":")[2] == str(port)
+            await near.send_all(b"hello")
+            assert await far.receive_into(memoryview(bytearray(10))) == 5
+            other = await network.dial(_dialable(ours))
+            accepted = await ours.accept()
+        for thing in (near, far, other, accepted):
+            await thing.aclose()
+        await theirs.aclose()
+        with trio.fail_after(PATIENCE_S), pytest.raises(ConnectionRefusedError):
+            await network.meet(_dialable(theirs), port)
+        with fails(errno.EADDRINUSE):
+            await network.listen(_dialable(ours))
+        await ours.aclose()
+
     async def test_nobody_listens(self, network: Network) -> None:
         """Dialling fails with OSError; an address in use cannot be listened on; a closed listener accepts nothing."""
         [listener] = await network.listen("127.0.0.1:0")

@@ -444,13 +444,11 @@ class SimNetwork:
     async def _reach(self, source: HostNetwork, target: HostNetwork, where: str, passes: Callable[[], bool]) -> None:
         """Let a first packet get to a host that lets it pass, and its answer back; OSError when that takes too long."""
         there, back = self.link(source.name, target.name), self.link(target.name, source.name)
-        arrived = False
         with trio.move_on_after(DIAL_TIMEOUT_S):
-            while not (there.cut_since is None and back.cut_since is None and passes()):
+            while there.cut_since is not None or back.cut_since is not None or not passes():
                 await self.changed.park()
             await trio.sleep(there.latency_s + back.latency_s)
-            arrived = True
-        if not arrived or there.cut_since is not None or back.cut_since is not None:
+        if there.cut_since is not None or back.cut_since is not None or not passes():
             raise oserror(errno.ETIMEDOUT, where.encode())
 
     def _connect_to_listener(self, source: HostNetwork, source_port: int, target: HostNetwork, port: int) -> SimStream:

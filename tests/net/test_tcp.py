@@ -232,3 +232,20 @@ async def test_link_local_remote_keeps_its_interface() -> None:
     assert near.remote == listener.addresses[0]
     assert far.remote.startswith(f"[{host}]:")
     await close(listener, near, far)
+
+
+async def test_a_name_cannot_be_met_at() -> None:
+    with pytest.raises(InputError, match="only an address of numbers"):
+        await TcpNetwork().meet("localhost:80", 0)
+
+
+@needs_ipv6
+async def test_meeting_over_ipv6() -> None:
+    network = TcpNetwork()
+    [ours], [theirs] = await network.listen("[::1]:0"), await network.listen("[::]:0")
+    port = int(ours.addresses[0].rpartition(":")[2])
+    with trio.fail_after(5):
+        near = await network.meet(f"[::1]:{theirs.addresses[1].rpartition(':')[2]}", port)
+        far = await theirs.accept()
+    assert far.remote == f"[::1]:{port}"
+    await close(near, far, ours, theirs)

@@ -143,3 +143,55 @@ def test_discovery_reaches_whom_it_can() -> None:
             nursery.cancel_scope.cancel()
 
     run_deterministic(1, main)
+
+
+def test_who_is_behind_a_guard_is_reached_only_by_whom_it_meets() -> None:
+    async def main() -> None:
+        network, a, b = world()
+        [listener] = await b.listen(":80")
+        [_] = await a.listen(":90")
+        for name in "ab":
+            network.guard(name)
+        started = trio.current_time()
+        for way in (a.dial("b:80"), a.meet("b:80", 90)):
+            with pytest.raises(TimeoutError):
+                await way
+        assert trio.current_time() - started == pytest.approx(2 * DIAL_TIMEOUT_S)
+        streams: dict[str, SimStream] = {}
+
+        async def meet(host: HostNetwork, address: str, port: int, after: float) -> None:
+            await trio.sleep(after)
+            streams[host.name] = await host.meet(address, port)
+
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(meet, a, "b:80", 90, 0.0)
+            nursery.start_soon(meet, b, "a:90", 80, 3.0)
+        assert streams["a"].remote == f"{b.address}:80"
+        assert streams["b"].remote == f"{a.address}:90"
+        await streams["a"].send_all(b"hello")
+        assert await receive(streams["b"]) == b"hello"
+        with trio.move_on_after(1) as scope:
+            await listener.accept()
+        assert scope.cancelled_caught
+
+    run_deterministic(1, main)
+
+
+def test_a_meeting_that_one_side_leaves_is_none() -> None:
+    async def main() -> None:
+        network, a, b = world()
+        for name in "ab":
+            network.guard(name)
+        network.link("a", "b").latency_s = 2.0
+
+        async def leave() -> None:
+            with trio.move_on_after(1):
+                await b.meet("a:90", 80)
+
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(leave)
+            with pytest.raises(TimeoutError):
+                await a.meet("b:80", 90)
+        assert network.reset() == 0
+
+    run_deterministic(1, main)
