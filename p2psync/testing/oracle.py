@@ -156,6 +156,11 @@ class Oracle:
             if known.unshared == device:
                 known.unshared = None
 
+    def lost_track(self, device: str, contents: Iterable[bytes]) -> None:
+        """A device does not know any more whose these contents are that it shows: it may publish them as its own."""
+        for content in contents:
+            self._shared(device, content)
+
     def discarded(self, contents: Iterable[bytes]) -> None:
         """A person destroyed what was kept of these contents, outside the visible tree: they may be lost."""
         for content in contents:

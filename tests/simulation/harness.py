@@ -138,7 +138,9 @@ class Host:
 
     def lose_track(self) -> None:
         """Without its index, or with an old one, a node cannot tell what somebody changed from older versions."""
-        self.touched.update(tree(self.top))
+        shown = tree(self.top)
+        self.touched.update(shown)
+        self.story.oracle.lost_track(self.device.name, (entry.content for entry in shown.values()))
 
     def order(self, what: str) -> None:
         """Have the keeper do something soon."""

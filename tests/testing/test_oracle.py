@@ -218,6 +218,17 @@ def test_what_a_reader_writes_stays_there_unless_others_write_the_same() -> None
     assert verdict(oracle, trees) == []
 
 
+def test_who_has_lost_track_may_publish_what_came_from_a_reader() -> None:
+    oracle = Oracle()
+    oracle.mute("b")
+    wrote(oracle, "b", b"one")
+    trees = {"a": shows(f=b"one"), "b": shows(f=b"one")}
+    oracle.lost_track("b", [content_id(b"one")])
+    assert verdict(oracle, trees) == ["roles"]
+    oracle.lost_track("a", [content_id(b"one")])
+    assert verdict(oracle, trees) == []
+
+
 def test_what_a_power_cut_leaves_is_no_readers_own() -> None:
     oracle = Oracle()
     oracle.mute("b")
