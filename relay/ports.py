@@ -6,7 +6,6 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Iterable, Iterator
-from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -85,23 +84,11 @@ class Sessions(Protocol):
         ...
 
 
-class Wakeup(Protocol):
-    """One listener's bell."""
-
-    async def wait(self) -> None:
-        """Return at once when it rang since the last call, else when it rings. The caller sets the time limit."""
-        ...
-
-
 class Wakeups(Protocol):
     """Tells listeners that a topic has news; what they are stands in the database, so a lost one is harmless."""
 
     def wake(self, topics: Iterable[bytes]) -> None:
         """Ring the bell of everyone who listens to any of these; call it after the commit."""
-        ...
-
-    def listen(self, topics: Collection[bytes]) -> AbstractContextManager[Wakeup]:
-        """A bell for these topics, for as long as the context lasts."""
         ...
 
 

@@ -79,6 +79,7 @@ async def _serve(config: Config, data: DataDirectory) -> None:
         with trio.open_signal_receiver(signal.SIGTERM, signal.SIGINT, signal.SIGHUP) as signals:
             async with trio.open_nursery() as nursery:
                 nursery.start_soon(services.run)
+                nursery.start_soon(services.mailbox.watch.run)
                 reload = functools.partial(_reload, certificate, context, names, config.server.url)
                 nursery.start_soon(_obey, signals, reload, stop)
                 nursery.start_soon(_stop_forwarding, forwarder, stop)

@@ -66,7 +66,7 @@ class MailboxOperations(AccountOperations):
             return
         stored = self.account.stored
         if self._news is None and self.connections is not None:
-            self._news = RelayNews(lambda: self.account.client)
+            self._news = RelayNews(lambda: self.account.client, self._try_mailboxes_again)
             self.connections.start_soon(self._news.run)
         for folder in self.synchronizer.folders.values():
             policy = policies.get(format_folder_id(folder.id), Policy.NEVER)

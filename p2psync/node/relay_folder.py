@@ -13,6 +13,8 @@ from p2psync.errors import ConnectionLost, P2PSyncError, ProtocolError, RelayRef
 from p2psync.model.hashing import labelled
 from p2psync.model.ids import FolderId
 from p2psync.net.relay_client import RelayClient
+from p2psync.net.relay_news import News
+from p2psync.protocol.relay_api import EventKind
 from p2psync.sync.mailbox.service import (
     ChunksMissing,
     Contradicted,
@@ -41,9 +43,12 @@ def relay_name(account_id: bytes) -> bytes:
 class RelayNews:
     """Hears of everything new at the relay, on one connection for all folders."""
 
-    def __init__(self, client: Callable[[], RelayClient]) -> None:
-        """`client` gives the account's client; StateError while there is none."""
+    def __init__(self, client: Callable[[], RelayClient], on_room: Callable[[], None]) -> None:
+        """`client` gives the account's client, StateError while there is none; `on_room` hears that the account may
+        have more room than it had.
+        """
         self._client = client
+        self._on_room = on_room
         self._pulses: dict[bytes, Pulse] = {}
 
     def of(self, folder: bytes) -> Pulse:
@@ -56,15 +61,21 @@ class RelayNews:
             try:
                 async with self._client().news.subscribe() as news:
                     async for item in news:
-                        if item.reset:
-                            for pulse in self._pulses.values():
-                                pulse.fire()
-                        elif item.event is not None and item.event.folder_id in self._pulses:
-                            self._pulses[item.event.folder_id].fire()
+                        self._tell(item)
             except (P2PSyncError, ExceptionGroup) as error:
                 if not isinstance(cause(error), P2PSyncError):
                     raise
             await trio.sleep(_AGAIN_S)
+
+    def _tell(self, item: News) -> None:
+        event = item.event
+        if item.reset:
+            for pulse in self._pulses.values():
+                pulse.fire()
+        elif event is not None and event.folder_id in self._pulses:
+            self._pulses[event.folder_id].fire()
+        if item.reset or (event is not None and event.kind is EventKind.QUOTA):
+            self._on_room()
 
 
 class RelayFolder:

@@ -12,6 +12,7 @@ from sqlalchemy import Connection, delete, select
 from p2psync.membership.sigchain import DeviceKind
 from p2psync.model.ids import DeviceId
 from relay.accounts import billing, sessions, throttle
+from relay.accounts.administration import find_account, grant_plan
 from relay.accounts.billing import Subscribed
 from relay.accounts.chain import append_link, count_devices, read_chain, read_link
 from relay.accounts.context import Context
@@ -170,6 +171,17 @@ class Accounts:
         account_id = await self._context.database.write(work)
         if account_id is not None:
             self._context.committed(account_id)
+
+    async def grant(self, email: str, plan: str, now: int) -> None:
+        """Put an account on a plan without billing, or on `FREE`. InputError when there is no such account or plan."""
+
+        def work(c: Connection) -> bytes:
+            account_id = find_account(c, email)
+            grant_plan(c, self.plans, account_id, plan)
+            self._changed(c, account_id, now)
+            return account_id
+
+        self._context.committed(await self._context.database.write(work))
 
     def _changed(self, c: Connection, account_id: bytes, now: int) -> None:
         for hook in self._context.hooks.changed:

@@ -135,14 +135,10 @@ def set_user_plan(
     config: ConfigOption = None,
 ) -> None:
     """Put an account on a plan, without billing."""
-    from relay.accounts.administration import find_account, grant_plan
     from relay.accounts.plans import FREE
 
-    async def work(services: Services) -> None:
-        name = FREE if plan == "free" else plan
-        await services.database.write(lambda c: grant_plan(c, services.accounts.plans, find_account(c, email), name))
-
-    _run(config, data, work)
+    name = FREE if plan == "free" else plan
+    _run(config, data, lambda services: services.accounts.grant(email, name, services.now()))
 
 
 @app.command()

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable, Iterator
-from contextlib import contextmanager
+from collections.abc import Iterable, Mapping
 
 import trio
 
@@ -13,6 +12,8 @@ class Bell:
 
     def __init__(self) -> None:
         self._rang = trio.Event()
+        self.read = 0
+        """Up to which number its listener has read the news."""
 
     def ring(self) -> None:
         """Wake the listener, now or when it waits the next time."""
@@ -36,15 +37,12 @@ class Hub:
             for bell in self._listeners.get(topic, ()):
                 bell.ring()
 
-    @contextmanager
-    def listen(self, topics: Collection[bytes]) -> Iterator[Bell]:
-        """A bell for these topics, for as long as the context lasts."""
-        bell = Bell()
-        self.add(bell, topics)
-        try:
-            yield bell
-        finally:
-            self.remove(bell, topics)
+    def catch_up(self, newest: Mapping[bytes, int]) -> None:
+        """Topics have news up to these numbers: ring for everyone who has not read so far."""
+        for topic, number in newest.items():
+            for bell in self._listeners.get(topic, ()):
+                if bell.read < number:
+                    bell.ring()
 
     def add(self, bell: Bell, topics: Iterable[bytes]) -> None:
         """Let a bell ring for these topics too."""

@@ -22,6 +22,7 @@ from relay.mailbox.hub import Hub
 from relay.mailbox.snapshots import StoredSnapshot
 from relay.mailbox.subscriptions import NANOSECONDS, Subscriptions
 from relay.mailbox.tables import take_numbers
+from relay.mailbox.watch import Watch
 
 SWEEP_EVERY_S: Final = 3600.0
 
@@ -49,6 +50,7 @@ class Mailbox:
         chunks: Chunks,
     ) -> None:
         self.hub = Hub()
+        self.watch = Watch(database, self.hub)
         self.subscriptions = Subscriptions(database, clock, self.hub)
         self._database = database
         self._clock = clock

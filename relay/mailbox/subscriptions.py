@@ -166,7 +166,7 @@ class Subscription:
             )
             found = await self._database.read(question)
             if found.audiences == self._audiences:
-                self.cursor = found.batch.cursor
+                self.cursor = self._bell.read = found.batch.cursor
                 return found.batch
             # News of a folder that was not listened to may have come before its bell was hung: read again.
             self._hub.add(self._bell, found.audiences - self._audiences)

@@ -120,7 +120,7 @@ events = Table(
     metadata,
     Column("audience", LargeBinary(16), primary_key=True, comment="a folder or an account"),
     Column("topic", LargeBinary(128), primary_key=True, comment="a newer event about the same takes its place"),
-    Column("event_id", BigInteger, nullable=False),
+    Column("event_id", BigInteger, nullable=False, index=True),
     Column("device_id", LargeBinary(32), comment="the only one it is for"),
     Column("created", BigInteger, nullable=False, index=True),
     Column("expires", BigInteger, nullable=False, index=True),

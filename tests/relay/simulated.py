@@ -21,7 +21,7 @@ from relay.api.routes import all_routes
 from relay.config import Config
 from relay.db.database import IN_MEMORY, database_from_url
 from relay.db.metadata import metadata
-from relay.services import Ports, build_services
+from relay.services import Ports, Services, build_services
 from tests.relay.stack import CHEAP, Inline, ManualClock, MemoryMailer, MemoryStore
 
 ADDRESS = RelayAddress("relay.test", 443, bytes(32))
@@ -30,34 +30,38 @@ ADDRESS = RelayAddress("relay.test", 443, bytes(32))
 class VirtualRelay:
     """What a relay has on its disk, and its process, which can be ended and started again."""
 
-    def __init__(self, seed: int = 0) -> None:
+    def __init__(self, seed: int = 0, config: Config = Config()) -> None:  # noqa: B008
         all_routes()  # importing the handlers imports every table
         self.mailer = MemoryMailer()
         self.line = SimRelay(random.Random(f"{seed} line"))
         self._rng = SimRng(f"{seed} relay")
         self._database = database_from_url(IN_MEMORY, Inline(), self._rng)
         metadata.create_all(self._database.engine)
-        self._store = MemoryStore(ManualClock())
+        self._config = msgspec.structs.replace(config, accounts=CHEAP)
+        self.store = MemoryStore(ManualClock())
+        self.services: Services | None = None
+        """Of the process that runs."""
 
-    def app(self) -> tuple[App, object]:
+    def app(self) -> tuple[App, Services]:
         ports = Ports(
             clock=SimClock(),
             rng=self._rng,
             offload=Inline(),
             database=self._database,
             mailer=self.mailer,
-            store=self._store,
+            store=self.store,
             secret=b"s" * 32,
         )
-        services = build_services(msgspec.structs.replace(Config(), accounts=CHEAP), ports)
+        services = build_services(self._config, ports)
         return build_app(services, all_routes(), {ADDRESS.identity}), services
 
     @asynccontextmanager
     async def running(self) -> AsyncIterator[None]:
         """Up for as long as the block lasts."""
         app, services = self.app()
+        self.services = services
         async with trio.open_nursery() as nursery:
-            nursery.start_soon(services.run)  # type: ignore[attr-defined]
+            nursery.start_soon(services.run)
             self.line.start(app)
             yield
             self.line.stop()

@@ -24,6 +24,7 @@ from p2psync.net.relay_client import RelayClient
 from p2psync.node import init, open_offline
 from p2psync.node.world import real_world
 from p2psync.protocol.relay_address import parse_relay_address
+from p2psync.protocol.relay_api import EventKind
 from tests.relay.process import RelayProcess
 from tests.relay.simulated import device
 
@@ -145,4 +146,16 @@ async def test_news_and_calls_outlive_a_killed_relay(relay_process: RelayProcess
             async for step in news:
                 assert step.cursor >= first.cursor
                 if step.event is not None and step.event.folder_id == FOLDER:
+                    break
+
+
+async def test_a_plan_set_by_the_operator_is_news_at_once(relay_process: RelayProcess) -> None:
+    """The operator's commands are another process."""
+    async with signed_up(relay_process) as client, client.news.subscribe() as news:
+        await news.receive()
+        done = await trio.to_thread.run_sync(relay_process.run, "admin", "plans", "set", EMAIL, "free")
+        assert done.returncode == 0, done.stderr
+        with trio.fail_after(10):
+            async for step in news:
+                if step.event is not None and step.event.kind is EventKind.QUOTA:
                     break
