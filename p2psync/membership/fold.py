@@ -105,6 +105,22 @@ class Membership:
         """Whether the device was a member and is none any more."""
         return DeviceId(device) in self.former
 
+    def was_removed(self, device: bytes) -> bool:
+        """Whether somebody has ever removed the device, even if it was let in again since."""
+        return any(isinstance(link.action, Remove) for link in self._counting(device))
+
+    def was_revoked(self, device: bytes) -> bool:
+        """Whether somebody has ever taken rights from the device."""
+        return any(link.revokes for link in self._counting(device))
+
+    def inviters(self, device: bytes) -> list[DeviceId]:
+        """Who has let the device in, itself where it has founded the folder."""
+        joined = (link.author for link in self._counting(device) if isinstance(link.action, Genesis | Add))
+        return list(dict.fromkeys(joined))
+
+    def _counting(self, device: bytes) -> list[Link]:
+        return [node.link for node in self._graph.about(device) if node.valid]
+
     def may_read(self, device: bytes) -> bool:
         """Whether the device may be given records and content in the clear."""
         return (self.role(device) or 0) >= Role.VIEWER

@@ -141,6 +141,10 @@ class LinkGraph:
                 return
         raise AuthenticationError("a membership link is signed by a device that may not sign one")
 
+    def about(self, device: bytes) -> list[Node]:
+        """Links that change a device's membership, in the order that all devices share."""
+        return list(self._about.get(DeviceId(device), ()))
+
     # ── verdicts ────────────────────────────────────────────────────────────────────────────────────────────────────
     def ordered(self) -> list[Node]:
         """Every link, ancestors first, in the same order on every device."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from dataclasses import dataclass, field
 from functools import cached_property, partial
 from typing import Protocol
@@ -126,6 +126,9 @@ class FolderContext:
     card_of: Callable[[bytes], DeviceCard | None] = lambda device: None
     """The card of a device this one has met, for members whose links bring none."""
 
+    on_paper: Callable[[], Collection[DeviceId]] = tuple
+    """Members that are printed keys, as far as is known here: nobody waits for them."""
+
     awaiting_records: bool = False
     """Records were lost with a damaged index: what no record is known of is published once the peers had their say."""
 
@@ -157,6 +160,11 @@ class FolderContext:
         """Whether the open tree still is the folder; to be asked again before anything missing is believed. Blocks."""
         place = load_place(self.index)
         return marker.check(self.root, place.marker(self.folder), root_identity(place, self.root))
+
+    def others(self) -> list[DeviceId]:
+        """Members that may come here: neither this device nor a key on paper."""
+        paper = self.on_paper()
+        return [device for device in self.membership.members if device != self.device and device not in paper]
 
     @property
     def device(self) -> DeviceId:

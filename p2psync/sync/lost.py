@@ -141,7 +141,7 @@ class LostContents:
     # ── what is lost ────────────────────────────────────────────────────────────────────────────────────────────────
     @property
     def _alone(self) -> bool:
-        return len(self._context.membership.members) == 1
+        return not self._context.others()
 
     def _find(self) -> list[Lost]:
         """Wanted contents that nobody had when they were last asked for."""
@@ -202,8 +202,7 @@ class LostContents:
     async def _let_go(self, found: Sequence[Lost]) -> None:
         """Give up what every member has lacked for long enough."""
         now = trio.current_time()
-        heard = {self._context.device, *self._exchanges}
-        everyone = all(device in heard for device in self._context.membership.members) and self.agreed()
+        everyone = all(device in self._exchanges for device in self._context.others()) and self.agreed()
         lacked = [lost for lost in found if lost.nowhere and everyone]
         self._since = {lost.record: self._since.get(lost.record, now) for lost in lacked}
         due = [lost for lost in lacked if now >= self._since[lost.record] + self._delay(lost)]
@@ -217,7 +216,8 @@ class LostContents:
         membership = self._context.membership
         heir = self._author(lost)
         if heir is None or not membership.may_edit(heir):
-            heir = min((device for device in membership.members if membership.may_edit(device)), default=None)
+            may_come = (self._context.device, *self._context.others())
+            heir = min((device for device in may_come if membership.may_edit(device)), default=None)
         return AUTHOR_DELAY if heir == self._context.device else float("inf")
 
     def agreed(self) -> bool:

@@ -60,7 +60,7 @@ def mend(context: FolderContext, distrusted: frozenset[bytes] = frozenset()) -> 
     def restore(writer: Writer) -> None:
         for encoded in context.membership.encoded_links():
             writer.add_link(decode_link(encoded).hash, encoded)
-        if FETCHED & {finding.code for finding in dropped} and len(context.membership.members) > 1:
+        if FETCHED & {finding.code for finding in dropped} and context.others():
             rot.await_records(writer, wanted=True)
         # Damage is not to be taken for what a crash left unwritten, so what is there counts as durable.
         rot.keep_durable(writer, rot.Durable(writer.sequence(), writer.clock()))

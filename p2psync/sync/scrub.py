@@ -158,7 +158,7 @@ class Scrubber:
 
     def _given_up(self) -> list[RelPath]:
         """Torn files whose content everybody who is connected lacks, or has none to be asked for it."""
-        alone = len(self._context.membership.members) == 1
+        alone = not self._context.others()
         if not alone and not self._all_lack_something():
             return []
         given_up = []
@@ -291,7 +291,7 @@ class Scrubber:
     async def announce_anew(self) -> list[RelPath]:
         """Publish again what this device had published and no record says any more, if the peers had their chance."""
         context = self._context
-        if not self.agreed() and len(context.membership.members) > 1:
+        if not self.agreed() and context.others():
             return []
         async with context.commit_lock:
             paths = await context.world.offload.run(lambda: mending.announce_anew(context))

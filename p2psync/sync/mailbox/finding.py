@@ -18,7 +18,7 @@ from p2psync.ports import Offload
 from p2psync.protocol import codec
 from p2psync.protocol import messages as m
 from p2psync.protocol.mailbox import Entry, EntryKind, decode_entry, decode_snapshot
-from p2psync.sync.mailbox.service import MailboxService
+from p2psync.sync.mailbox.service import MailboxService, MailboxUnavailable
 from p2psync.sync.mailbox.snapshots import Assembler
 
 MAX_ENTRIES = 10_000
@@ -46,6 +46,8 @@ async def find_folder(service: MailboxService, keys: DeviceKeys, folder: FolderI
     await _read_snapshot(service, finder, offload)
     after = 0
     while len(finder.waiting) < MAX_ENTRIES and (page := await service.read(after)).entries:
+        if page.entries[-1][0] <= after:
+            raise MailboxUnavailable("its feed is not in order")
         after = page.entries[-1][0]
         await offload.run(partial(finder.take_entries, [data for _, data in page.entries]))
     return await offload.run(finder.conclude)

@@ -278,12 +278,8 @@ class Mailbox:
 
     def _absent(self) -> list[DeviceId]:
         """Members who read and are not connected."""
-        membership = self._context.membership
-        return [
-            device
-            for device in membership.members
-            if membership.may_read(device) and device != self._context.device and device not in self._exchanges
-        ]
+        context = self._context
+        return [d for d in context.others() if context.membership.may_read(d) and d not in self._exchanges]
 
     def _may_post(self) -> bool:
         return self.policy is Policy.ALWAYS or (self.policy is Policy.OFFLINE and bool(self._absent()))

@@ -274,7 +274,7 @@ class FeedReader:
 
     def _show_freshness(self) -> None:
         context, journal = self._context, self._journal
-        others = any(context.membership.may_read(d) for d in context.membership.members if d != context.device)
+        others = any(context.membership.may_read(device) for device in context.others())
         since = journal.chains.stale_since(journal.now, journal.row.joined) if others else None
         if since is None:
             self._told.clear(troubles.STALE)
