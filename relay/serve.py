@@ -65,6 +65,8 @@ def _raise_file_limit(connections: int) -> None:
 async def _serve(config: Config, data: DataDirectory) -> None:
     with composed(config, data) as services:
         await services.ports.offload.run(lambda: upgrade(services.database.engine))
+        if not config.database.url:  # then the lock on the directory says that no other process uses it
+            await services.blocks.end_interrupted()
         host, port = parse_listen(config.server.listen)
         name = socket.gethostname() if host in EVERY_INTERFACE else host
         certificate = find_certificate(config.server, data.tls, name)

@@ -156,7 +156,11 @@ class Ledger:
 
     def expire(self, c: Connection, now: int) -> int:
         """Release reservations whose time is over, at most `EXPIRY_BATCH`; returns how many."""
-        return self._expire(c, now, true())
+        return self._release(c, reservations.c.expires <= now)
+
+    def release_all(self, c: Connection) -> int:
+        """Release every reservation, at most `EXPIRY_BATCH`; returns how many. Their uploads can no longer end."""
+        return self._release(c, true())
 
     # ── what is in the database itself ──────────────────────────────────────────────────────────────────────────────
     def charge(self, c: Connection, account_id: bytes, size: int, now: int) -> None:
@@ -206,16 +210,16 @@ class Ledger:
         if size <= limits.bytes:
             # There may have been no row yet, or what is in the way is promised to uploads that were given up.
             insert_if_missing(c, account_usage, account_id=account_id, used=0, reserved=0)
-            self._expire(c, now, reservations.c.account_id == account_id)
+            self._release(c, (reservations.c.account_id == account_id) & (reservations.c.expires <= now))
             if c.execute(statement, given).rowcount:
                 return
         raise over_quota(self.usage(c, account_id), limits, size)
 
-    def _expire(self, c: Connection, now: int, whose: ColumnElement[bool]) -> int:
+    def _release(self, c: Connection, which: ColumnElement[bool]) -> int:
         # In one order of accounts, so that two of these cannot wait for each other.
         due = c.execute(
             select(reservations.c.account_id, reservations.c.reservation_id)
-            .where(reservations.c.expires <= now, whose)
+            .where(which)
             .order_by(reservations.c.account_id, reservations.c.reservation_id)
             .limit(EXPIRY_BATCH)
         ).all()

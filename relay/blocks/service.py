@@ -153,6 +153,19 @@ class Blocks:
             except (ApiError, OSError) as error:
                 _LOG.warning("an upload's rest is left for the collector", reason=str(error))
 
+    async def end_interrupted(self) -> int:
+        """Release what uploads of an earlier process were promised; how many. ApiError 503.
+
+        Only before the first upload, and where no other process serves this database: their uploads could not end. Else
+        promises are over when their time is up.
+        """
+        world, ended = self.world, 0
+        while released := await world.database.write(world.ledger.release_all):
+            ended += released
+        if ended:
+            _LOG.info("uploads that the last process left behind are ended", count=ended)
+        return ended
+
     async def find(self, account_id: bytes, folder_id: bytes, chunk_id: bytes) -> Chunk:
         """A chunk whose bytes are there. ApiError 404, 403."""
 

@@ -167,6 +167,8 @@ class CrashMachine(RuleBasedStateMachine):
         )
         self.blocks = Blocks(world, Settings(wait_s=DAY, orphan_s=0, scrub_every_s=3 * DAY))
         self.upkeep = Maintenance(self.blocks)
+        self.run(self.blocks.end_interrupted, None)
+        assert self.database.read_now(lambda c: self.ledger.usage(c, ALICE)).reserved == 0
 
     def run(self, work: Callable[[], Awaitable[T]], fault: Fault | None, seed: int = 0) -> T | ApiError | None:
         """The result, the refusal, or None after a crash."""

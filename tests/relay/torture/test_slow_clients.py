@@ -188,3 +188,17 @@ async def test_readers_that_take_nothing_are_dropped(scene: Scene) -> None:
         async with device.client() as client:
             with trio.fail_after(60):
                 assert len(await client.blocks.get(FOLDERS[0], name)) == MAX_SEALED_CHUNK
+
+
+@pytest.mark.e2e
+async def test_uploads_that_a_kill_cuts_off_hold_no_room(scene: Scene) -> None:
+    device = scene.bad.first
+    begun = [head(device, "PUT", number.to_bytes(32, "big"), MIB) for number in range(3)]
+    async with device.client() as client:
+        async with crowd(scene, begun):
+            with trio.fail_after(30):
+                while (await client.accounts.status()).reserved != 3 * MIB:
+                    await trio.sleep(0.05)
+            await trio.to_thread.run_sync(scene.relay.kill)
+        await restart(scene.relay)
+        assert (await client.accounts.status()).reserved == 0
