@@ -1,7 +1,7 @@
-"""Connections: accepts and dials, proves who is there, and keeps exactly one connection to each known device.
+"""Connections: accepts them, proves who is there, and keeps exactly one connection to each known device.
 
-Discovery, static and last known addresses are hints; identity comes from the handshake alone. A device that is not
-known is noted for a person to approve, or pairs by code, and otherwise turned away.
+How devices are reached is the dialler's. Discovery and addresses are hints; identity comes from the handshake alone. A
+device that is not known is noted for a person to approve, or pairs by code, and otherwise turned away.
 """
 
 from __future__ import annotations
@@ -16,12 +16,12 @@ import trio
 import p2psync
 from p2psync.crypto.handshake import SecureHandshake
 from p2psync.crypto.identity import DeviceKeys
-from p2psync.errors import ConnectionLost, P2PSyncError, ProtocolError
+from p2psync.errors import ConnectionLost, ProtocolError
 from p2psync.model.ids import DeviceId, device_tag, format_device_id, short_id, tag_matches
 from p2psync.net.addresses import parse_address
-from p2psync.net.backoff import Backoff
 from p2psync.net.channel import SecureChannel, handshake
-from p2psync.node.contacts import Contact, Relay, Stranger, via
+from p2psync.node.contacts import Contact, Stranger, Way, via
+from p2psync.node.dialler import Dialler, Proven
 from p2psync.node.logs import get_logger
 from p2psync.node.pairing import PairingHost
 from p2psync.ports import ByteStream, Sighting, StreamListener, World
@@ -39,8 +39,6 @@ MAX_SIGHTINGS = 64
 STRANGER_TIME = 120.0
 """Seconds a device that is not known may stay: long enough to pair."""
 TWIN_TEXT = "runs in two places with one identity; stop one of them and set it up anew with `p2psync init`"
-LASTING = 5.0
-"""Seconds after which a connection counts as one that worked."""
 TAG_NONCE = 8
 
 _log = get_logger(__name__)
@@ -82,13 +80,11 @@ class Connections:
         self.listening: list[str] = []
         self.sightings: OrderedDict[str, Sighting] = OrderedDict()
         self._arbiters: dict[DeviceId, Arbiter[Peer]] = {}
-        self._dialled: set[Peer] = set()
-        self._relayed: set[Peer] = set()
-        self.relay: Relay | None = None
-        """Tried when a device cannot be reached directly."""
+        self._ways: dict[Peer, Way] = {}
+        """Of every connection that is served."""
+        self.dialler = Dialler(world, keys.device_id, self, connect_timeout)
         self._nursery: trio.Nursery | None = None
         self._unproven = trio.CapacityLimiter(MAX_STRANGERS)
-        self._scopes: dict[DeviceId, trio.CancelScope] = {}
 
     # ── life ────────────────────────────────────────────────────────────────────────────────────────────────────────
     async def run(
@@ -101,8 +97,7 @@ class Connections:
             async with trio.open_nursery() as self._nursery:
                 for listener in listeners:
                     self._nursery.start_soon(self._accept, listener)
-                for device in list(self.contacts):
-                    self._start_dialling(device)
+                self.dialler.begin(self._nursery)
                 if self._world.discovery is not None:
                     self._nursery.start_soon(self._discover)
                 task_status.started(self.listening)
@@ -132,14 +127,13 @@ class Connections:
         self.strangers.pop(device, None)
         for sighting in self.sightings.values():
             self._note(device, sighting)
-        self._start_dialling(device)
+        self.dialler.start(device)
         contact.poke.fire()
 
     async def forget(self, device: DeviceId) -> None:
         """A device is no longer known: end its connection and do not dial it."""
         contact = self.contacts.pop(device, None)
-        if device in self._scopes:
-            self._scopes.pop(device).cancel()
+        self.dialler.stop(device)
         if contact is not None and contact.peer is not None:
             await contact.peer.close(m.GoodbyeCode.REMOVED, "this device was removed")
 
@@ -151,7 +145,7 @@ class Connections:
 
     def via(self, peer: Peer) -> Literal["lan", "direct", "relay"]:
         """How a device is reached."""
-        return "relay" if peer in self._relayed else via(peer.address)
+        return "relay" if self._ways.get(peer) is Way.RELAYED else via(peer.address)
 
     def announce(self) -> None:
         """Tell discovery anew, for instance because a pairing has begun or ended."""
@@ -185,109 +179,35 @@ class Connections:
         if tag_matches(sighting.tag, device):
             self.hint(device, sighting.addresses)
 
-    # ── dialling ────────────────────────────────────────────────────────────────────────────────────────────────────
-    def _start_dialling(self, device: DeviceId) -> None:
-        if self._nursery is not None and device not in self._scopes:
-            self._scopes[device] = trio.CancelScope()
-            self._nursery.start_soon(self._keep_dialling, device)
-
-    async def _keep_dialling(self, device: DeviceId) -> None:
-        contact = self.contacts[device]
-        backoff = Backoff(self._world.rng)
-        with self._scopes[device]:
-            while True:
-                seen, relayed = contact.poke.count, contact.peer
-                if relayed is not None and relayed not in self._relayed:
-                    await self._outlive(relayed, backoff)
-                    continue
-                for address in [*dict.fromkeys([*reversed(contact.sighted), *contact.addresses])]:
-                    if contact.peer is relayed and await self._dial(device, address):
-                        await self._settle(contact, relayed)
-                        break
-                if contact.peer is None and await self._dial_relayed(device):
-                    await self._settle(contact, None)
-                if contact.peer is not None and contact.peer is not relayed:
-                    continue
-                with trio.move_on_after(backoff.failed()):
-                    await contact.poke.wait_beyond(seen)
-                if relayed is not None and contact.peer is None:
-                    # Sooner than `backoff` says, which has grown while the direct way was tried in vain.
-                    await trio.sleep(self._world.rng.uniform(1.0, 3.0))
-
-    async def _outlive(self, peer: Peer, backoff: Backoff) -> None:
-        """Wait for a connection to end, and as long as is fair before the next: one that never lasts is no success."""
-        began = trio.current_time()
-        await peer.closed.wait()
-        if trio.current_time() - began < LASTING:
-            await trio.sleep(backoff.failed())
-        else:
-            backoff.succeeded()
-            await trio.sleep(self._world.rng.uniform(0.0, 0.2))
-
-    async def _settle(self, contact: Contact, before: Peer | None) -> None:
-        """Give a proven connection the time to become the one in use, or to be turned down for another."""
-        with trio.move_on_after(self._timeout):
-            while contact.peer is before:
-                await contact.poke.wait_beyond(contact.poke.count)
-
-    async def _dial(self, device: DeviceId, address: str) -> bool:
-        """One attempt; True once a connection was proven. It then lives on by itself."""
+    # ── coming and going ────────────────────────────────────────────────────────────────────────────────────────────
+    async def take_on(self, proven: Proven, way: Way) -> None:
+        """Have a proven connection live on by itself."""
         assert self._nursery is not None
-        try:
-            with trio.fail_after(self._timeout):
-                stream = await self._world.network.dial(address)
-                peer, channel = await self._prove(stream, expected=device, dialling=True)
-        except (ConnectionLost, ProtocolError) as error:
-            # A device whose keys have changed cannot read IK: the next attempt is XX.
-            self.contacts[device].agreement_key = None
-            _log.debug("no handshake", device=short_id(device), address=address, error=str(error))
-            return False
-        except (OSError, trio.TooSlowError) as error:
-            _log.debug("could not connect", device=short_id(device), address=address, error=str(error))
-            return False
-        self._dialled.add(peer)
-        await self._nursery.start(self._serve, peer, channel)
-        return True
-
-    async def _dial_relayed(self, device: DeviceId) -> bool:
-        """As `_dial`, through a relay."""
-        if self.relay is None or self._nursery is None:
-            return False
-        try:
-            stream = await self.relay.open(device)
-            with trio.fail_after(self._timeout):
-                peer, channel = await self._prove(stream, expected=device, dialling=True)
-        except (P2PSyncError, OSError, trio.TooSlowError) as error:
-            _log.debug("no way through a relay", device=short_id(device), error=str(error))
-            return False
-        self._relayed.add(peer)
-        await self._nursery.start(self._serve, peer, channel)
-        return True
+        await self._nursery.start(self._serve, *proven, way)
 
     async def receive_relayed(self, stream: ByteStream) -> None:
         """A device has come through a relay: serve it to its end, if it is a known one."""
         async with self._unproven:
             proven = await self._answer(stream)
         if proven is not None and proven[0].device in self.contacts:
-            self._relayed.add(proven[0])
-            await self._serve(*proven)
+            await self._serve(*proven, Way.RELAYED)
         elif proven is not None:
             await proven[1].aclose()
 
-    async def _answer(self, stream: ByteStream) -> tuple[Peer, SecureChannel] | None:
+    async def _answer(self, stream: ByteStream) -> Proven | None:
         """Find out who has connected; None when that fails."""
         try:
             with trio.fail_after(self._timeout):
-                return await self._prove(stream, expected=None, dialling=False)
+                return await self.prove(stream, expected=None, begins=False)
         except (trio.TooSlowError, ConnectionLost, ProtocolError) as error:
             _log.debug("refused a connection", address=stream.remote, error=str(error))
             return None
 
-    async def dial_stranger(self, address: str) -> tuple[Peer, SecureChannel]:
+    async def dial_stranger(self, address: str) -> Proven:
         """A proven connection to whatever device answers at an address, for pairing; the caller runs and closes it."""
         with trio.fail_after(self._timeout):
             stream = await self._world.network.dial(address)
-            return await self._prove(stream, expected=None, dialling=True)
+            return await self.prove(stream, expected=None, begins=True)
 
     async def _accept(self, listener: StreamListener) -> None:
         assert self._nursery is not None
@@ -307,35 +227,42 @@ class Connections:
             peer, channel = proven
             if peer.device not in self.contacts:
                 with trio.move_on_after(STRANGER_TIME):
-                    await self._serve(peer, channel)
+                    await self._serve(peer, channel, Way.ACCEPTED)
                 return
-        await self._serve(peer, channel)
+        await self._serve(peer, channel, Way.ACCEPTED)
 
-    async def _prove(
-        self, stream: ByteStream, *, expected: DeviceId | None, dialling: bool
-    ) -> tuple[Peer, SecureChannel]:
-        """Handshake; the stream is closed when it fails."""
+    async def prove(self, stream: ByteStream, *, expected: DeviceId | None, begins: bool, heard: bytes = b"") -> Proven:
+        """Handshake, begun by us or not, of which the other side's `heard` has come; closes the stream on failure.
+
+        Raises:
+            ProtocolError: the other side is not who it must be, or did not keep to the handshake.
+            ConnectionLost: the stream broke.
+        """
         seed = self._world.rng.token(32)
-        known = self.contacts[expected].agreement_key if expected is not None else None
+        contact = self.contacts.get(expected) if expected is not None else None
+        known = contact.agreement_key if contact is not None else None
         machine = (
             SecureHandshake.initiate(self._keys, seed, expected=expected, agreement_key=known)
-            if dialling
+            if begins
             else SecureHandshake.respond(self._keys, seed)
         )
         try:
+            machine.feed(heard)
             established = await handshake(stream, machine)
             device = established.card.device_id
             if device == self._keys.device_id:
                 raise ProtocolError("this node is connected to itself")
+            if device != (expected or device):
+                raise ProtocolError("another device has come than the one that was called")
         except BaseException:
             with trio.CancelScope(shield=True), trio.move_on_after(1.0):
                 await stream.aclose()
             raise
         channel = SecureChannel(stream, established, machine.trailing)
-        hello = self._hello(named=dialling or device in self.contacts or bool(self._pairing.nameplates()))
+        hello = self._hello(named=begins or device in self.contacts or bool(self._pairing.nameplates()))
         session = Session(hello, trio.current_time(), arbiter=self._arbiter(device).arbitrates)
         return Peer(
-            channel, established.card, established.handshake_hash, session, self._limits, initiator=dialling
+            channel, established.card, established.handshake_hash, session, self._limits, initiator=begins
         ), channel
 
     def _hello(self, *, named: bool) -> m.Hello:
@@ -361,10 +288,12 @@ class Connections:
         self,
         peer: Peer,
         channel: SecureChannel,
+        way: Way,
         *,
         task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED,
     ) -> None:
         """Run a proven connection to its end."""
+        self._ways[peer] = way
         task_status.started()
         try:
             async with trio.open_nursery() as nursery:
@@ -378,13 +307,12 @@ class Connections:
             with trio.CancelScope(shield=True), trio.move_on_after(1.0):
                 await channel.aclose()
             await self._ended(peer)
-            self._dialled.discard(peer)
-            self._relayed.discard(peer)
+            del self._ways[peer]
 
     async def _ended(self, peer: Peer) -> None:
         contact = self.contacts.get(peer.device)
         if contact is not None and contact.peer is peer:
-            contact.peer = None
+            contact.peer = contact.way = None
             contact.last_seen = self._world.clock.wall_ns() / 1e9
             self._on_disconnect(peer)
             contact.poke.fire()
@@ -423,12 +351,12 @@ class Connections:
         contact = self.contacts.get(peer.device)
         if contact is None:
             return
-        contact.peer = peer
+        contact.peer, contact.way = peer, self._ways[peer]
         contact.agreement_key = peer.card.agreement_key
         contact.last_seen = self._world.clock.wall_ns() / 1e9
         peer.chosen.set()
         contact.poke.fire()
-        self._on_connect(peer, peer in self._dialled)
+        self._on_connect(peer, contact.way is Way.DIALLED)
 
     def _remember_stranger(self, peer: Peer) -> None:
         stranger = Stranger(peer.name, peer.address, self._world.clock.wall_ns() / 1e9)
@@ -458,7 +386,7 @@ class _Handler:
         assert peer.hello is not None
         if peer.device in self._c.contacts:
             self._nursery.start_soon(self._serve_folders, peer)
-            path = Path.RELAYED if peer in self._c._relayed else Path.DIRECT
+            path = Path.RELAYED if self._c._ways[peer] is Way.RELAYED else Path.DIRECT
             arbiter = self._c._arbiter(peer.device)
             await self._c._apply(arbiter.greeted(peer, peer.hello.instance, trio.current_time(), path))
         elif not self._c._pairing.nameplates():

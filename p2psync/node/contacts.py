@@ -7,6 +7,7 @@ from collections import OrderedDict
 from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
+from enum import Enum
 from typing import Literal, Protocol
 
 from p2psync.model.ids import DeviceId
@@ -19,6 +20,15 @@ MAX_SIGHTED = 16
 """Addresses at which one device may be, beside those that are set."""
 
 
+class Way(Enum):
+    """How a connection came to be."""
+
+    ACCEPTED = "the device came to an address of ours"
+    DIALLED = "we went to an address of the device"
+    MET = "both came at an agreed time"
+    RELAYED = "a relay forwards it"
+
+
 @dataclass
 class Contact:
     """What is known about reaching one device."""
@@ -28,9 +38,17 @@ class Contact:
     sighted: OrderedDict[str, None] = field(default_factory=OrderedDict)
     poke: Pulse = field(default_factory=Pulse)
     peer: Peer | None = None
+    """The connection in use."""
+    way: Way | None = None
+    """Of that connection."""
     agreement_key: bytes | None = None
     """Lets the next handshake be IK; None before the first meeting, and after one that failed."""
     last_seen: float | None = None
+
+    @property
+    def direct(self) -> bool:
+        """Whether the device is connected without a relay in between."""
+        return self.peer is not None and self.way is not Way.RELAYED
 
     def sight(self, addresses: Sequence[str]) -> bool:
         """It may be at these addresses; whether one of them is new."""
@@ -52,11 +70,23 @@ class Stranger:
     at: float
 
 
+@dataclass(frozen=True)
+class Meeting:
+    """Where, and when by trio's clock, another device connects to us as we are to connect to it."""
+
+    addresses: Sequence[str]
+    start: float
+
+
 class Relay(Protocol):
-    """The way to devices that cannot be reached directly."""
+    """Brings us together with devices that do not answer at their addresses."""
 
     async def open(self, device: DeviceId) -> ByteStream:
         """A stream to a device that was asked to come. P2PSyncError when that is not possible now."""
+        ...
+
+    async def arrange(self, device: DeviceId) -> Meeting:
+        """Ask a device to meet us. P2PSyncError when that is not possible now."""
         ...
 
 

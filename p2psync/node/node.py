@@ -145,7 +145,7 @@ async def running(
             await nursery.start(connections.run, listen)
             operations.resume_mailboxes()
             if world.http is not None:
-                rendezvous = connections.relay = _rendezvous(operations, connections)
+                rendezvous = connections.dialler.relay = _rendezvous(operations, connections)
                 nursery.start_soon(rendezvous.run)
             operations.event_log.publish("node.ready", "the node accepts connections")
             try:

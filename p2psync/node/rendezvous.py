@@ -1,7 +1,7 @@
 """Finding devices that are elsewhere, by the account's relay: where they are, calls from them, and a way through it.
 
-The relay only says who might be where. A direct connection is tried first and goes on being tried; what comes through
-the relay is the same channel, with the same handshake, as what comes directly.
+The relay only says who might be where, and when two should connect to each other. A direct connection is tried first
+and goes on being tried; what comes through the relay is the same channel, with the same handshake.
 """
 
 from __future__ import annotations
@@ -18,6 +18,7 @@ from p2psync.model.ids import DEVICE_ID_SIZE, DeviceId, short_id
 from p2psync.net.addresses import parse_address
 from p2psync.net.relay_client import RelayClient
 from p2psync.node.connections import Connections
+from p2psync.node.contacts import Meeting
 from p2psync.node.logs import get_logger
 from p2psync.ports import ByteStream, World
 from p2psync.protocol.candidates import MAX_CANDIDATES, read_candidate
@@ -28,6 +29,8 @@ AGAIN_S: Final = 30.0
 """After the relay could not be asked."""
 MAX_ANSWERING: Final = 16
 """Calls answered at the same time; others are left to those who call again."""
+MAX_LEAD_MS: Final = 5000
+"""How long before a meeting a relay may call for it."""
 _SOONEST_S, _LATEST_S = 15.0, 300.0
 
 _log = get_logger(__name__)
@@ -70,6 +73,17 @@ class Rendezvous:
         self._hint(device, arranged.addresses)
         return await forward(client.address, arranged.ticket)
 
+    async def arrange(self, device: DeviceId) -> Meeting:
+        """See `contacts.Relay`."""
+        asked = trio.current_time()
+        arranged = await self._client().rendezvous.call(device, "direct")
+        # The relay made the arrangement half-way between question and answer, as far as we can know.
+        return self._meeting(device, arranged, (asked + trio.current_time()) / 2)
+
+    def _meeting(self, device: DeviceId, arranged: Arrangement, made: float) -> Meeting:
+        lead = min(max(arranged.start_ms - arranged.now_ms, 0), MAX_LEAD_MS) / 1000
+        return Meeting(self._hint(device, arranged.addresses), made + lead)
+
     def _may(self, device: DeviceId) -> bool:
         match self._relayed:
             case "any":
@@ -79,7 +93,7 @@ class Rendezvous:
             case _:
                 return False
 
-    def _hint(self, device: DeviceId, addresses: Collection[str]) -> None:
+    def _hint(self, device: DeviceId, addresses: Collection[str]) -> list[str]:
         """What a relay says of where a device is: no more than numbers, and not too many."""
         good = []
         for address in list(addresses)[: MAX_CANDIDATES + 1]:
@@ -87,6 +101,7 @@ class Rendezvous:
                 good.append(read_candidate(address))
         if good:
             self._connections.hint(device, good)
+        return good
 
     # ── presence ────────────────────────────────────────────────────────────────────────────────────────────────────
     async def _stay_present(self) -> None:
@@ -134,8 +149,10 @@ class Rendezvous:
         self._answering += 1
         try:
             arranged = msgspec.msgpack.decode(event.body, type=Arrangement)
-            self._hint(caller, arranged.addresses)
-            if arranged.purpose == "forward" and self._world.forward is not None and self._may(caller):
+            meeting = self._meeting(caller, arranged, trio.current_time())
+            if arranged.purpose == "direct":
+                await self._connections.dialler.answer(caller, meeting)
+            elif self._world.forward is not None and self._may(caller):
                 stream = await self._world.forward(self._client().address, arranged.ticket)
                 self._connections.start_soon(self._connections.receive_relayed, stream)
         except (OSError, P2PSyncError, msgspec.MsgspecError) as error:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
-from typing import Any
+from typing import Any, NoReturn
 
 import msgspec
 import pytest
@@ -15,6 +15,7 @@ from trio.testing import MemoryReceiveStream, MemorySendStream, MockClock, memor
 from p2psync.errors import ConnectionLost
 from p2psync.node.node import NodeOperations
 from p2psync.ports import ByteStream, RelayAddress, World
+from p2psync.testing.network import HostNetwork
 from p2psync.testing.world import SimWorld
 from tests.relay.simulated import ADDRESS, VirtualRelay
 from tests.simulation import nodes
@@ -102,15 +103,24 @@ class Story:
         return await self.paths() == set(paths)
 
 
+def apart(sim: SimWorld) -> None:
+    sim.network.part("a", "b")
+
+
+def behind_routers(sim: SimWorld) -> None:
+    for name in "ab":
+        sim.network.guard(name)
+
+
 @asynccontextmanager
-async def told() -> AsyncIterator[Story]:
+async def told(how: Callable[[SimWorld], None] = apart) -> AsyncIterator[Story]:
     relay, sim = Relay(), SimWorld(0)
     async with (
         relay.running(),
         make_node(relay.world(sim, "a"), b"/home", "a") as desk,
         make_node(relay.world(sim, "b"), b"/home", "b") as laptop,
     ):
-        sim.network.part("a", "b")
+        how(sim)
         recovery = (await desk.account_sign_up([str(ADDRESS)], EMAIL, KEY)).recovery_key
         await desk.account_verify(await relay.code(EMAIL))
         await laptop.account_log_in(EMAIL, KEY, [str(ADDRESS)], recovery)
@@ -118,6 +128,17 @@ async def told() -> AsyncIterator[Story]:
             await node.device_add((await other.identity()).id, name, [f"{name}:{PORT}"])
         yield Story(relay, sim, desk, laptop)
     relay.close()
+
+
+def relayed(monkeypatch: pytest.MonkeyPatch, mode: str) -> None:
+    """Let every node have this setting for `network.relay`."""
+    plain = nodes.settings
+
+    def settings(name: str) -> Any:
+        config = plain(name)
+        return msgspec.structs.replace(config, network=msgspec.structs.replace(config.network, relay=mode))
+
+    monkeypatch.setattr(nodes, "settings", settings)
 
 
 async def shared(story: Story) -> Any:
@@ -152,7 +173,53 @@ async def test_a_direct_way_is_preferred_as_soon_as_there_is_one(autojump_clock:
         await story.until(lambda: story.on("relay"))
 
 
-async def test_nothing_is_lost_on_the_way_from_the_relay_to_the_direct_path(autojump_clock: MockClock) -> None:
+async def test_devices_behind_routers_are_forwarded_at_once_and_then_meet(autojump_clock: MockClock) -> None:
+    async with told(behind_routers) as story:
+        await story.until(lambda: story.on("relay"))
+        await story.until(lambda: story.on("lan"), 60)
+        joined = story.relay.joined
+        await trio.sleep(600)
+        assert await story.paths() == {"lan"}
+        assert story.relay.joined == joined
+        story.sim.network.reset()
+        await story.until(lambda: story.on("lan"), 200)
+
+
+async def test_devices_meet_where_nothing_may_be_forwarded(
+    autojump_clock: MockClock, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    relayed(monkeypatch, "never")
+    async with told(behind_routers) as story:
+        await story.until(lambda: story.on("lan"))
+        assert story.relay.joined == 0
+
+
+@pytest.mark.parametrize("late", ["a", "b"])
+async def test_who_meets_a_listener_speaks_first(
+    autojump_clock: MockClock, monkeypatch: pytest.MonkeyPatch, late: str
+) -> None:
+    """A device that does not come to the meeting is reached where it listens, which nobody can tell beforehand."""
+
+    async def refused(_: object, address: str) -> NoReturn:
+        raise ConnectionRefusedError(address)
+
+    async def missed(*_: object) -> None:
+        pass
+
+    monkeypatch.setattr(HostNetwork, "dial", refused)
+    relayed(monkeypatch, "never")
+    async with told() as story:
+        dialler = dict(zip("ab", (story.desk.connections, story.laptop.connections), strict=True))[late].dialler
+        dialler.relay = None
+        monkeypatch.setattr(dialler, "answer", missed)
+        story.sim.network.unite("a", "b")
+        await story.until(lambda: story.on("lan"), 200)
+
+
+@pytest.mark.parametrize("then", [None, behind_routers])
+async def test_nothing_is_lost_on_the_way_from_the_relay_to_the_direct_path(
+    autojump_clock: MockClock, then: Callable[[SimWorld], None] | None
+) -> None:
     async with told() as story:
         await story.until(lambda: story.on("relay"))
         one, other = await shared(story)
@@ -163,6 +230,8 @@ async def test_nothing_is_lost_on_the_way_from_the_relay_to_the_direct_path(auto
             return len([name for name in other.names() if name.startswith(b"f")]) >= count
 
         await story.until(lambda: arrived(1))
+        if then is not None:
+            then(story.sim)
         story.sim.network.unite("a", "b")
         await story.until(lambda: story.on("lan"), 900)
         assert not await arrived(FILES), "requests were under way"
@@ -174,13 +243,7 @@ async def test_nothing_is_lost_on_the_way_from_the_relay_to_the_direct_path(auto
 async def test_the_setting_says_who_may_be_reached_through_a_relay(
     autojump_clock: MockClock, monkeypatch: pytest.MonkeyPatch, mode: str, expected: set[str | None]
 ) -> None:
-    plain = nodes.settings
-
-    def settings(name: str) -> Any:
-        config = plain(name)
-        return msgspec.structs.replace(config, network=msgspec.structs.replace(config.network, relay=mode))
-
-    monkeypatch.setattr(nodes, "settings", settings)
+    relayed(monkeypatch, mode)
     async with told() as story:
         await story.desk.account_devices()  # it learns of the other
         await trio.sleep(200)
