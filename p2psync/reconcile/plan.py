@@ -99,32 +99,35 @@ def plan_path(
     live_descendants: int,
     look_up: LookUp,
     device: str,
+    viewer: bool,
 ) -> Action:
     """Decide what to do about `path`.
 
     `live_descendants` is counted as in `settled`; `look_up` tells what conflict names hold; `device` is this device's
-    short id, which names the copies of local changes that were never published.
+    short id, which names the copies of local changes that were never published; a `viewer` may not publish copies.
     """
     if settled(synced, siblings, live_descendants):
         return Nothing(path, _why_settled(synced, siblings, live_descendants))
     wanted = winner(siblings)
     here = None if synced is None or synced.absent else synced
+    # A copy that a viewer makes of another's version would be nobody else's: it may be superseded where it came from.
+    copied = [s for s in siblings if short_id(s.dot.replica) == device] if viewer else siblings
     if live_descendants and wanted.kind is not Kind.DIRECTORY and not wanted.deleted:
         assert here is not None, "an unsettled path with live descendants has a file"
         reason = f"entries below {display(path)} live, so the directory keeps the name and the file moves aside"
-        return Displace(path, _keep_from_below(here, siblings, look_up, device), reason)
+        return Displace(path, _keep_from_below(here, copied, look_up, device), reason)
     if wanted.deleted:
         assert here is not None, "an unsettled deletion has something to delete"
         if live_descendants:
             reason = f"{display(path)} is deleted as a file, but entries below it live and need the directory"
-            return Displace(path, _keep(here, wanted, siblings, look_up, device), reason)
+            return Displace(path, _keep(here, wanted, copied, look_up, device), reason)
         return Remove(path, wanted, f"deleted by {_who(wanted)}; its version follows ours")
     if here is None:
         reason = f"{_who(wanted)}'s version {'is new here' if synced is None else 'is newer than the local deletion'}"
         return MakeDirectory(path, wanted, reason) if wanted.kind is Kind.DIRECTORY else Create(path, wanted, reason)
     if here.identity == wanted.identity and not here.rot:
         return SetMetadata(path, wanted, f"same content; {_who(wanted)}'s version and metadata are taken over")
-    keep = _keep(here, wanted, siblings, look_up, device)
+    keep = _keep(here, wanted, copied, look_up, device)
     return Replace(path, wanted, keep, _why_replaced(here, wanted, siblings, keep))
 
 
@@ -182,7 +185,8 @@ def _keep(
 ) -> RelPath | None:
     """Where the disk's present content must go so that it is not lost; None when history is enough.
 
-    A conflict copy is due when what is here is the content of a live sibling that the winner does not supersede.
+    A conflict copy is due when what is here is the content of a live sibling that the winner does not supersede; of
+    `siblings` only those count whose copies this device may have to make.
     """
     if here.kind is Kind.DIRECTORY:
         return None
@@ -228,4 +232,5 @@ def _why_replaced(here: Synced, wanted: FileRecord, siblings: Sequence[FileRecor
     loser = next((s for s in siblings if s.identity == here.identity and s is not wanted), None)
     if loser is None:
         return f"{_who(wanted)}'s version follows ours"
-    return f"{_who(wanted)}'s version wins over the concurrent one of {_who(loser)}{copy or ', which is kept already'}"
+    copy = copy or ", which needs no copy here"
+    return f"{_who(wanted)}'s version wins over the concurrent one of {_who(loser)}{copy}"

@@ -13,6 +13,7 @@ from p2psync.errors import EscapeError
 from p2psync.index.reader import Reader
 from p2psync.index.values import HistoryEntry, Intent
 from p2psync.index.writer import Writer
+from p2psync.membership.links import Role
 from p2psync.model.entries import Synced
 from p2psync.model.ids import replica_device_prefix
 from p2psync.model.paths import RelPath, name, path_key
@@ -220,6 +221,7 @@ def plan_now(context: FolderContext, reader: Reader, path: RelPath) -> plan.Acti
         live_descendants=live,
         look_up=look_up_in(reader),
         device=context.short_id,
+        viewer=context.membership.role(context.device) is Role.VIEWER,
     )
 
 

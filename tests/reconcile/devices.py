@@ -269,6 +269,7 @@ class Device:
                 live_descendants=descendants[path],
                 look_up=self.look_up,
                 device=self.short,
+                viewer=not self.writes,
             )
             assert not isinstance(action, Nothing)
             assert action.reason

@@ -252,6 +252,41 @@ def test_a_viewer_keeps_its_edit_until_the_folder_moves_on() -> None:
     assert list(writer.disk) == [P]
 
 
+def test_a_viewer_makes_no_copy_of_what_others_wrote() -> None:
+    """The author has changed it meanwhile, so that nobody else makes the copy: the viewer would show it for ever."""
+    world = World()
+    author, other, viewer = Device(world, 1), Device(world, 2), Device(world, 3, writes=False)
+    author.user_write(P, Kind.FILE, b"1", 0)
+    author.scan()
+    exchange(author, viewer)
+    viewer.apply_all()
+    assert viewer.disk[P].text == b"1"
+    author.user_write(P, Kind.FILE, b"2", 0)
+    other.user_write(RelPath(b"later"), Kind.FILE, b"", 0)
+    other.user_write(P, Kind.FILE, b"3", 0)
+    other.scan()
+    exchange(other, viewer)
+    viewer.apply_all()
+    assert viewer.disk[P].text == b"3"
+    until_quiet([author, other, viewer])
+    assert author.tree() == other.tree() == viewer.tree()
+
+
+def test_a_viewer_keeps_a_copy_of_what_it_wrote_when_it_was_an_editor() -> None:
+    world = World()
+    former, other = Device(world, 1), Device(world, 2)
+    former.user_write(P, Kind.FILE, b"mine", 5)
+    former.scan()
+    other.user_write(RelPath(b"later"), Kind.FILE, b"", 0)
+    other.user_write(P, Kind.FILE, b"3", 0)
+    other.scan()
+    former.writes = False
+    exchange(other, former)
+    former.apply_all()
+    assert former.disk[P].text == b"3"
+    assert former.disk[conflict_name(P, former.short, 5)].text == b"mine"
+
+
 def test_a_viewer_that_may_write_again_publishes_what_it_kept() -> None:
     world = World()
     writer, viewer = Device(world, 1), Device(world, 2, writes=False)
