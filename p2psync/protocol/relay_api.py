@@ -438,8 +438,6 @@ class EventKind(StrEnum):
     """The account's plan or storage calls for attention."""
     CALL = "call"
     """Another device wants to connect: `body` is for this device, from `sender`."""
-    PRESENCE = "presence"
-    """A device of a folder or of the account came or went."""
 
 
 class Event(msgspec.Struct, frozen=True, omit_defaults=True):

@@ -95,11 +95,6 @@ def pending(c: Connection, account_id: bytes) -> Subscribed | None:
     return None if row is None else Subscribed(row.plan, row.reference)
 
 
-def sign_event(secret: str, body: bytes, now: int) -> str:
-    """The field `P2PSync-Signature`, as a provider makes it."""
-    return f"t={now},v1={_mac(secret, str(now), body)}"
-
-
 def read_event(secret: str, field: str, body: bytes, now: int) -> BillingEvent:
     """The event, if the provider signed it just now.
 

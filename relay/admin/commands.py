@@ -22,6 +22,7 @@ from relay.options import DEFAULT_DATA, ConfigOption, DataOption, JsonOption
 # Everything else is loaded by the command that needs it: the database alone takes half a second.
 if TYPE_CHECKING:
     from relay.admin.backup import Moved
+    from relay.admin.usage import Totals
     from relay.services import Services
 
 T = TypeVar("T")
@@ -42,11 +43,15 @@ class Damaged(P2PSyncError):  # noqa: N818  (what was found, not what went wrong
 # ── people ──────────────────────────────────────────────────────────────────────────────────────────────────────────
 @users.command("list")
 def list_users(data: DataOption = DEFAULT_DATA, config: ConfigOption = None, json: JsonOption = False) -> None:
-    """Every account with its plan and usage."""
+    """Every account with its plan, what it stores, and what was forwarded for it in the last 30 days."""
     from relay.accounts.administration import list_accounts
+    from relay.admin.usage import RECENT_S
+    from relay.rendezvous.usage import by_account
 
     async def work(services: Services) -> list[dict[str, Any]]:
         rows: list[dict[str, Any]] = []
+        since = services.now() - RECENT_S
+        forwarded = await services.database.read(lambda c: by_account(c, since))
         after = b""
         while page := await services.database.read(
             functools.partial(list_accounts, ledger=services.accounts.ledger, after=after)
@@ -58,6 +63,7 @@ def list_users(data: DataOption = DEFAULT_DATA, config: ConfigOption = None, jso
                     "plan": row.plan or "free",
                     "used": row.usage.used,
                     "reserved": row.usage.reserved,
+                    "forwarded": forwarded.get(row.account_id, 0),
                     "suspended": row.suspended,
                     "created": _time(row.created),
                 }
@@ -143,10 +149,14 @@ def set_user_plan(
 
 @app.command()
 def usage(data: DataOption = DEFAULT_DATA, config: ConfigOption = None, json: JsonOption = False) -> None:
-    """What is stored in all."""
+    """What is stored in all, and how many bytes were forwarded in the last 30 days."""
     from relay.admin.usage import totals
 
-    _show_record(_values(_run(config, data, lambda services: services.database.read(totals))), json=json)
+    async def work(services: Services) -> Totals:
+        now = services.now()
+        return await services.database.read(lambda c: totals(c, now))
+
+    _show_record(_values(_run(config, data, work)), json=json)
 
 
 # ── garbage, checks ─────────────────────────────────────────────────────────────────────────────────────────────────

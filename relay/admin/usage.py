@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Final
 
 from sqlalchemy import ColumnElement, Connection, Table, func, select
 
@@ -10,6 +11,10 @@ from relay.accounts.ledger import account_usage
 from relay.accounts.tables import accounts, devices
 from relay.blocks.tables import chunks
 from relay.mailbox.tables import entries, folders
+from relay.rendezvous.usage import DAY_S, by_account
+
+RECENT_S: Final = 30 * DAY_S
+"""What "lately" means where bytes are counted by day."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -27,9 +32,11 @@ class Totals:
     """What all accounts pay for."""
     reserved_bytes: int
     """Promised to uploads in progress."""
+    forwarded_bytes: int
+    """Moved between devices in the last `RECENT_S`."""
 
 
-def totals(c: Connection) -> Totals:
+def totals(c: Connection, now: int) -> Totals:
     """Count everything."""
 
     def count(table: Table) -> int:
@@ -48,4 +55,5 @@ def totals(c: Connection) -> Totals:
         chunk_bytes=add_up(chunks.c.size),
         charged_bytes=add_up(account_usage.c.used),
         reserved_bytes=add_up(account_usage.c.reserved),
+        forwarded_bytes=sum(by_account(c, now - RECENT_S).values()),
     )

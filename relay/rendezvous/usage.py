@@ -6,7 +6,7 @@ from collections import Counter
 from collections.abc import Collection, Mapping
 from typing import Final
 
-from sqlalchemy import Connection, delete, select, update
+from sqlalchemy import Connection, delete, func, select, update
 
 from relay.accounts.tables import accounts
 from relay.db.upsert import insert_if_missing
@@ -36,10 +36,10 @@ def active(c: Connection, account_ids: Collection[bytes], *, suspended: bool = F
     return frozenset(c.execute(statement).scalars())
 
 
-def by_day(c: Connection, account_id: bytes) -> dict[int, int]:
-    """Bytes of an account, by day since the epoch."""
-    statement = select(forwarded).where(forwarded.c.account_id == account_id).order_by(forwarded.c.day)
-    return {row.day: row.bytes for row in c.execute(statement)}
+def by_account(c: Connection, since: int) -> dict[bytes, int]:
+    """Bytes of every account that had some forwarded, from the day of `since` (seconds since the epoch) on."""
+    recent = select(forwarded.c.account_id, func.sum(forwarded.c.bytes)).where(forwarded.c.day >= since // DAY_S)
+    return {row[0]: int(row[1]) for row in c.execute(recent.group_by(forwarded.c.account_id))}
 
 
 def forget_old(c: Connection, now: int) -> None:

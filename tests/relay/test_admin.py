@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -20,6 +21,8 @@ from relay.api.routes import all_routes
 from relay.cli import app
 from relay.db.database import Database, database_from_url
 from relay.db.migrate import upgrade
+from relay.rendezvous.tables import forwarded
+from relay.rendezvous.usage import DAY_S
 from tests.relay.stack import Inline
 
 ANN = b"a" * 16
@@ -91,7 +94,13 @@ def test_an_account_is_deleted_and_its_owner_told(run: Run, database: Database) 
 
 
 def test_usage_garbage_and_checks(run: Run, database: Database) -> None:
-    assert json.loads(run("usage", "--json").stdout)["accounts"] == 1
+    moved = {"account_id": ANN, "day": int(time.time()) // DAY_S - 1, "bytes": 5}
+    database.write_now(lambda c: c.execute(insert(forwarded).values(moved | {"day": moved["day"] - 30, "bytes": 90})))
+    database.write_now(lambda c: c.execute(insert(forwarded).values(moved)))
+    figures = json.loads(run("usage", "--json").stdout)
+    assert (figures["accounts"], figures["forwarded_bytes"]) == (1, 5)
+    assert "forwarded_bytes: 5\n" in run("usage").stdout
+    assert json.loads(run("users", "list", "--json").stdout)[0]["forwarded"] == 5
     assert json.loads(run("collect", "--json").stdout)["swept"] == 0
     assert json.loads(run("check", "--json").stdout)["clean"] is True
     database.write_now(lambda c: c.execute(insert(account_usage).values(account_id=ANN, used=7, reserved=0)))

@@ -267,7 +267,7 @@ async def test_the_end_of_the_relay_drains_what_was_received(tmp_path: Path) -> 
 async def test_what_was_forwarded_is_in_the_account(stack: Stack, database: Database) -> None:
     with database.engine.begin() as c:
         add_accounts(c, 1, 2)
-    room, day = stack.services.rendezvous, NOW // usage.DAY_S
+    room = stack.services.rendezvous
     meter = room.forwarder.meter
     meter.add(account(1), 100, NOW)
     meter.add(account(9), 7, NOW)
@@ -278,12 +278,14 @@ async def test_what_was_forwarded_is_in_the_account(stack: Stack, database: Data
     await room.upkeep(NOW)
     assert meter.waiting() == {}
 
-    def read(c: object) -> list[dict[int, int]]:
-        return [usage.by_day(c, account(number)) for number in (1, 2, 9)]  # type: ignore[arg-type]
+    async def since(now: int) -> dict[bytes, int]:
+        return await database.read(lambda c: usage.by_account(c, now))
 
-    assert await database.read(read) == [{day: 120, day + 1: 3}, {}, {}]
+    assert await since(NOW) == {account(1): 123}
+    assert await since(NOW + usage.DAY_S) == {account(1): 3}
+    assert await since(NOW + 2 * usage.DAY_S) == {}
     await room.upkeep(NOW + (usage.KEPT_DAYS + 1) * usage.DAY_S, forget=True)
-    assert await database.read(read) == [{day + 1: 3}, {}, {}]
+    assert await since(0) == {account(1): 3}
 
 
 async def test_pairs_of_accounts_that_are_gone_are_parted(stack: Stack, tmp_path: Path) -> None:
