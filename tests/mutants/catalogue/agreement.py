@@ -258,7 +258,7 @@ MUTANTS = (
         (
             edit(
                 "sync/lost.py",
-                "all(device in heard for device in self._context.membership.members) and self.agreed()\n",
+                "all(device in self._exchanges for device in self._context.others()) and self.agreed()\n",
                 "self.agreed()\n",
             ),
         ),
