@@ -194,6 +194,9 @@ def mailbox(
     if found.relay:
         waiting = f", {found.waiting} waiting" if found.waiting else ""
         say(f"At {plain(found.relay)}: {found.activity}{waiting}.")
+    if found.keyless:
+        names = ", ".join(map(plain, found.keyless))
+        say(f"Nothing there is readable yet for {names}. A device that is new here has to connect once, for its key.")
 
 
 @app.command("pause")

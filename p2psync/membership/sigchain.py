@@ -221,6 +221,12 @@ class AccountChain:
         """Whether a head that somebody else has seen is in this chain: if not, a relay holds links back, or worse."""
         return 0 <= seq < len(self.links) and self.links[seq].hash == link_hash
 
+    @cached_property
+    def paper(self) -> frozenset[DeviceId]:
+        """The recovery keys that are or were in the account."""
+        adds = ((link.target, link.action) for link in self.links)
+        return frozenset(d for d, action in adds if isinstance(action, Add) and action.kind is DeviceKind.RECOVERY)
+
     def encoded_links(self) -> list[bytes]:
         """What `fold_chain` reads."""
         return [link.encoded for link in self.links]

@@ -6,7 +6,7 @@ device began the chain; a device of the account told its ID over a paired channe
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Callable, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from functools import partial
@@ -39,12 +39,16 @@ from p2psync.node.account_store import AccountStore, StoredAccount
 from p2psync.ports import World
 from p2psync.protocol.relay_address import parse_relay_address
 from p2psync.protocol.relay_api import Session
+from p2psync.sync.pulse import Pulse
 
 JOIN_S: Final = 60.0
 """How long a device that was taken in waits until the relay knows it."""
 _JOIN_PAUSE_S: Final = 2.0
 _TRIES: Final = 4
 """Other devices may append a link at the same time."""
+_OTHER_ACCOUNT = (
+    "that is another account than the one this device is in; leave that first: p2psync account logout --forget"
+)
 _NO_ACCOUNT = "this device is in no account; run: p2psync account signup, or: p2psync account login"
 
 
@@ -78,6 +82,8 @@ class Account:
         self.stored: StoredAccount | None = None
         self.chain: AccountChain | None = None
         """As far as it was verified; with links at its end that the relay may not have yet."""
+        self.changed = Pulse()
+        """Fires when something of it was stored."""
         loaded = store.load_account()
         if loaded is not None:
             self.stored, links = loaded
@@ -110,6 +116,13 @@ class Account:
         if stored.state == "joining" or self.chain is None:
             raise StateError("the relay does not know yet that this device was taken in; see: p2psync account status")
         return stored, self.chain
+
+    def confirmed_chain(self) -> AccountChain | None:
+        """The chain as far as the relay has it too: what only this device has may yet give way. Blocks for a moment."""
+        chain, confirmed = self.chain, self.stored.confirmed if self.stored is not None else 0
+        if chain is None or not confirmed:
+            return None
+        return chain if len(chain.links) <= confirmed else fold_chain(chain.encoded_links()[:confirmed])
 
     @property
     def client(self) -> RelayClient:
@@ -152,6 +165,7 @@ class Account:
         self.stored = stored
         if chain is not None or stored is None:
             self.chain = chain
+        self.changed.fire()
 
     # ── beginning ───────────────────────────────────────────────────────────────────────────────────────────────────
     async def sign_up(self, relays: Sequence[str], email: str, login_key: bytes) -> str:
@@ -204,27 +218,43 @@ class Account:
                     )
             await self._enter(relays, email, chain)
 
-    async def recover(self, relays: Sequence[str], email: str, login_key: bytes, key: bytes) -> None:
-        """By password and recovery key: this device joins the account.
+    async def recover(
+        self,
+        relays: Sequence[str],
+        email: str,
+        login_key: bytes,
+        key: bytes,
+        let_in: Callable[[RelayClient, DeviceKeys, AccountChain], Awaitable[None]],
+    ) -> None:
+        """By password and recovery key: this device joins the account, or completes what an earlier try has left.
+
+        `let_in` does what else the recovery key is good for, with a client of its own; then that key is forgotten.
 
         Raises:
             RelayRefusal: `unauthorized` for a wrong password, `device-unknown` for a recovery key of another account.
             AuthenticationError: the chain is none that the recovery key vouches for.
+            StateError: this device is in another account.
         """
         async with self._lock:
-            self.must_be_free()
+            is_new = self.stored is None or self.stored.state in ("unverified", "joining")
             recovery = recovery_keys(key)
             async with self._visiting(relays, recovery) as client:
                 await client.accounts.log_in(email, login_key)
                 chain = await self._fetch(client)
                 _check_recovery(chain, recovery.device_id, key)
+                if not is_new and chain.account_id != self.require().account_id:
+                    raise StateError(_OTHER_ACCOUNT)
                 if self._keys.device_id not in chain.devices:
                     link = chain.sign(recovery, Add(self._keys.card.encode(), DeviceKind.DEVICE))
                     await client.accounts.append_link(link.encoded)
                     chain = chain.extend([link.encoded])
+                await let_in(client, recovery, chain)
                 await client.accounts.log_out()
-            await self._enter(relays, email, chain)
-            await self.client.accounts.log_in(email, login_key)
+            if is_new:
+                await self._enter(relays, email, chain)
+                await self.client.accounts.log_in(email, login_key)
+            else:
+                await self._log_in_again(relays, email, login_key)
 
     async def join(self, invitation: Invitation) -> None:
         """As another device of the account has told: wait until the relay knows this one too.
@@ -258,10 +288,7 @@ class Account:
             await client.accounts.log_in(email, login_key)
             if client.account_id != stored.account_id:
                 await client.accounts.log_out()
-                raise StateError(
-                    "that is another account than the one this device is in; leave that first: p2psync account logout "
-                    "--forget"
-                )
+                raise StateError(_OTHER_ACCOUNT)
         state = "joining" if self.chain is None else "active"
         await self.aclose()
         await self._change(relays=tuple(relays) or stored.relays, email=email, state=state, session=None)

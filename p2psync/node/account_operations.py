@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
 
+import msgspec
 import trio
 
 from p2psync.crypto.identity import DeviceCard
@@ -16,6 +17,7 @@ from p2psync.model.ids import format_device_id, parse_device_id
 from p2psync.net.relay_client import RelayClient
 from p2psync.net.relay_mailbox import encode_id
 from p2psync.node.account import Account, ChainRefusedError, Invitation
+from p2psync.node.account_joining import Joining
 from p2psync.node.core import Core
 from p2psync.node.lookup import find
 from p2psync.node.views import (
@@ -35,7 +37,8 @@ from p2psync.protocol.relay_address import parse_relay_address
 MAX_RELAYS = 8
 STATUS_TIME = 20.0
 """Seconds that a status waits for the relay."""
-_RECOVERY = "recovery key"
+RECOVERY_NAME = "recovery key"
+"""What the recovery key is called among devices."""
 
 
 class AccountOperations(Core):
@@ -82,13 +85,15 @@ class AccountOperations(Core):
         """By password, and by the recovery key where this device is new."""
         address, key = normalise_email(email), _login_key(login_key)
         secret = parse_recovery_key(recovery_key) if recovery_key else None
+        joining = Joining(self.keys.card, self.name, self.world)
         with _instead("the e-mail address or the password is wrong; a forgotten password: p2psync account reset"):
             if secret is None:
                 await self.account.log_in(self._known(relays), address, key)
             else:
-                await self.account.recover(self._known(relays), address, key, secret)
+                await self.account.recover(self._known(relays), address, key, secret, joining.run)
         self.event_log.publish("account.active", "the account is in use")
-        return await self.account_status()
+        view = await self.account_status()
+        return msgspec.structs.replace(view, problems=[*view.problems, *_joining_problems(joining)])
 
     async def account_log_out(self, forget: bool = False) -> None:
         """The next session needs the password."""
@@ -179,7 +184,7 @@ class AccountOperations(Core):
         )
 
     def _device_label(self, device: ChainDevice) -> str:
-        return _RECOVERY if device.kind is DeviceKind.RECOVERY else self.device_name(device.device_id)
+        return RECOVERY_NAME if device.kind is DeviceKind.RECOVERY else self.device_name(device.device_id)
 
     async def account_recovery(self) -> RecoveryKey:
         """A new recovery key."""
@@ -295,6 +300,21 @@ def _problem(error: P2PSyncError) -> Problem:
             return Problem("account-locked-out", what, remedy)
         case _:
             return Problem("relay-refused", what, remedy)
+
+
+def _joining_problems(joining: Joining) -> list[Problem]:
+    """What a recovery key could not do for this device."""
+    problems = []
+    if joining.failures:
+        remedy = "p2psync account login --recovery-file FILE, again; another device of the account does it as well"
+        problems.append(
+            Problem("folders-not-joined", f"not all folders could be looked at: {joining.failures[0]}", remedy)
+        )
+    if joining.removed:
+        remedy = "on an owner of it: p2psync folder share FOLDER --with DEVICE"
+        text = f"this device was removed from {len(joining.removed)} of the account's folders, and stays out"
+        problems.append(Problem("folders-removed", text, remedy))
+    return problems
 
 
 def _usage(status: api.AccountStatus) -> AccountUsage:

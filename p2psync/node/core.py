@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import socket
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from contextlib import suppress
 from pathlib import Path
 from typing import Protocol
@@ -28,6 +28,7 @@ from p2psync.sync import founding, members_file
 from p2psync.sync.context import Emit, SyncSettings
 from p2psync.sync.folder import Folder
 from p2psync.sync.peer import Limits
+from p2psync.sync.pulse import Pulse
 from p2psync.sync.synchronizer import Offer, Synchronizer
 from p2psync.transfer.rates import TokenBucket
 
@@ -94,6 +95,10 @@ class Core:
             TokenBucket(network.max_receive_rate, max(network.max_receive_rate / 4, 4 * MIB), now),
         )
         self.connections: Connections | None = None
+        self.hurry = Pulse()
+        """Fires when a person here has changed who is in the account, or which folders belong to it."""
+        self.at_relay: frozenset[FolderId] = frozenset()
+        """Folders that this device has found in mailboxes of its account's relay."""
         self.broken: dict[str, P2PSyncError] = {}
         """Folders of this home, by ID, whose index could not be opened."""
         self._state_lock = trio.Lock()
@@ -121,6 +126,10 @@ class Core:
         text = format_device_id(DeviceId(device))
         known = next((d.card for d in self.state.devices if d.id == text), "")
         return DeviceCard.decode(bytes.fromhex(known)) if known else None
+
+    def on_paper(self) -> Collection[DeviceId]:
+        """Members of folders that are printed keys, as far as is known here."""
+        return ()
 
     def find_device(self, text: str) -> DeviceEntry:
         """The known device a person means. InputError when there is none."""
@@ -254,6 +263,7 @@ class Core:
             others=lambda: [f.context for i, f in self.synchronizer.folders.items() if i != folder_id],
         )
         folder.context.card_of = self.card_of
+        folder.context.on_paper = self.on_paper
         return folder
 
     def index_path(self, folder: str) -> bytes:

@@ -102,6 +102,7 @@ class FolderOperations(Core):
             label=label,
             path=os.fsdecode(path),
             added_at=self.world.clock.wall_ns() // 10**9,
+            mailbox="always" if membership.folder in self.at_relay else "never",
         )
         taken_up = await self.world.offload.run(lambda: self.open_folder(entry))
         try:

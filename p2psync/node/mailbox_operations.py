@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection
+
 import msgspec
 
+from p2psync.crypto.identity import DeviceCard
 from p2psync.errors import InputError, P2PSyncError
-from p2psync.model.ids import format_folder_id
-from p2psync.node.account_operations import AccountOperations
+from p2psync.membership.sigchain import AccountChain
+from p2psync.model.ids import DeviceId, format_folder_id, short_id
+from p2psync.node.account_operations import RECOVERY_NAME, AccountOperations
 from p2psync.node.home import FolderEntry
 from p2psync.node.relay_folder import RelayFolder, RelayNews, relay_name
-from p2psync.node.views import AccountView, MailboxPolicy, MailboxView, PlanChange
+from p2psync.node.views import AccountView, MailboxPolicy, MailboxView, PlanChange, RecoveryKey
 from p2psync.sync.folder import Folder
 from p2psync.sync.mailbox.backlog import Policy
 
@@ -18,6 +22,7 @@ class MailboxOperations(AccountOperations):
     """See `Operations`."""
 
     _news: RelayNews | None = None
+    _listening = False
 
     async def folder_mailbox(self, folder: str, policy: MailboxPolicy | None = None) -> MailboxView:
         """How a folder uses the account's relay, or from now on shall use it."""
@@ -28,6 +33,7 @@ class MailboxOperations(AccountOperations):
             if policy != "never":
                 self.account.active()
             await self._save_policy(chosen, policy)
+            self.hurry.fire()
             if self.online:
                 self.use_mailboxes()
                 if policy == "never" and self.account.stored is not None:
@@ -47,6 +53,54 @@ class MailboxOperations(AccountOperations):
         self._try_mailboxes_again()
         return change
 
+    # ── the account's devices as members ────────────────────────────────────────────────────────────────────────────
+    async def account_take_in(self, card: DeviceCard) -> None:
+        """Add a paired device to the account, and at once to its folders."""
+        await super().account_take_in(card)
+        self.hurry.fire()
+
+    async def account_remove_device(self, device: str) -> None:
+        """Put a device out of the account, and at once out of the folders."""
+        await super().account_remove_device(device)
+        self.hurry.fire()
+
+    async def account_recovery(self) -> RecoveryKey:
+        """A new recovery key, which owns the folders from now on."""
+        renewed = await super().account_recovery()
+        self.hurry.fire()
+        return renewed
+
+    def card_of(self, device: bytes) -> DeviceCard | None:
+        """The card of a device that has been met or is in the account."""
+        entry = self._chain.devices.get(DeviceId(device)) if self._chain is not None else None
+        return entry.card if entry is not None else super().card_of(device)
+
+    def device_name(self, device: bytes) -> str:
+        """What a person here calls a device; a recovery key is called that."""
+        return RECOVERY_NAME if device in self.on_paper() else super().device_name(device)
+
+    def on_paper(self) -> Collection[DeviceId]:
+        """The account's recovery keys, also those that have been replaced."""
+        return self._chain.paper if self._chain is not None else ()
+
+    @property
+    def _chain(self) -> AccountChain | None:
+        return self._account.chain if self._account is not None else None
+
+    # ── mailboxes ───────────────────────────────────────────────────────────────────────────────────────────────────
+    @property
+    def news(self) -> RelayNews:
+        """What the relay tells; it is listened to once there is something to hear."""
+        if self._news is None:
+            self._news = RelayNews(lambda: self.account.client, self._try_mailboxes_again)
+        return self._news
+
+    def listen(self) -> None:
+        """Hear the relay's news from now on."""
+        if not self._listening and self.connections is not None:
+            self._listening = True
+            self.connections.start_soon(self.news.run)
+
     def _try_mailboxes_again(self) -> None:
         for folder in self.synchronizer.folders.values():
             folder.mailroom.try_again()
@@ -62,17 +116,15 @@ class MailboxOperations(AccountOperations):
     def use_mailboxes(self) -> None:
         """Let every folder use its mailbox as it is set; on a running node, and after the account has changed."""
         policies = {entry.id: Policy(entry.mailbox) for entry in self.state.folders}
-        if all(policy is Policy.NEVER for policy in policies.values()) and self._news is None:
+        if all(policy is Policy.NEVER for policy in policies.values()) and not self._listening:
             return
         stored = self.account.stored
-        if self._news is None and self.connections is not None:
-            self._news = RelayNews(lambda: self.account.client, self._try_mailboxes_again)
-            self.connections.start_soon(self._news.run)
+        self.listen()
         for folder in self.synchronizer.folders.values():
             policy = policies.get(format_folder_id(folder.id), Policy.NEVER)
             services = []
-            if stored is not None and self._news is not None and policy is not Policy.NEVER:
-                news = self._news.of(folder.id)
+            if stored is not None and self._listening and policy is not Policy.NEVER:
+                news = self.news.of(folder.id)
                 services.append(RelayFolder(lambda: self.account.client, stored.account_id, folder.id, news))
             folder.mailroom.use(services, policy)
 
@@ -91,7 +143,12 @@ class MailboxOperations(AccountOperations):
             status.sent,
             status.received,
             status.confirmed,
+            [self._member_name(folder, device) for device in folder.mailroom.keys.keyless()],
         )
+
+    def _member_name(self, folder: Folder, device: DeviceId) -> str:
+        known = self.device_name(device)
+        return known if known != short_id(device) else folder.context.membership.members[device].name or known
 
     def resume_mailboxes(self) -> None:
         """At a start: an account that cannot be read must not keep folders waiting."""

@@ -15,6 +15,7 @@ from p2psync.crypto.identity import DeviceKeys
 from p2psync.errors import P2PSyncError, StateError
 from p2psync.model.ids import DeviceId, format_device_id, parse_device_id, short_id
 from p2psync.net.relay_client import RelayClient
+from p2psync.node.account_keeper import AccountKeeper
 from p2psync.node.config import Config, load_config, render_default_config, set_setting
 from p2psync.node.connections import Connections
 from p2psync.node.contacts import Stranger
@@ -147,6 +148,7 @@ async def running(
             if world.http is not None:
                 rendezvous = connections.dialler.relay = _rendezvous(operations, connections)
                 nursery.start_soon(rendezvous.run)
+                nursery.start_soon(AccountKeeper(operations).run)
             operations.event_log.publish("node.ready", "the node accepts connections")
             try:
                 yield operations

@@ -258,7 +258,13 @@ class Operation(msgspec.Struct, frozen=True):
 
 
 _DEADLINE = 60.0
-_DEADLINES = {"pair_wait": 900.0, "pair_join": 120.0, "folder_scan": math.inf, "check": math.inf}
+_DEADLINES = {
+    "pair_wait": 900.0,
+    "pair_join": 120.0,
+    "account_log_in": math.inf,
+    "folder_scan": math.inf,
+    "check": math.inf,
+}
 """Work whose length the data decides has no deadline: it ends with the connection of who asked."""
 
 OPERATION_NAMES = tuple(

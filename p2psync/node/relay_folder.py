@@ -33,6 +33,7 @@ WAIT_S = 120.0
 """A mailbox is looked at this often even when no news comes."""
 _AGAIN_S = 60.0
 _OURS_TO_FIX = range(400, 500)
+_OF_THE_ACCOUNT = (EventKind.CHAIN, EventKind.ACCESS, EventKind.GRANT)
 
 
 def relay_name(account_id: bytes) -> bytes:
@@ -50,6 +51,8 @@ class RelayNews:
         self._client = client
         self._on_room = on_room
         self._pulses: dict[bytes, Pulse] = {}
+        self.account = Pulse()
+        """Fires when there is something new about the account's devices, its folders, or who is given their keys."""
 
     def of(self, folder: bytes) -> Pulse:
         """Fires when there is something new in a folder."""
@@ -70,10 +73,12 @@ class RelayNews:
     def _tell(self, item: News) -> None:
         event = item.event
         if item.reset:
-            for pulse in self._pulses.values():
+            for pulse in (self.account, *self._pulses.values()):
                 pulse.fire()
         elif event is not None and event.folder_id in self._pulses:
             self._pulses[event.folder_id].fire()
+        if event is not None and event.kind in _OF_THE_ACCOUNT:
+            self.account.fire()
         if item.reset or (event is not None and event.kind is EventKind.QUOTA):
             self._on_room()
 
@@ -81,14 +86,25 @@ class RelayNews:
 class RelayFolder:
     """One folder at the account's relay; see `MailboxService`."""
 
-    def __init__(self, client: Callable[[], RelayClient], account_id: bytes, folder: FolderId, news: Pulse) -> None:
-        """`client` gives the account's client, `news` fires when the relay has something new in the folder."""
+    def __init__(
+        self,
+        client: Callable[[], RelayClient],
+        account_id: bytes,
+        folder: FolderId,
+        news: Pulse,
+        *,
+        is_there: bool = False,
+    ) -> None:
+        """`client` gives the account's client, `news` fires when the relay has something new in the folder.
+
+        The folder is made there before the first call, unless it `is_there`.
+        """
         self.id = relay_name(account_id)
         self._get_client = client
         self._folder = folder
         self._news = news
         self._seen = 0
-        self._is_there = False
+        self._is_there = is_there
 
     @property
     def name(self) -> str:
@@ -190,7 +206,7 @@ class RelayFolder:
     # ── details ─────────────────────────────────────────────────────────────────────────────────────────────────────
     @asynccontextmanager
     async def _client(self, conflict: Callable[[RelayRefusal], Exception] | None = None) -> AsyncIterator[RelayClient]:
-        """The client, with what it raises in the terms of `MailboxService`. The folder is made there first."""
+        """The client, with what it raises in the terms of `MailboxService`; the folder is made there first."""
         try:
             client = self._get_client()
             if not self._is_there:

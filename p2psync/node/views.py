@@ -157,7 +157,8 @@ class MailboxView(Struct, frozen=True):
     """How a folder uses the account's relay. `policy` is a setting; the rest is empty while no node runs the mailbox.
 
     `waiting` counts paths that are still to be left there, as far as was looked; `sent` and `received` are bytes of
-    content since the start; `confirmed` is when another device last said what it has seen there (seconds).
+    content since the start; `confirmed` is when another device last said what it has seen there (seconds). `keyless`
+    names members who can read nothing there yet: their card is not known here, or they are granted the key just now.
     """
 
     label: str
@@ -168,6 +169,7 @@ class MailboxView(Struct, frozen=True):
     sent: int = 0
     received: int = 0
     confirmed: int | None = None
+    keyless: list[str] = []
 
 
 class FolderSummary(Struct, frozen=True):

@@ -30,7 +30,7 @@ _log = structlog.get_logger(__name__)
 
 @dataclass(frozen=True)
 class Offer:
-    """A folder that a connected device has told us we are a member of."""
+    """A folder that we are a member of, and who has told us: a connected device, or one that has let us in."""
 
     membership: Membership
     label: str
@@ -194,16 +194,28 @@ class Synchronizer:
             raise ProtocolError(f"the other side offered a folder that does not verify: {error}") from error
         if membership.folder != folder_id:
             raise ProtocolError("the other side offered a folder under another's ID")
+        self.propose(membership, peer.device, peer.name)
+
+    def propose(self, membership: Membership, device: DeviceId, name: str) -> None:
+        """Remember a folder that `device` has told of, by whatever way, if we are a member and have not got it."""
+        folder_id = membership.folder
         known = self.offers.get(folder_id)
+        if folder_id in self.folders or (known is None and len(self.offers) >= MAX_OFFERS):
+            return
         if known is not None:
             # Each device that offers it may know of members that the others have not heard of; it offers it only once.
             with suppress(InputError, AuthenticationError):
-                membership = fold([*known.membership.links_after(()), *message.links])
+                membership = fold([*known.membership.links_after(()), *membership.links_after(())])
         role = membership.role(self._device)
         if role is None:
             self.offers.pop(folder_id, None)
         else:
-            offer = self.offers[folder_id] = Offer(membership, membership.label, role, peer.device, peer.name)
+            offer = self.offers[folder_id] = Offer(membership, membership.label, role, device, name)
             if known is None or known.role != role:
                 self.on_offer(folder_id, offer)
         self.changed.fire()
+
+    def withdraw(self, folder_id: FolderId) -> None:
+        """A folder is offered no longer."""
+        if self.offers.pop(folder_id, None) is not None:
+            self.changed.fire()

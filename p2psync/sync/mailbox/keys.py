@@ -150,6 +150,14 @@ class KeyKeeper:
         await self.grant()
         return wait
 
+    def keyless(self) -> list[DeviceId]:
+        """Members who read and have not been given the key that seals now, as far as is known here. Blocks."""
+        key = self.sealing_key()
+        if key is None:
+            return []
+        with self._context.index.read() as reader:
+            return recipients(self._context.membership, self._context.device, rows.grants(reader, key.id))
+
     # ── epochs ──────────────────────────────────────────────────────────────────────────────────────────────────────
     def sealing_key(self) -> EpochKey | None:
         """As the function of this name, now."""

@@ -1,0 +1,65 @@
+"""What a recovery key does for a device that has met nobody: it lets the device into every folder of the account."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Final
+
+import trio
+
+from p2psync.crypto.identity import DeviceCard, DeviceKeys
+from p2psync.errors import P2PSyncError
+from p2psync.membership.sigchain import AccountChain
+from p2psync.model.ids import FolderId, format_folder_id
+from p2psync.net.relay_client import RelayClient
+from p2psync.node.relay_folder import RelayFolder
+from p2psync.ports import World
+from p2psync.sync.mailbox.joining import Outcome, let_in
+from p2psync.sync.mailbox.service import MailboxRefused, OverQuota
+from p2psync.sync.pulse import Pulse
+
+JOIN_FOLDERS_S: Final = 900.0
+"""How long a relay may take over all folders together."""
+
+
+@dataclass
+class Joining:
+    """One device on its way into the folders of its account, and what came of it."""
+
+    card: DeviceCard
+    name: str
+    """What others are to call it."""
+    world: World
+    members: int = 0
+    """Folders that it is a member of now."""
+    removed: list[str] = field(default_factory=list)
+    """IDs of folders that somebody has removed it from."""
+    failures: list[str] = field(default_factory=list)
+    """In words, what kept it out of a folder: worth another try."""
+
+    async def run(self, client: RelayClient, recovery: DeviceKeys, chain: AccountChain) -> None:
+        """Let the device into every folder that `recovery` finds at the relay; `client` is the recovery key's own.
+
+        Nothing is raised for what a relay does. The device joins the account anyhow, and what is left undone is done
+        by another try, or by a device of the account.
+        """
+        with trio.move_on_after(JOIN_FOLDERS_S) as time:
+            try:
+                for entry in await client.mailbox.folders():
+                    await self._join(FolderId(entry.folder_id), client, recovery, chain)
+            except P2PSyncError as error:
+                self.failures.append(str(error))
+        if time.cancelled_caught:
+            self.failures.append("the relay takes too long")
+
+    async def _join(self, folder: FolderId, client: RelayClient, recovery: DeviceKeys, chain: AccountChain) -> None:
+        service = RelayFolder(lambda: client, chain.account_id, folder, Pulse(), is_there=True)
+        try:
+            outcome = await let_in(service, recovery, folder, self.card, self.name, chain=chain, world=self.world)
+        except (MailboxRefused, OverQuota) as error:
+            self.failures.append(str(error))
+            return
+        if outcome is Outcome.MEMBER:
+            self.members += 1
+        elif outcome is Outcome.REMOVED:
+            self.removed.append(format_folder_id(folder))

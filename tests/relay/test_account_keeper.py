@@ -1,0 +1,366 @@
+"""The folders of an account find its devices: by the relay alone, in virtual time, whoever comes, goes or lies."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator, Callable, Sequence
+
+import pytest
+import trio
+from trio.testing import MockClock
+
+from p2psync.crypto.recovery import parse_recovery_key, recovery_keys
+from p2psync.errors import StateError
+from p2psync.membership.fold import Membership
+from p2psync.membership.keeping import everybody
+from p2psync.membership.links import Add, Role
+from p2psync.membership.sigchain import DeviceKind
+from p2psync.model.ids import DeviceId, FolderId, format_device_id
+from p2psync.net.relay_mailbox import MailboxCalls
+from p2psync.node.account_joining import Joining
+from p2psync.node.node import NodeOperations
+from p2psync.node.relay_folder import RelayFolder
+from p2psync.protocol.relay_api import FolderEntry
+from p2psync.sync.mailbox.finding import find_folder
+from p2psync.sync.mailbox.service import MailboxUnavailable
+from p2psync.sync.pulse import Pulse
+from tests.relay.homes import EMAIL, FOLDER, KEY, LABEL, Home, is_posted, the_folder, until
+from tests.relay.simulated import ADDRESS, VirtualRelay, device
+from tests.simulation.nodes import PORT
+
+URL = str(ADDRESS)
+
+
+@pytest.fixture
+async def home(autojump_clock: MockClock) -> AsyncIterator[Home]:
+    relay = VirtualRelay()
+    async with relay.running():
+        home = Home(relay)
+        for name in "cde":
+            home.device(name).disk.make_directories(b"/data")
+        yield home
+    relay.close()
+
+
+def members(node: NodeOperations) -> dict[DeviceId, Role]:
+    return {d: member.role for d, member in the_folder(node).context.membership.members.items()}
+
+
+async def left(node: NodeOperations) -> None:
+    """Everything is at the relay, and everybody who reads has been given the key."""
+    await node.folder_scan(LABEL)
+    await until(lambda: is_posted(node))
+
+    async def keyless() -> list[str]:
+        return (await node.folder_mailbox(LABEL)).keyless
+
+    with trio.fail_after(300):
+        while await keyless():
+            await trio.sleep(1)
+    await trio.sleep(5)
+
+
+async def begun(home: Home, desk: NodeOperations) -> str:
+    """A device alone, with an account and a folder in its mailbox; the recovery key."""
+    made = await desk.account_sign_up([URL], EMAIL, KEY)
+    await desk.account_verify(await home.relay.code(EMAIL))
+    await desk.folder_add(FOLDER, LABEL)
+    await desk.folder_mailbox(LABEL, "always")
+    home.device("a").user(FOLDER).write(b"f", b"from the desk")
+    await until(lambda: len(members(desk)) == 2)
+    await left(desk)
+    return made.recovery_key
+
+
+async def come(home: Home, node: NodeOperations, recovery: str) -> None:
+    """A device that nobody is there for takes everything from the relay."""
+    view = await node.account_log_in(EMAIL, KEY, [URL], recovery)
+    assert view.problems == []
+    await offered(node)
+    accepted = await node.folder_accept(LABEL, FOLDER)
+    assert accepted.label == LABEL
+    assert (await node.folder_mailbox(LABEL)).policy == "always"
+
+
+async def offered(node: NodeOperations) -> None:
+    await until(lambda: bool(node.synchronizer.offers))
+
+
+# ── devices that have met nobody ────────────────────────────────────────────────────────────────────────────────────
+async def test_a_device_that_has_met_nobody_comes_by_the_recovery_key(autojump_clock: MockClock, home: Home) -> None:
+    async with home.node("a") as desk:
+        recovery = await begun(home, desk)
+        paper = recovery_keys(parse_recovery_key(recovery)).device_id
+        assert members(desk) == {desk.device_id: Role.OWNER, paper: Role.OWNER}
+        assert [m.name for m in await desk.folder_members(LABEL)] == ["a", "recovery key"]
+    async with home.node("b") as laptop:
+        await come(home, laptop, recovery)
+        assert members(laptop)[laptop.device_id] is Role.OWNER
+        await until(lambda: home.files("b") == {b"f": b"from the desk"})
+        home.device("b").user(FOLDER).write(b"g", b"from the laptop")
+        await left(laptop)
+    async with home.node("c") as tablet:
+        await come(home, tablet, recovery)
+        await until(lambda: home.files("c") == home.files("b"))
+    async with home.node("a") as desk:
+        await until(lambda: home.files("a") == home.files("b"))
+        assert len(members(desk)) == 4
+        assert not the_folder(desk).context.problems
+
+
+async def test_offers_are_there_again_after_a_restart(autojump_clock: MockClock, home: Home) -> None:
+    async with home.node("a") as desk:
+        recovery = await begun(home, desk)
+    async with home.node("b") as laptop:
+        await laptop.account_log_in(EMAIL, KEY, [URL], recovery)
+    async with home.node("b") as laptop:
+        await offered(laptop)
+        (offer,) = await laptop.folder_offers()
+        assert (offer.label, offer.role, offer.device_name) == (LABEL, "owner", "recovery key")
+
+
+@pytest.mark.parametrize("call", ["granted", "give", "append"])
+async def test_a_relay_that_breaks_off_half_way(
+    autojump_clock: MockClock, home: Home, monkeypatch: pytest.MonkeyPatch, call: str
+) -> None:
+    async with home.node("a") as desk:
+        recovery = await begun(home, desk)
+    async with home.node("b") as laptop:
+
+        async def lost(*_: object) -> None:
+            raise MailboxUnavailable("no answer")
+
+        with monkeypatch.context() as patch:
+            patch.setattr(RelayFolder, call, lost)
+            view = await laptop.account_log_in(EMAIL, KEY, [URL], recovery)
+        assert [p.code for p in view.problems] == ["folders-not-joined"]
+        assert view.state == "active"
+        await trio.sleep(60)
+        assert await laptop.folder_offers() == []
+        await come(home, laptop, recovery)
+        await until(lambda: home.files("b") == {b"f": b"from the desk"})
+
+
+async def test_what_was_left_half_done_is_completed_by_another_device(
+    autojump_clock: MockClock, home: Home, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async with home.node("a") as desk:
+        recovery = await begun(home, desk)
+    async with home.node("b") as laptop:
+
+        async def nothing(*_: object) -> None:
+            return
+
+        with monkeypatch.context() as patch:
+            patch.setattr(Joining, "run", nothing)
+            await laptop.account_log_in(EMAIL, KEY, [URL], recovery)
+    async with home.node("a") as desk:
+        await until(lambda: len(members(desk)) == 3)
+        await left(desk)
+    async with home.node("b") as laptop:
+        await offered(laptop)
+        assert [o.device_name for o in await laptop.folder_offers()] == [format_device_id(desk.device_id)[:7]]
+
+
+async def test_a_recovery_key_of_another_account_changes_nothing(autojump_clock: MockClock, home: Home) -> None:
+    async with home.node("a") as desk, home.node("e") as eve:
+        recovery = await begun(home, desk)
+        await eve.account_sign_up([URL], "eve@example.org", KEY)
+        await eve.account_verify(await home.relay.code("eve@example.org"))
+        with pytest.raises(StateError, match="another account"):
+            await eve.account_log_in(EMAIL, KEY, [URL], recovery)
+        assert eve.account.require().email == "eve@example.org"
+
+
+# ── a device that was paired ────────────────────────────────────────────────────────────────────────────────────────
+async def test_a_device_of_the_account_finds_the_folders(autojump_clock: MockClock, home: Home) -> None:
+    async with home.node("a") as desk:
+        await begun(home, desk)
+        async with home.node("b") as laptop:
+            await desk.account.add(laptop.keys.card.encode(), DeviceKind.DEVICE, laptop.device_id)
+            await laptop.account.join(desk.account.invitation())
+            await offered(laptop)
+            (offer,) = await laptop.folder_offers()
+            assert (offer.label, offer.role) == (LABEL, "owner")
+            assert not laptop.synchronizer.peers
+            await laptop.folder_accept(LABEL, FOLDER)
+            await until(lambda: home.files("b") == {b"f": b"from the desk"})
+
+
+async def test_folders_without_a_mailbox_are_nobodys_business(autojump_clock: MockClock, home: Home) -> None:
+    async with home.node("a") as desk:
+        await begun(home, desk)
+        home.device("a").disk.make_directories(b"/data/private")
+        private = await desk.folder_add(b"/data/private", "private")
+        await trio.sleep(600)
+        assert [m.name for m in await desk.folder_members(private.id)] == ["a"]
+
+
+# ── devices that go ─────────────────────────────────────────────────────────────────────────────────────────────────
+async def seen_at_the_relay(node: NodeOperations, through: NodeOperations, folder: FolderId) -> Membership | None:
+    """What a device's keys still open at the relay, if that shows them everything."""
+    service = RelayFolder(
+        lambda: through.account.client, through.account.require().account_id, folder, Pulse(), is_there=True
+    )
+    given = await through.account.client.mailbox.grants(folder)
+    assert given
+    found = await find_folder(service, node.keys, folder, node.world.offload)
+    return found.membership if found is not None else None
+
+
+async def test_a_device_that_was_put_out_opens_nothing_that_comes_later(autojump_clock: MockClock, home: Home) -> None:
+    async with home.node("a") as desk:
+        recovery = await begun(home, desk)
+        async with home.node("b") as laptop:
+            await come(home, laptop, recovery)
+            await until(lambda: home.files("b") == {b"f": b"from the desk"})
+            await until(lambda: len(members(desk)) == 3)
+            keys = laptop.keys
+            old = the_folder(laptop).mailroom.keys.ring
+        await desk.account_remove_device(format_device_id(keys.device_id))
+        await until(lambda: keys.device_id not in members(desk))
+        home.device("a").user(FOLDER).write(b"later", b"not for the laptop")
+        await left(desk)
+        membership = the_folder(desk).context.membership
+        assert membership.current_epoch is not None
+        assert not membership.epoch_stale
+        assert membership.current_epoch.key_id not in old
+        assert len(old) == 1
+    async with home.node("b") as laptop:
+        await trio.sleep(1000)
+        assert b"later" not in home.files("b")
+        assert membership.current_epoch.key_id not in the_folder(laptop).mailroom.keys.ring
+    async with home.node("c") as tablet:
+        await come(home, tablet, recovery)
+        await until(lambda: home.files("c") == home.files("a"))
+
+
+async def test_a_device_that_was_unshared_is_not_added_again(autojump_clock: MockClock, home: Home) -> None:
+    async with home.node("a") as desk:
+        recovery = await begun(home, desk)
+        async with home.node("b") as laptop:
+            await come(home, laptop, recovery)
+        await until(lambda: len(members(desk)) == 3)
+        laptop_id = format_device_id(laptop.device_id)
+        await desk.folder_unshare(LABEL, laptop_id)
+        assert laptop.device_id not in members(desk)
+        await trio.sleep(1000)
+        assert laptop.device_id not in members(desk)
+        await left(desk)
+    async with home.node("a") as desk:
+        await trio.sleep(1000)
+        assert laptop.device_id not in members(desk)
+    async with home.node("b") as laptop:
+        view = await laptop.account_log_in(EMAIL, KEY, [URL], recovery)
+        assert [p.code for p in view.problems] == ["folders-removed"]
+    async with home.node("a") as desk:
+        await desk.folder_share(LABEL, laptop_id, "viewer")
+        await trio.sleep(1000)
+        assert members(desk)[laptop.device_id] is Role.VIEWER
+
+
+async def test_a_renewed_recovery_key_takes_the_place_of_the_old(autojump_clock: MockClock, home: Home) -> None:
+    async with home.node("a") as desk:
+        old = await begun(home, desk)
+        new = (await desk.account_recovery()).recovery_key
+        papers = [recovery_keys(parse_recovery_key(text)).device_id for text in (old, new)]
+        await until(lambda: papers[1] in members(desk) and papers[0] not in members(desk))
+        home.device("a").user(FOLDER).write(b"g", b"since")
+        await left(desk)
+    async with home.node("b") as laptop:
+        await come(home, laptop, new)
+        await until(lambda: home.files("b") == home.files("a"))
+
+
+# ── at the same time ────────────────────────────────────────────────────────────────────────────────────────────────
+async def test_two_devices_that_do_it_at_once_come_to_one_end(autojump_clock: MockClock, home: Home) -> None:
+    async with home.node("a") as desk, home.node("b") as laptop:
+        recovery = await begun(home, desk)
+        home.sim.network.part("a", "b")
+        await come(home, laptop, recovery)
+        await until(lambda: len(members(desk)) == len(members(laptop)) == 3)
+        gone, come_in = device("gone"), device("come")
+        for keys in (gone, come_in):
+            await desk.account.add(keys.card.encode(), DeviceKind.DEVICE, keys.device_id)
+        await laptop.account.refresh()
+        for node in (desk, laptop):
+            node.hurry.fire()
+        await until(lambda: len(members(desk)) == len(members(laptop)) == 5)
+        await desk.account.remove(gone.device_id)
+        await laptop.account.refresh()
+        for node in (desk, laptop):
+            node.hurry.fire()
+
+        def at_rest() -> bool:
+            one, two = (the_folder(node).context.membership for node in (desk, laptop))
+            return one.heads == two.heads and gone.device_id not in one.members and not one.epoch_stale
+
+        await until(at_rest, timeout=900)
+        count = the_folder(desk).context.membership.link_count
+        await trio.sleep(1800)
+        assert (
+            the_folder(desk).context.membership.link_count == the_folder(laptop).context.membership.link_count == count
+        )
+        assert members(desk) == members(laptop)
+        assert set(members(desk)) == set(everybody(_chain(desk))) - {gone.device_id}
+
+
+def _chain(node: NodeOperations):  # type: ignore[no-untyped-def]
+    assert node.account.chain is not None
+    return node.account.chain
+
+
+# ── relays that lie ─────────────────────────────────────────────────────────────────────────────────────────────────
+def also_listed(monkeypatch: pytest.MonkeyPatch, entries: Callable[[], Sequence[FolderEntry]]) -> None:
+    """The relay says that the account has more folders."""
+    honest = MailboxCalls.folders
+
+    async def folders(self: MailboxCalls) -> list[FolderEntry]:
+        return [*await honest(self), *entries()]
+
+    monkeypatch.setattr(MailboxCalls, "folders", folders)
+
+
+async def test_folders_that_are_none_are_not_offered(
+    autojump_clock: MockClock, home: Home, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    made_up = [FolderEntry(bytes([n]) * n, owned=True, rights="manage", last_seq=9, pruned_seq=0) for n in (1, 16, 40)]
+    async with home.node("a") as desk:
+        recovery = await begun(home, desk)
+    also_listed(monkeypatch, lambda: made_up)
+    async with home.node("b") as laptop:
+        view = await laptop.account_log_in(EMAIL, KEY, [URL], recovery)
+        assert [p.code for p in view.problems] in ([], ["folders-not-joined"])
+        await offered(laptop)
+        await trio.sleep(600)
+        assert [o.label for o in await laptop.folder_offers()] == [LABEL]
+
+
+async def test_a_folder_of_strangers_is_not_offered(
+    autojump_clock: MockClock, home: Home, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A relay knows every card of an account: it can make up a folder that this device and the recovery key own."""
+    async with home.node("a") as desk, home.node("e") as eve:
+        recovery = await begun(home, desk)
+        paper = recovery_keys(parse_recovery_key(recovery))
+        await eve.account_sign_up([URL], "eve@example.org", KEY)
+        await eve.account_verify(await home.relay.code("eve@example.org"))
+        home.device("e").disk.make_directories(FOLDER)
+        await eve.folder_add(FOLDER, LABEL)
+        await eve.folder_mailbox(LABEL, "always")
+        home.device("e").user(FOLDER).write(b"f", b"bait")
+        trap = the_folder(eve)
+        async with home.node("b") as laptop:
+            for card in (paper.card, laptop.keys.card):
+                await trap.act(Add(card.device_id, Role.OWNER, "", 0, card.encode()))
+            await left(eve)
+            ours = desk.account.require().account_id
+            await eve.account.client.mailbox.set_access(trap.id, ours, "manage")
+            await laptop.account_log_in(EMAIL, KEY, [URL], recovery)
+            await offered(laptop)
+            await trio.sleep(2000)
+            (offer,) = await laptop.folder_offers()
+            assert offer.id == the_folder(desk).context.name
+            assert trap.context.membership.link_count == 5
+            # Whoever knows that device has its word for it, as with a device that is connected.
+            await laptop.device_add(format_device_id(eve.device_id), "eve", [f"nowhere:{PORT}"])
+            await until(lambda: len(laptop.synchronizer.offers) == 2, timeout=4000)
