@@ -177,7 +177,7 @@ class Oracle:
 
         A file whose unsynced content was replaced by something else shows that something legitimately. A file that was
         synced goes with the directory that it was in, when nobody had synced the name of that; the one that had stood
-        there before may be back.
+        there before may be back, with what was in it.
         """
         gone = {
             path
@@ -187,7 +187,7 @@ class Oracle:
         for path, shown in before.items():
             known = self._written.get(shown.content)
             now = after.get(path)
-            forgotten = now is None and not gone.isdisjoint(ancestors(RelPath(path)))
+            forgotten = not gone.isdisjoint(ancestors(RelPath(path)))
             if known is not None and (device in known.unsynced_on or forgotten) and now != shown:
                 known.excused = True
                 if now is not None and now.kind is Kind.FILE:
