@@ -27,6 +27,8 @@ from p2psync.protocol.rendezvous_api import Arrangement
 
 AGAIN_S: Final = 30.0
 """After the relay could not be asked."""
+NO_ACCOUNT_S: Final = 3.0
+"""Between two looks whether this device is in an account by now."""
 MAX_ANSWERING: Final = 16
 """Calls answered at the same time; others are left to those who call again."""
 MAX_LEAD_MS: Final = 5000
@@ -103,12 +105,19 @@ class Rendezvous:
             self._connections.hint(device, good)
         return good
 
+    async def _relay(self) -> RelayClient:
+        """The account's client, once this device is in an account."""
+        while True:
+            with suppress(P2PSyncError):
+                return self._client()
+            await trio.sleep(NO_ACCOUNT_S)
+
     # ── presence ────────────────────────────────────────────────────────────────────────────────────────────────────
     async def _stay_present(self) -> None:
         while True:
             pause = AGAIN_S
             try:
-                calls = self._client().rendezvous
+                calls = (await self._relay()).rendezvous
                 addresses, port = self._reachable()
                 own = await calls.appear(addresses, port)
                 pause = min(max(own.ttl_s / 2, _SOONEST_S), _LATEST_S) * self._world.rng.uniform(0.8, 1.0)
@@ -132,7 +141,7 @@ class Rendezvous:
     async def _listen(self, nursery: trio.Nursery) -> None:
         while True:
             try:
-                async with self._client().news.subscribe() as news:
+                async with (await self._relay()).news.subscribe() as news:
                     async for item in news:
                         event = item.event
                         if event is not None and event.kind is EventKind.CALL and self._answering < MAX_ANSWERING:
