@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from rich.text import Text
 
     from p2psync.node.operations import Operations
-    from p2psync.node.views import DeviceView, FolderView, Problem, Status, WaitResult
+    from p2psync.node.views import AccountView, DeviceView, FolderView, MailboxView, Problem, Status, WaitResult
 
 REFRESH_S = 0.5
 MAX_PROBLEMS = 10
@@ -104,7 +104,25 @@ def render(now: Status) -> Group:
     folders = _folders(now) if now.folders else Text("No folders yet. Share one with: p2psync folder add PATH")
     devices = _devices(now.devices) if now.devices else Text("No devices yet. Add one with: p2psync pair")
     problems = [line for folder in now.folders for line in _problems(folder)]
-    return Group(head, Text(), folders, *problems, Text(), devices)
+    account = [] if now.account is None else [*_account(now.account), Text()]
+    return Group(head, Text(), *account, folders, *problems, Text(), devices)
+
+
+def _account(account: AccountView) -> list[Text]:
+    from rich.text import Text
+
+    parts: list[str] = [account.state]
+    if (usage := account.usage) is not None:
+        promised = f" and {size(usage.reserved)} promised" if usage.reserved else ""
+        used = f"{size(usage.used)}{promised} of {size(usage.limit)} used, {plain(usage.plan) or 'no'} plan"
+        asked = "" if account.usage_age_s is None else f", {_age(account.usage_age_s)}"
+        parts.append(used + asked)
+    lines = [Text(f"Account {plain(account.email)} at {plain(account.relay)}: {'; '.join(parts)}")]
+    return lines + [line for problem in account.problems for line in _shown("account", problem)]
+
+
+def _age(seconds: float) -> str:
+    return f"{duration(seconds)} ago"
 
 
 def _folders(now: Status) -> Table:
@@ -149,6 +167,8 @@ def _words(folder: FolderView, names: dict[str, str]) -> str:
         parts.append(f"equal to {others} at root {folder.root}")
     if folder.conflicts:
         parts.append(f"{count(folder.conflicts, 'conflict copy', 'conflict copies')} (p2psync conflicts)")
+    if folder.mailbox is not None and folder.mailbox.policy != "never":
+        parts.append(_mailbox(folder.mailbox))
     if folder.watch != "live":
         parts.append(f"watcher {folder.watch}: changes are found by scans")
     if folder.role in ("viewer", "vault"):
@@ -156,16 +176,37 @@ def _words(folder: FolderView, names: dict[str, str]) -> str:
     return "; ".join(parts)
 
 
+def _mailbox(mailbox: MailboxView) -> str:
+    parts = [f"mailbox {mailbox.policy}"]
+    if mailbox.activity not in ("", "idle"):
+        parts.append(mailbox.activity)
+    if mailbox.waiting:
+        parts.append(f"{count(mailbox.waiting, 'path')} ({size(mailbox.waiting_bytes)}) to be left there")
+    if mailbox.read_age_s is not None:
+        parts.append(f"read {_age(mailbox.read_age_s)}")
+    elif mailbox.activity:
+        parts.append("not read since the start")
+    return ", ".join(parts)
+
+
 def _problems(folder: FolderView) -> list[Text]:
     from rich.text import Text
 
     lines = []
     for problem in folder.problems[:MAX_PROBLEMS]:
-        lines.append(Text(f"! {plain(folder.label)}: {_what(problem)}", style="red"))
-        lines.append(Text(f"    → {plain(problem.remedy)}"))
+        lines += _shown(folder.label, problem)
     if (more := len(folder.problems) - MAX_PROBLEMS) > 0:
         lines.append(Text(f"! {plain(folder.label)}: and {more} more; see `p2psync status --json`", style="red"))
     return lines
+
+
+def _shown(whose: str, problem: Problem) -> list[Text]:
+    from rich.text import Text
+
+    return [
+        Text(f"! {plain(whose)}: {_what(problem)}", style="red"),
+        Text(f"    → {plain(problem.remedy)}"),
+    ]
 
 
 def _what(problem: Problem) -> str:

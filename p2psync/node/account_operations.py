@@ -119,20 +119,28 @@ class AccountOperations(Core):
     # ── how it stands ───────────────────────────────────────────────────────────────────────────────────────────────
     async def account_status(self) -> AccountView:
         """What is known here, and what the relay says."""
+        self.account.require()
+        usage, problems = await self.ask_usage()
+        return self.account_view(usage, problems)
+
+    async def ask_usage(self) -> tuple[AccountUsage | None, list[Problem]]:
+        """What the relay says of the account, and what keeps it from saying so."""
         account = self.account
-        account.require()
-        usage: AccountUsage | None = None
-        problems: list[Problem] = []
         try:
             if account.require().state in ("active", "joining"):
                 with trio.fail_after(STATUS_TIME):
                     await account.refresh()
-                    usage = _usage(await account.client.accounts.status())
+                    return _usage(await account.client.accounts.status()), []
         except trio.TooSlowError:
-            problems.append(Problem("relay-unreachable", "the relay does not answer in time", "try again later"))
+            return None, [Problem("relay-unreachable", "the relay does not answer in time", "try again later")]
         except P2PSyncError as error:
-            problems.append(_problem(error))
-        stored, chain = account.require(), account.chain
+            return None, [_problem(error)]
+        return None, []
+
+    def account_view(self, usage: AccountUsage | None, found: Sequence[Problem]) -> AccountView:
+        """The account as it is known here, with what the relay has said of it. StateError when there is none."""
+        stored, chain = self.account.require(), self.account.chain
+        problems = list(found)
         if stored.state == "unverified":
             remedy = "p2psync account verify CODE; no mail? sign up again"
             problems.append(Problem("account-unverified", "the account waits for the mailed code", remedy))

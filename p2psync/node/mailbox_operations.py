@@ -38,7 +38,7 @@ class MailboxOperations(AccountOperations):
                 self.use_mailboxes()
                 if policy == "never" and self.account.stored is not None:
                     await chosen.mailroom.forget(relay_name(self.account.stored.account_id))
-        return self._mailbox_view(chosen)
+        return self.mailbox_view(chosen)
 
     async def account_status(self) -> AccountView:
         """As it stands; where the relay answers, folders that had given up on it for a while try again."""
@@ -102,6 +102,7 @@ class MailboxOperations(AccountOperations):
             self.connections.start_soon(self.news.run)
 
     def _try_mailboxes_again(self) -> None:
+        """There may be more room at the relay than there was."""
         for folder in self.synchronizer.folders.values():
             folder.mailroom.try_again()
 
@@ -128,7 +129,8 @@ class MailboxOperations(AccountOperations):
                 services.append(RelayFolder(lambda: self.account.client, stored.account_id, folder.id, news))
             folder.mailroom.use(services, policy)
 
-    def _mailbox_view(self, folder: Folder) -> MailboxView:
+    def mailbox_view(self, folder: Folder) -> MailboxView:
+        """How a folder uses its mailbox, as far as it is known now."""
         entry = self.find_folder_entry(folder.context.name)
         status = next(iter(folder.mailroom.status), None)
         # A mailbox that was just left may not have ended yet.
@@ -144,6 +146,8 @@ class MailboxOperations(AccountOperations):
             status.received,
             status.confirmed,
             [self._member_name(folder, device) for device in folder.mailroom.keys.keyless()],
+            status.waiting_bytes,
+            status.read_age_s,
         )
 
     def _member_name(self, folder: Folder, device: DeviceId) -> str:

@@ -26,10 +26,9 @@ from p2psync.node.health_operations import HealthOperations
 from p2psync.node.home import Home, HomeState, resolve_home
 from p2psync.node.identity import create_keys, load_keys
 from p2psync.node.logs import get_logger, quiet_unless_configured
-from p2psync.node.mailbox_operations import MailboxOperations
 from p2psync.node.operations import Operations
+from p2psync.node.overview import OverviewOperations
 from p2psync.node.rendezvous import Rendezvous
-from p2psync.node.status_operations import StatusOperations
 from p2psync.node.version_operations import VersionOperations
 from p2psync.node.views import Identity
 from p2psync.node.world import real_world
@@ -40,7 +39,7 @@ from p2psync.system import SystemRng
 _log = get_logger(__name__)
 
 
-class NodeOperations(MailboxOperations, StatusOperations, VersionOperations, HealthOperations):
+class NodeOperations(OverviewOperations, VersionOperations, HealthOperations):
     """Every operation on one device; see `Operations`."""
 
     async def load(self) -> None:
@@ -149,6 +148,7 @@ async def running(
                 rendezvous = connections.dialler.relay = _rendezvous(operations, connections)
                 nursery.start_soon(rendezvous.run)
                 nursery.start_soon(AccountKeeper(operations).run)
+                nursery.start_soon(operations.follow_account)
             operations.event_log.publish("node.ready", "the node accepts connections")
             try:
                 yield operations

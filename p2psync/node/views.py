@@ -117,6 +117,29 @@ class ScrubView(Struct, frozen=True):
     healed: int
 
 
+class MailboxView(Struct, frozen=True):
+    """How a folder uses the account's relay. `policy` is a setting; the rest is empty while no node runs the mailbox.
+
+    `waiting` counts paths that are still to be left there, as far as was looked, and `waiting_bytes` the content that
+    goes with them; `sent` and `received` are bytes of content since the start; `confirmed` is when another device last
+    said what it has seen there (seconds); `read_age_s` is how long ago what is there was read to its end.
+    `keyless` names members who can read nothing there yet: their card is not known here, or they are granted the key
+    just now.
+    """
+
+    label: str
+    policy: MailboxPolicy
+    relay: str = ""
+    activity: str = ""
+    waiting: int = 0
+    sent: int = 0
+    received: int = 0
+    confirmed: int | None = None
+    keyless: list[str] = []
+    waiting_bytes: int = 0
+    read_age_s: float | None = None
+
+
 class FolderView(Struct, frozen=True):
     """One folder as it is now.
 
@@ -142,6 +165,7 @@ class FolderView(Struct, frozen=True):
     scrub: ScrubView | None = None
     watch: WatchState = "off"
     path_b64: RawPath | UnsetType = UNSET
+    mailbox: MailboxView | None = None
 
 
 class FolderRef(Struct, frozen=True):
@@ -151,25 +175,6 @@ class FolderRef(Struct, frozen=True):
     label: str
     path: str
     path_b64: RawPath | UnsetType = UNSET
-
-
-class MailboxView(Struct, frozen=True):
-    """How a folder uses the account's relay. `policy` is a setting; the rest is empty while no node runs the mailbox.
-
-    `waiting` counts paths that are still to be left there, as far as was looked; `sent` and `received` are bytes of
-    content since the start; `confirmed` is when another device last said what it has seen there (seconds). `keyless`
-    names members who can read nothing there yet: their card is not known here, or they are granted the key just now.
-    """
-
-    label: str
-    policy: MailboxPolicy
-    relay: str = ""
-    activity: str = ""
-    waiting: int = 0
-    sent: int = 0
-    received: int = 0
-    confirmed: int | None = None
-    keyless: list[str] = []
 
 
 class FolderSummary(Struct, frozen=True):
@@ -213,15 +218,6 @@ class NodeView(Struct, frozen=True):
     listen: list[str]
     discovery: str
     rates: Rates
-
-
-class Status(Struct, frozen=True):
-    """Everything at a glance; `node` is None while no node runs."""
-
-    device: Identity
-    folders: list[FolderView]
-    devices: list[DeviceView]
-    node: NodeView | None = None
 
 
 class FolderEquality(Struct, frozen=True):
@@ -274,7 +270,10 @@ class AccountUsage(Struct, frozen=True):
 
 
 class AccountView(Struct, frozen=True):
-    """The account of this device. `usage` is None while the relay does not say; `problems` says why."""
+    """The account of this device. `usage` is None while the relay does not say; `problems` says why.
+
+    `relay` is the one of `relays` that is in use, and `usage_age_s` how old `usage` is.
+    """
 
     account_id: str
     email: str
@@ -283,6 +282,22 @@ class AccountView(Struct, frozen=True):
     devices: int
     usage: AccountUsage | None = None
     problems: list[Problem] = []
+    relay: str = ""
+    usage_age_s: float | None = None
+
+
+class Status(Struct, frozen=True):
+    """Everything at a glance; `node` is None while no node runs.
+
+    `account` is None where there is none. What it and the folders' mailboxes say of the relay is what the relay said
+    last: nothing waits for it.
+    """
+
+    device: Identity
+    folders: list[FolderView]
+    devices: list[DeviceView]
+    node: NodeView | None = None
+    account: AccountView | None = None
 
 
 class AccountDevice(Struct, frozen=True):

@@ -24,7 +24,9 @@ class Backlog:
 
     def __init__(self, limit: int = MAX_WAITING) -> None:
         self._limit = limit
-        self._waiting: dict[PathKey, tuple[int, float]] = {}
+        self._waiting: dict[PathKey, tuple[int, float, int]] = {}
+        self.size = 0
+        """Bytes of content that wait with them."""
 
     def __len__(self) -> int:
         return len(self._waiting)
@@ -34,28 +36,36 @@ class Backlog:
         """How many more fit."""
         return self._limit - len(self._waiting)
 
-    def add(self, key: PathKey, sequence: int, due: float) -> None:
-        """A path has changed at `sequence`. One that waits already keeps its place, and the earlier time."""
-        known = self._waiting.get(key)
-        self._waiting[key] = (sequence, due) if known is None else (known[0], min(known[1], due))
+    def add(self, key: PathKey, sequence: int, due: float, size: int = 0) -> None:
+        """A path has changed at `sequence`, and so many bytes of content have to go with it.
+
+        One that waits already keeps its place, and the earlier time.
+        """
+        if known := self._waiting.get(key):
+            sequence, due = known[0], min(known[1], due)
+            self.size -= known[2]
+        self._waiting[key] = (sequence, due, size)
+        self.size += size
 
     def done(self, key: PathKey) -> None:
         """Nothing of a path is lacking."""
-        self._waiting.pop(key, None)
+        if known := self._waiting.pop(key, None):
+            self.size -= known[2]
 
     def postpone(self, key: PathKey, due: float) -> None:
         """It cannot be posted now."""
-        if key in self._waiting:
-            self._waiting[key] = (self._waiting[key][0], due)
+        if known := self._waiting.get(key):
+            self._waiting[key] = (known[0], due, known[2])
 
     def clear(self) -> None:
         """Everything is looked for anew."""
         self._waiting.clear()
+        self.size = 0
 
     def ready(self, now: float, limit: int) -> list[PathKey]:
         """Paths that are due, in the order in which they came."""
         found: list[PathKey] = []
-        for key, (_, due) in self._waiting.items():
+        for key, (_, due, _) in self._waiting.items():
             if due <= now:
                 found.append(key)
                 if len(found) == limit:
@@ -64,8 +74,8 @@ class Backlog:
 
     def next_due(self) -> float | None:
         """When the next path is due."""
-        return min((due for _, due in self._waiting.values()), default=None)
+        return min((due for _, due, _ in self._waiting.values()), default=None)
 
     def settled(self, read: int) -> int:
         """Up to which change everything is there, when changes have been looked at up to `read`."""
-        return min((sequence - 1 for sequence, _ in self._waiting.values()), default=read)
+        return min((sequence - 1 for sequence, _, _ in self._waiting.values()), default=read)

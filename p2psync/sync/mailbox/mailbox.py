@@ -65,10 +65,14 @@ class MailboxStatus:
     activity: Activity
     waiting: int
     """Paths with something the mailbox lacks, as far as was looked."""
+    waiting_bytes: int
+    """Bytes of content that have to go with them."""
     sent: int
     received: int
     confirmed: int | None
     """When another member last said what it had seen there; None before that."""
+    read_age_s: float | None
+    """How long ago the feed was read to its end; None when it was not since the start."""
 
 
 class Mailbox:
@@ -117,9 +121,11 @@ class Mailbox:
             self.policy,
             self.activity,
             len(self.poster.backlog),
+            self.poster.backlog.size,
             self.poster.uploader.sent,
             self.holder.received,
             max(times, default=None),
+            None if self.reader.read_at is None else trio.current_time() - self.reader.read_at,
         )
 
     # ── life ────────────────────────────────────────────────────────────────────────────────────────────────────────

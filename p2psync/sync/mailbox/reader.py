@@ -7,6 +7,7 @@ from functools import partial
 
 import msgspec
 import structlog
+import trio
 
 from p2psync.crypto.epochs import EpochKey
 from p2psync.errors import AuthenticationError, InputError
@@ -61,6 +62,8 @@ class FeedReader:
         """Whether the feed has become shorter since the relay was judged."""
         self.caught_up = False
         """Whether the feed has been read to its end since the start: nothing is posted before."""
+        self.read_at: float | None = None
+        """When the end was reached last; None before that."""
         self.progressed = Pulse()
         """Fires when something was taken in, or the end was reached."""
 
@@ -96,6 +99,7 @@ class FeedReader:
             gap = await self._take(after, page.entries) or gap
         self._has_gap = bool(gap)
         self.caught_up = True
+        self.read_at = trio.current_time()
         self.progressed.fire()
 
     async def _set_cursor(self, cursor: int) -> None:

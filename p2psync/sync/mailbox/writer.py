@@ -269,21 +269,22 @@ class MailboxPoster:
         now = trio.current_time()
         self._read = max(self._read, journal.row.posted, self._since())
 
-        def look(view: MailboxView) -> tuple[list[tuple[PathKey, int, bool]], int]:
-            found: list[tuple[PathKey, int, bool]] = []
+        def look(view: MailboxView) -> tuple[list[tuple[PathKey, int, bool, int]], int]:
+            found: list[tuple[PathKey, int, bool, int]] = []
             entries = view.reader.feed(self._read, min(FEED_PAGE, self.backlog.room))
             for entry in entries:
                 records = lacking(view, entry.key)
                 if records:
                     mine = any(record.dot.replica[:8] == context.device[:8] for record in records)
-                    found.append((entry.key, entry.sequence, mine))
+                    size = sum(record.size for record in records if not _is_brought(view, record))
+                    found.append((entry.key, entry.sequence, mine, size))
             return found, entries[-1].sequence if entries else self._read
 
         while self.backlog.room:
             found, upto = await journal.look(look)
-            for key, sequence, mine in found:
+            for key, sequence, mine, size in found:
                 wait = 0.0 if mine else GRACE + context.world.rng.uniform(0, GRACE / 2)
-                self.backlog.add(key, sequence, now + wait)
+                self.backlog.add(key, sequence, now + wait, size)
             if upto == self._read:
                 return
             self._read = upto

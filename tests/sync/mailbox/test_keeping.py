@@ -44,9 +44,10 @@ def test_only_what_nobody_names_and_is_old_may_go() -> None:
 def test_a_backlog_knows_up_to_where_everything_is_there() -> None:
     backlog = Backlog(limit=3)
     assert backlog.settled(7) == 7
-    backlog.add(key(1), 5, 10.0)
-    backlog.add(key(2), 6, 2.0)
-    backlog.add(key(1), 9, 3.0)
+    backlog.add(key(1), 5, 10.0, 700)
+    backlog.add(key(2), 6, 2.0, 20)
+    backlog.add(key(1), 9, 3.0, 100)
+    assert backlog.size == 120
     assert backlog.room == 1
     assert (backlog.settled(9), backlog.next_due()) == (4, 2.0)
     assert backlog.ready(2.0, 10) == [key(2)]
