@@ -473,6 +473,10 @@ class Account:
             return False
         return self.chain.links[len(theirs.links) - 1].hash == theirs.head.hash
 
+    async def note_introduced(self, links: int) -> None:
+        """The devices of the first `links` links are known here now."""
+        await self._change(introduced=links)
+
     def invitation(self) -> Invitation:
         """What to tell a device that was taken in. StateError as `active`."""
         stored, chain = self.active()

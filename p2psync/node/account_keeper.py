@@ -13,10 +13,10 @@ from typing import Final, assert_never
 import structlog
 import trio
 
-from p2psync.errors import P2PSyncError, cause
+from p2psync.errors import InputError, P2PSyncError, cause
 from p2psync.membership.keeping import Admit, Change, Expel, Promote, changes_due, turn, voucher
 from p2psync.membership.links import Action, Add, Remove, Role, SetRole
-from p2psync.membership.sigchain import AccountChain
+from p2psync.membership.sigchain import AccountChain, DeviceKind
 from p2psync.model.ids import (
     FOLDER_ID_SIZE,
     FolderId,
@@ -108,7 +108,11 @@ class AccountKeeper:
             nursery.start_soon(self._search)
             while True:
                 seen = self._poke.count
-                wait = await self._look(account)
+                try:
+                    wait = await self._look(account)
+                except (OSError, P2PSyncError) as error:
+                    _log.warning("the account's folders cannot be looked at", error=str(error))
+                    wait = ASK_PAUSE_S
                 await trio.sleep(PAUSE_S)
                 with trio.move_on_after(wait):
                     await self._poke.wait_beyond(seen)
@@ -149,9 +153,25 @@ class AccountKeeper:
         chain = await node.world.offload.run(account.confirmed_chain)
         if chain is None:
             return wait
+        await self._introduce(account, chain)
         for folder in list(node.synchronizer.folders.values()):
             wait = min(wait, await self._keep(folder, chain))
         return wait
+
+    async def _introduce(self, account: Account, chain: AccountChain) -> None:
+        """Know the devices that have joined the account since: they need not be paired with each."""
+        node, known = self._node, account.require().introduced
+        if known >= len(chain.links):
+            return
+        here = {device.id for device in node.state.devices}
+        for entry in chain.devices.values():
+            is_new = entry.since >= known and format_device_id(entry.device_id) not in here
+            if is_new and entry.kind is DeviceKind.DEVICE and entry.device_id != node.device_id:
+                try:
+                    await node.know(entry.device_id, None, ())
+                except InputError as error:
+                    _log.warning("a device of the account cannot be known", error=str(error))
+        await account.note_introduced(len(chain.links))
 
     def _forget(self, account_id: bytes) -> None:
         """Another account, or none: nothing that a relay has said counts any more."""

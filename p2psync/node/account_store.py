@@ -36,6 +36,8 @@ class StoredAccount(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fi
     head: bytes = b""
     """Hash of a link that the chain must have at `head_seq`, told by the device that took this one in."""
     head_seq: int = 0
+    introduced: int = 0
+    """Up to which link of the chain this device has come to know the devices: one that is forgotten stays so."""
     session: Session | None = None
 
 

@@ -80,9 +80,10 @@ class DeviceOperations(AccountOperations):
         if device_id == self.device_id:
             raise InputError("that is this device's own ID; give the ID that the other device shows")
         checked = tuple(str(parse_peer_address(a)) for a in addresses)
-        return self._view(await self._know(device_id, name, checked))
+        return self._view(await self.know(device_id, name, checked))
 
-    async def _know(self, device: DeviceId, name: str | None, addresses: tuple[str, ...]) -> DeviceEntry:
+    async def know(self, device: DeviceId, name: str | None, addresses: tuple[str, ...]) -> DeviceEntry:
+        """Accept connections from a device and dial it. InputError when its ID passes for that of a known one."""
         text = format_device_id(device)
         prefix = replica_device_prefix(device)
         if any(d.id != text and replica_device_prefix(parse_device_id(d.id)) == prefix for d in self.state.devices):
@@ -210,7 +211,7 @@ class DeviceOperations(AccountOperations):
         await self._know_paired(paired, ())
 
     async def _know_paired(self, paired: PairedDevice, addresses: tuple[str, ...]) -> None:
-        await self._know(paired.device, paired.name, addresses)
+        await self.know(paired.device, paired.name, addresses)
         self.event_log.publish("device.paired", f"paired with {paired.name}", device=format_device_id(paired.device))
 
     def _require_online(self) -> Connections:

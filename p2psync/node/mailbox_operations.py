@@ -10,7 +10,8 @@ from p2psync.crypto.identity import DeviceCard
 from p2psync.errors import InputError, P2PSyncError
 from p2psync.membership.sigchain import AccountChain
 from p2psync.model.ids import DeviceId, format_folder_id, short_id
-from p2psync.node.account_operations import RECOVERY_NAME, AccountOperations
+from p2psync.node.account_operations import RECOVERY_NAME
+from p2psync.node.device_operations import DeviceOperations
 from p2psync.node.home import FolderEntry
 from p2psync.node.relay_folder import RelayFolder, RelayNews, relay_name
 from p2psync.node.views import AccountView, MailboxPolicy, MailboxView, PlanChange, RecoveryKey
@@ -18,7 +19,7 @@ from p2psync.sync.folder import Folder
 from p2psync.sync.mailbox.backlog import Policy
 
 
-class MailboxOperations(AccountOperations):
+class MailboxOperations(DeviceOperations):
     """See `Operations`."""
 
     _news: RelayNews | None = None
