@@ -173,6 +173,11 @@ class RelayFolder:
         async with self._client() as client:
             return await client.blocks.missing(self._folder, chunk_ids)
 
+    async def lost(self, after: bytes) -> Sequence[bytes]:
+        """See `MailboxService.lost`."""
+        async with self._client() as client:
+            return await client.blocks.lost(self._folder, after)
+
     async def put_chunk(self, chunk_id: bytes, sealed: bytes | bytearray | memoryview) -> None:
         """See `MailboxService.put_chunk`."""
         async with self._client() as client:

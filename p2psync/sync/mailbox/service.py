@@ -146,6 +146,10 @@ class MailboxService(Protocol):
         """Those of up to `MAX_ASKED` chunks that are not there."""
         ...
 
+    async def lost(self, after: bytes) -> Sequence[bytes]:
+        """Chunks whose bytes the mailbox has lost and that references name, with a greater ID, in order; then empty."""
+        ...
+
     async def put_chunk(self, chunk_id: bytes, sealed: bytes | bytearray | memoryview) -> None:
         """Store a chunk durably."""
         ...

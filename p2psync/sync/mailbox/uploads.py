@@ -97,10 +97,16 @@ class Uploader:
         """Bytes of content that were uploaded since the start."""
 
     async def ensure(
-        self, key: EpochKey, records: Iterable[FileRecord], give_way: Callable[[], bool] = lambda: False
+        self,
+        key: EpochKey,
+        records: Iterable[FileRecord],
+        give_way: Callable[[], bool] = lambda: False,
+        *,
+        anew: bool = False,
     ) -> set[bytes]:
         """See to it that the contents of these records are there; roots of those that cannot be read here now.
 
+        `anew`: also those that this device has put there once already.
         StaleKeyError when the epoch ends meanwhile, InterruptedByNewsError when `give_way` says before a chunk that
         others go first; errors of the service come through.
         """
@@ -109,7 +115,7 @@ class Uploader:
         def plan(view: MailboxView) -> tuple[list[Content], set[bytes]]:
             contents, unknown = [], set()
             for root, record in wanted.items():
-                if view.upload(root) is not None:
+                if not anew and view.upload(root) is not None:
                     continue
                 encoded = record.manifest or view.reader.manifest(root)
                 if encoded is None:

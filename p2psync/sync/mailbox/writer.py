@@ -31,6 +31,7 @@ from p2psync.sync.context import FolderContext
 from p2psync.sync.mailbox.backlog import Backlog
 from p2psync.sync.mailbox.journal import MAX_KNOWN_LINKS, Journal
 from p2psync.sync.mailbox.keys import KeyKeeper, keys_to_grant
+from p2psync.sync.mailbox.losses import Losses
 from p2psync.sync.mailbox.service import (
     MAX_APPEND,
     MAX_APPEND_BYTES,
@@ -132,6 +133,7 @@ class MailboxPoster:
         """Id of the key whose grants are there."""
         self.backlog = Backlog()
         self.uploader = Uploader(context, service, journal, self._sealing_key)
+        self._losses = Losses(context, service, keys, self.uploader)
 
     async def post(self, *, records: bool) -> float:
         """Post what is due; seconds after which to look again at the latest. Errors of the service come through.
@@ -153,6 +155,7 @@ class MailboxPoster:
                 await self._look()
             await self._settle()
             await self._snapshot()
+            await self._make_good()
             await tidy(self._context, self._service, self._journal)
         await self._state()
         due = self.backlog.next_due()
@@ -358,12 +361,21 @@ class MailboxPoster:
             return
         if self._snapshot_at is None:
             self._snapshot_at = trio.current_time() + context.world.rng.uniform(0, SNAPSHOT_PATIENCE)
-        if trio.current_time() < self._snapshot_at:
-            return
+        if trio.current_time() >= self._snapshot_at:
+            await self._make_snapshot(key)
+
+    async def _make_snapshot(self, key: EpochKey) -> None:
+        context = self._context
         snapshot, _ = await make_snapshot(context, self._service, self._journal, key)
         await self._sign_and_post([(EntryKind.SNAPSHOT, snapshot.encode(), ())])
         async with self._journal.lock:
             await self._journal.change_row(covered=max(self._journal.row.covered, snapshot.position))
+
+    async def _make_good(self) -> None:
+        """Send again what was lost there."""
+        key = self._sealing_key()
+        if key is not None and await self._losses.make_good(key) and not self._journal.row.skipped:
+            await self._make_snapshot(key)
 
     # ── freshness ───────────────────────────────────────────────────────────────────────────────────────────────────
     async def _state(self) -> None:

@@ -197,6 +197,12 @@ class FakeService:
         self._answer()
         return [chunk_id for chunk_id in chunk_ids if chunk_id not in self.relay.chunks]
 
+    async def lost(self, after: bytes) -> Sequence[bytes]:
+        await self._arrive()
+        self._answer()
+        named = {chunk_id for chunk_ids, _ in self.relay.refs.values() for chunk_id in chunk_ids}
+        return sorted(name for name in named - set(self.relay.chunks) if name > after)[:PAGE]
+
     async def put_chunk(self, chunk_id: bytes, sealed: bytes | bytearray | memoryview) -> None:
         await self._arrive()
         if chunk_id not in self.relay.chunks:
