@@ -244,6 +244,29 @@ def reset(  # noqa: PLR0917
         say("The new password is set.  Next, on a device that is logged out:  p2psync account login")
 
 
+@app.command(epilog="Example: p2psync account password")
+def password(
+    context: typer.Context,
+    password_file: PasswordFile = None,
+    new_password_file: Annotated[
+        Path | None,
+        typer.Option(
+            "--new-password-file", metavar="FILE", help="Holds the new one in one line. Else it is asked for."
+        ),
+    ] = None,
+    json: AsJson = False,
+) -> None:
+    """Change the password by the old one. Devices that are logged in stay so."""
+    address, url = _whose(context, None, None)
+    old = _login_key(url, address, password_file, what="Old password")
+    new = _login_key(url, address, new_password_file, what="New password", confirm=True)
+    perform(context, lambda node: node.account_change_password(old, new))
+    if json:
+        print_json({"changed": address})
+    else:
+        say("The new password is set.")
+
+
 @app.command()
 def logout(
     context: typer.Context,
@@ -293,14 +316,14 @@ def _whose(context: typer.Context, email: str | None, relays: list[str] | None) 
     return email, relays[0]
 
 
-def _login_key(relay: str, email: str, file: Path | None, *, confirm: bool = False) -> bytes:
+def _login_key(relay: str, email: str, file: Path | None, *, what: str = "Password", confirm: bool = False) -> bytes:
     """What the password proves to that relay; the password itself stays in this process."""
     from p2psync.crypto.password import login_key
     from p2psync.errors import InputError
     from p2psync.protocol.relay_address import parse_relay_address
 
     identity = parse_relay_address(relay).identity
-    password = _one_line(file) if file is not None else _ask("Password")
+    password = _one_line(file) if file is not None else _ask(what)
     if confirm and file is None and _ask("The same again") != password:
         raise InputError("the two passwords differ; nothing was done")
     return login_key(password, email, identity)

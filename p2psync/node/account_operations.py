@@ -11,7 +11,15 @@ import trio
 from p2psync.crypto.identity import DeviceCard
 from p2psync.crypto.password import LOGIN_KEY_SIZE, normalise_email
 from p2psync.crypto.recovery import parse_recovery_key
-from p2psync.errors import AuthenticationError, ConnectionLost, InputError, P2PSyncError, RelayRefusal, StateError
+from p2psync.errors import (
+    AuthenticationError,
+    ConnectionLost,
+    InputError,
+    P2PSyncError,
+    RelayRefusal,
+    StateError,
+    Unreachable,
+)
 from p2psync.membership.sigchain import ChainDevice, DeviceKind
 from p2psync.model.ids import format_device_id, parse_device_id
 from p2psync.net.relay_client import RelayClient
@@ -109,6 +117,22 @@ class AccountOperations(Core):
         async with self._visiting(relays) as client:
             with _instead("the code is wrong or has expired; ask for another with: p2psync account reset"):
                 await client.accounts.reset(normalise_email(email), code.strip(), _login_key(login_key))
+
+    async def account_change_password(self, login_key: bytes, new_login_key: bytes) -> None:
+        """By the old one. The relay ends all sessions; devices open their next one by their keys."""
+        self.account.active()
+        old, new = _login_key(login_key), _login_key(new_login_key)
+        try:
+            with _instead("the old password is wrong; a forgotten one: p2psync account reset"):
+                await self.account.client.accounts.change_password(old, new)
+        except Unreachable:
+            raise
+        except ConnectionLost as error:
+            raise ConnectionLost(
+                "no answer came, so the password may have been changed or not; try again, and if the old one is wrong "
+                "then, the new one is in force"
+            ) from error
+        self.event_log.publish("account.password-changed", "the account has a new password")
 
     async def account_delete(self, login_key: bytes) -> None:
         """The account and all it stored at the relay are gone; folders and devices here stay as they are."""

@@ -131,6 +131,10 @@ class Operations(Protocol):
         """Set a new password by the mailed code; every session of the account ends."""
         ...
 
+    async def account_change_password(self, login_key: bytes, new_login_key: bytes) -> None:
+        """Set a new password by the old one; devices that are logged in stay so."""
+        ...
+
     async def account_delete(self, login_key: bytes) -> None:
         """Delete the account and all it stored at the relay."""
         ...

@@ -64,6 +64,9 @@ class FakeAccount:
     async def account_reset(self, email: str, code: str, login_key: bytes, relays: list[str] = []) -> None:  # noqa: B006
         self.calls.append(("account_reset", email, code, login_key, relays))
 
+    async def account_change_password(self, login_key: bytes, new_login_key: bytes) -> None:
+        self.calls.append(("account_change_password", login_key, new_login_key))
+
     async def account_delete(self, login_key: bytes) -> None:
         self.calls.append(("account_delete", login_key))
 

@@ -16,7 +16,8 @@ from tests.cli.fake import FakeOperations
 from tests.cli.fake_account import ACCOUNT, RECOVERY_KEY
 
 PASSWORD, EMAIL, URL = "correct horse battery", "me@example.org", "https://relay.example/"
-KEY = login_key(PASSWORD, EMAIL, "relay.example")
+RELAY = "relay.example"
+KEY = login_key(PASSWORD, EMAIL, RELAY)
 
 
 @pytest.fixture
@@ -39,6 +40,7 @@ def words(secret: str) -> dict[str, list[str]]:
         "logged_out": ["logout", "--forget"],
         "mailed": ["reset", "--email", EMAIL],
         "reset": ["reset", "--code", "ABCD", "--password-file", secret],
+        "changed": ["password", "--password-file", secret, "--new-password-file", secret],
         "deleted": ["delete", "--yes", "--password-file", secret],
         "1": ["plans"],
         "active": ["subscribe", "--none"],
@@ -65,10 +67,12 @@ def test_json_is_one_document_and_text_has_no_control_characters(
 def test_the_password_stays_in_the_command(run: Run, node: FakeOperations, words: dict[str, list[str]]) -> None:
     run("account", *words["email"])
     run("account", *words["account_id"])
+    run("account", *words["changed"])
     run("account", *words["deleted"])
     assert node.calls == [
         ("account_sign_up", [URL], EMAIL, KEY),
         ("account_log_in", EMAIL, KEY, [], ""),
+        ("account_change_password", KEY, KEY),
         ("account_delete", KEY),
     ]
 
@@ -103,6 +107,22 @@ def test_the_terminal_is_asked_twice_at_sign_up(
     refused = run(*words)
     assert (refused.code, "differ" in refused.err) == (1, True)
     assert len(node.calls) == 1
+
+
+def test_a_new_password_is_asked_for_twice_and_the_old_one_once(
+    run: Run, node: FakeOperations, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked: list[str] = []
+
+    def answer(prompt: str) -> str:
+        asked.append(prompt)
+        return PASSWORD if prompt.startswith("Old") else "another " + PASSWORD
+
+    monkeypatch.setattr(getpass, "getpass", answer)
+    monkeypatch.setattr(sys.stdin, "isatty", lambda: True)
+    assert run("account", "password").code == 0
+    assert asked == ["Old password: ", "New password: ", "The same again: "]
+    assert node.calls == [("account_change_password", KEY, login_key("another " + PASSWORD, EMAIL, RELAY))]
 
 
 def test_what_is_missing_is_said(run: Run, node: FakeOperations, secret: str, tmp_path: Path) -> None:

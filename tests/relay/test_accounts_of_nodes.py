@@ -138,6 +138,50 @@ async def test_logging_out_and_in_and_forgetting_a_password(
         await desk.account_status()
 
 
+async def test_a_changed_password_leaves_devices_in(
+    autojump_clock: MockClock, places: Places, desk: NodeOperations, laptop: NodeOperations
+) -> None:
+    recovery = await signed_up(places, desk)
+    await laptop.account_log_in(EMAIL, KEY, [URL], recovery)
+    with pytest.raises(RelayRefusal, match="old password is wrong"):
+        await desk.account_change_password(OTHER_KEY, OTHER_KEY)
+    await desk.account_change_password(KEY, OTHER_KEY)
+    for node in (desk, laptop):
+        assert (await node.account_status()).problems == []
+    await laptop.account_log_out()
+    with pytest.raises(StateError, match="logged out"):
+        await laptop.account_change_password(OTHER_KEY, KEY)
+    with pytest.raises(RelayRefusal, match="password is wrong"):
+        await laptop.account_log_in(EMAIL, KEY)
+    assert (await laptop.account_log_in(EMAIL, OTHER_KEY)).problems == []
+
+
+async def test_guesses_of_the_old_password_are_slowed_down(
+    autojump_clock: MockClock, places: Places, desk: NodeOperations
+) -> None:
+    await signed_up(places, desk)
+    begun = trio.current_time()
+    for _ in range(12):
+        with pytest.raises(RelayRefusal):
+            await desk.account_change_password(OTHER_KEY, OTHER_KEY)
+    assert trio.current_time() - begun > 60
+    await trio.sleep(1000)
+    await desk.account_change_password(KEY, OTHER_KEY)
+
+
+async def test_whether_a_password_was_changed_is_not_made_up(
+    autojump_clock: MockClock, places: Places, desk: NodeOperations
+) -> None:
+    await signed_up(places, desk)
+    places.relay.line.faults.lost_answers = 1.0
+    with pytest.raises(ConnectionLost, match="may have been changed"):
+        await desk.account_change_password(KEY, OTHER_KEY)
+    places.relay.line.faults.lost_answers = 0.0
+    assert (await desk.account_status()).problems == []
+    with pytest.raises(RelayRefusal, match="old password is wrong"):
+        await desk.account_change_password(KEY, OTHER_KEY)
+
+
 async def test_a_new_recovery_key_takes_the_place_of_the_old(
     autojump_clock: MockClock, places: Places, desk: NodeOperations, laptop: NodeOperations
 ) -> None:
