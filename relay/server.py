@@ -23,6 +23,7 @@ from hypercorn.trio.tcp_server import TCPServer
 from hypercorn.trio.worker_context import WorkerContext
 from hypercorn.typing import ConnectionState
 
+from p2psync.tls import TlsStream
 from relay import config
 from relay.logs import get_logger
 from relay.tls import FORWARD_ALPN
@@ -34,9 +35,12 @@ MAX_HEAD: Final = 16 << 10
 MAX_STREAMS: Final = 32
 """Requests at the same time on one HTTP/2 connection."""
 MAX_WEBSOCKET_MESSAGE: Final = 64 << 10
+HTTP1_WAITING: Final = 3
+"""Messages for a handler that does not ask for them: pieces of a body, its end, and that the client has left."""
+HTTP2_WAITING: Final = 10
+"""The same of a request among others: what its window lets through, so that it does not hold them up."""
 _SLICE = 128 << 10
 
-TlsStream = trio.SSLStream[trio.SocketStream]
 Forward = Callable[[TlsStream, str], Awaitable[None]]
 """Serves one connection of the forwarding protocol; the text is the client's IP address."""
 
@@ -87,7 +91,7 @@ class Server:
         self._context = context
         self._settings = settings
         self._forward = forward
-        self._hypercorn = _hypercorn_config(settings)
+        self._http1, self._http2 = (_hypercorn_config(settings, waiting) for waiting in (HTTP1_WAITING, HTTP2_WAITING))
         self._worker = WorkerContext(None)
         self.gate = Gate(settings.max_connections, settings.max_connections_per_address)
 
@@ -115,7 +119,7 @@ class Server:
             await trio.aclose_forcefully(transport)
 
     async def _serve(self, transport: trio.SocketStream, address: str) -> None:
-        tls = trio.SSLStream(transport, self._context, server_side=True, https_compatible=True)
+        tls = TlsStream(transport, self._context, server_side=True)
         try:
             with trio.fail_after(self._settings.handshake_timeout_s):
                 await tls.do_handshake()
@@ -124,8 +128,9 @@ class Server:
         if tls.selected_alpn_protocol() == FORWARD_ALPN and self._forward is not None:
             await self._forward(tls, address)
             return
+        configuration = self._http2 if tls.selected_alpn_protocol() == "h2" else self._http1
         connection = HttpConnection(tls, self._settings)
-        await Http(ASGIWrapper(self._app), self._hypercorn, self._worker, ConnectionState({}), connection).run()
+        await Http(ASGIWrapper(self._app), configuration, self._worker, ConnectionState({}), connection).run()
 
 
 class Http(TCPServer):
@@ -177,13 +182,13 @@ class HttpConnection:
 
     def selected_alpn_protocol(self) -> str | None:
         """What the client asked for."""
-        return cast("str | None", self._tls.selected_alpn_protocol())
+        return self._tls.selected_alpn_protocol()
 
     async def receive_some(self, max_bytes: int) -> bytes:
-        """As of the stream; a head must be complete in time after its first byte."""
+        """As much as has come, which is bounded; a head must be complete in time after its first byte."""
         try:
             with trio.fail_at(self._head_deadline):
-                data = bytes(await self._tls.receive_some(max_bytes))
+                data = await self._tls.receive_some()
         except trio.TooSlowError:
             await trio.aclose_forcefully(self._tls)
             raise trio.BrokenResourceError("the head of a request took too long") from None
@@ -207,7 +212,7 @@ class HttpConnection:
         await self._tls.aclose()
 
 
-def _hypercorn_config(settings: config.Server) -> HypercornConfig:
+def _hypercorn_config(settings: config.Server, waiting: int) -> HypercornConfig:
     made = HypercornConfig()
     made.accesslog = made.errorlog = None
     made.include_server_header = False
@@ -217,5 +222,6 @@ def _hypercorn_config(settings: config.Server) -> HypercornConfig:
     made.h11_max_incomplete_size = MAX_HEAD
     made.h2_max_header_list_size = MAX_HEAD
     made.h2_max_concurrent_streams = MAX_STREAMS
+    made.max_app_queue_size = waiting
     made.websocket_max_message_size = MAX_WEBSOCKET_MESSAGE
     return made

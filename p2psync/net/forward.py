@@ -15,6 +15,7 @@ from p2psync.errors import ConnectionLost, Unreachable
 from p2psync.net.relay_tls import another_relay, is_pinned, relay_context, untrusted
 from p2psync.ports import RelayAddress
 from p2psync.protocol.forwarding import ALPN, TICKET_LIFE_S, Outcome
+from p2psync.tls import TlsStream
 
 CONNECT_TIMEOUT_S: Final = 15.0
 _SPARE_S: Final = 10.0
@@ -24,7 +25,7 @@ _PIECE: Final = 64 << 10
 class ForwardedStream:
     """See `ports.ByteStream`."""
 
-    def __init__(self, tls: trio.SSLStream[trio.SocketStream], remote: str) -> None:
+    def __init__(self, tls: TlsStream, remote: str) -> None:
         self._tls = tls
         self._remote = remote
 
@@ -67,16 +68,16 @@ async def open_forwarded(address: RelayAddress, ticket: bytes) -> ForwardedStrea
     return ForwardedStream(tls, address.authority)
 
 
-async def _connect(address: RelayAddress) -> trio.SSLStream[trio.SocketStream]:
+async def _connect(address: RelayAddress) -> TlsStream:
     context = await _context(address.fingerprint)
     relay = address.origin
     try:
         with trio.fail_after(CONNECT_TIMEOUT_S):
             transport = await trio.open_tcp_stream(address.host, address.port)
-            tls = trio.SSLStream(transport, context, server_hostname=address.host, https_compatible=True)
+            tls = TlsStream(transport, context, server_hostname=address.host)
             try:
                 await tls.do_handshake()
-                if not is_pinned(tls.getpeercert(binary_form=True), address.fingerprint):
+                if not is_pinned(tls.peer_certificate(), address.fingerprint):
                     raise another_relay()
                 if tls.selected_alpn_protocol() != ALPN:
                     raise Unreachable(f"{relay} does not forward between devices")

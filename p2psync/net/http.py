@@ -8,6 +8,7 @@ window of HTTP/2 is too small for them, and one that stalls must not hold up the
 from __future__ import annotations
 
 import contextlib
+import math
 import ssl
 from collections.abc import AsyncIterator, Iterator, Mapping
 from contextlib import aclosing, asynccontextmanager
@@ -20,6 +21,7 @@ from h2.exceptions import H2Error
 from p2psync.errors import ConnectionLost, ProtocolError, Unreachable
 from p2psync.net.relay_tls import another_relay, is_pinned, relay_context, untrusted
 from p2psync.ports import HttpResponse, RelayAddress
+from p2psync.tls import TlsStream
 
 CONNECT_TIMEOUT_S: Final = 15.0
 SILENCE_S: Final = 30.0
@@ -169,7 +171,7 @@ class _Lines:
 
 
 class _Backend(httpcore2.TrioBackend):
-    """Connects, and checks the certificate when there is one to check against."""
+    """Connects with TLS of ours, and checks the certificate when there is one to check against."""
 
     def __init__(self, address: RelayAddress) -> None:
         self._fingerprint = address.fingerprint
@@ -186,25 +188,67 @@ class _Stream(httpcore2.AsyncNetworkStream):
         self._plain = plain
         self._fingerprint = fingerprint
 
-    async def start_tls(self, *arguments: Any, **named: Any) -> httpcore2.AsyncNetworkStream:
+    async def start_tls(
+        self, ssl_context: ssl.SSLContext, server_hostname: str | None = None, timeout: float | None = None
+    ) -> httpcore2.AsyncNetworkStream:
         """TLS with the right relay. AuthenticationError when it is another."""
+        transport = trio.SocketStream(self._plain.get_extra_info("socket"))
+        tls = TlsStream(transport, ssl_context, server_hostname=server_hostname)
         try:
-            stream = await self._plain.start_tls(*arguments, **named)
-        except trio.Cancelled:  # for which alone httpcore2 leaves the socket open
-            with trio.CancelScope(shield=True):
-                await self._plain.aclose()
-            raise
-        if self._fingerprint is not None:
-            certificate = stream.get_extra_info("ssl_object").getpeercert(binary_form=True)
-            if not is_pinned(certificate, self._fingerprint):
-                with trio.move_on_after(1, shield=True):
-                    await stream.aclose()
+            with _translated(httpcore2.ConnectTimeout, httpcore2.ConnectError, timeout):
+                await tls.do_handshake()
+            if not is_pinned(tls.peer_certificate(), self._fingerprint):
                 raise another_relay()
-        return stream
+        except BaseException:
+            await trio.aclose_forcefully(tls)
+            raise
+        return _TlsNetworkStream(tls)
 
     async def aclose(self) -> None:
         """See httpcore2."""
         await self._plain.aclose()
+
+
+class _TlsNetworkStream(httpcore2.AsyncNetworkStream):
+    """A connection as httpcore2 wants it."""
+
+    def __init__(self, tls: TlsStream) -> None:
+        self._tls = tls
+
+    async def read(self, max_bytes: int, timeout: float | None = None) -> bytes:
+        """See httpcore2. As much as has come, whatever it asks for: that is bounded, and what it asks for small."""
+        with _translated(httpcore2.ReadTimeout, httpcore2.ReadError, timeout):
+            return await self._tls.receive_some()
+
+    async def write(self, buffer: bytes, timeout: float | None = None) -> None:
+        """See httpcore2."""
+        with _translated(httpcore2.WriteTimeout, httpcore2.WriteError, timeout):
+            await self._tls.send_all(buffer)
+
+    async def aclose(self) -> None:
+        """See httpcore2."""
+        await self._tls.aclose()
+
+    def get_extra_info(self, info: str) -> Any:
+        """See httpcore2, which asks what is spoken inside, and whether the other side has said something unasked."""
+        match info:
+            case "ssl_object":
+                return self._tls
+            case "is_readable":
+                return self._tls.transport_stream.socket.is_readable()
+        return None
+
+
+@contextlib.contextmanager
+def _translated(late: type[Exception], broken: type[Exception], timeout: float | None) -> Iterator[None]:
+    """Errors of trio as those of httpcore2."""
+    try:
+        with trio.fail_after(math.inf if timeout is None else timeout):
+            yield
+    except trio.TooSlowError as error:
+        raise late(str(error)) from error
+    except (OSError, trio.BrokenResourceError, trio.ClosedResourceError) as error:
+        raise broken(str(error)) from error
 
 
 def _not_connected(error: Exception, relay: str) -> Exception:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import re
 from dataclasses import replace
 from typing import Annotated, Any, Final
@@ -58,7 +57,7 @@ async def put_chunk(call: Call) -> StoredChunk:
         raise ApiError(400, "bad-request", "a chunk has at least one byte")
     size = _length(call)
     folder, chunk_id = _folder(call), call.hex_id("chunk_id", DIGEST_SIZE)
-    new = await _blocks(call).put(call.caller.account_id, folder, chunk_id, Body(size, digest, call.read))
+    new = await _blocks(call).put(call.caller.account_id, folder, chunk_id, Body(size, digest, call.arrived))
     return StoredChunk(size, new)
 
 
@@ -247,13 +246,7 @@ async def put_by_link(call: Call) -> StoredChunk:
     if _length(call) != link.size:
         raise ApiError(400, "bad-request", f"this link is for {link.size} bytes")
 
-    async def read() -> bytes:
-        data = await call.read()
-        if await call.services.ports.offload.run(lambda: hashlib.sha256(data).digest()) != link.digest:
-            raise ApiError(400, "digest-mismatch")
-        return data
-
-    new = await blocks.put(link.account_id, link.folder_id, link.chunk_id, Body(link.size, link.digest, read))
+    new = await blocks.put(link.account_id, link.folder_id, link.chunk_id, Body(link.size, link.digest, call.arrived))
     return StoredChunk(link.size, new)
 
 

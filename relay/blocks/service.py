@@ -8,6 +8,7 @@ nobody names.
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Awaitable, Callable
 from contextlib import AbstractAsyncContextManager
 from dataclasses import dataclass
@@ -89,7 +90,7 @@ class Body:
 
     size: int
     digest: bytes
-    """Their SHA-256, which `read` has checked."""
+    """Their SHA-256, with which what comes is compared."""
     read: Callable[[], Awaitable[bytes]]
 
 
@@ -109,7 +110,8 @@ class Blocks:
         """Store a chunk, durably once this returns; False when these bytes were there already (nothing is read then).
 
         Raises:
-            ApiError: 404 or 403; 409 `conflict` when other bytes have this name; 507 `over-quota`; 408 `timeout`; 503.
+            ApiError: 404 or 403; 409 `conflict` when other bytes have this name; 507 `over-quota`; 408 `timeout`; 400
+                `digest-mismatch`; 503.
         """
         await self._require_store()
         world = self.world
@@ -128,7 +130,7 @@ class Blocks:
         try:
             async with self._budget.hold(account_id, body.size):
                 data = await _arrived(body)
-                await self._store(lambda store: store.put(upload.key, data))
+                await self._store(lambda store: _put_checked(store, upload, data))
             ended = await world.database.write(lambda c: self._end(c, account_id, folder, upload))
         finally:
             if ended is not Ended.STORED:
@@ -263,6 +265,12 @@ async def on_store(world: World, work: Callable[[BlockStore], T]) -> T:
     except OSError as error:
         _LOG.error("the chunk store failed", reason=str(error))
         raise ApiError(503, "unavailable", "the chunk store does not answer, or is full; try again later") from error
+
+
+def _put_checked(store: BlockStore, upload: Chunk, data: bytes) -> None:
+    if hashlib.sha256(data).digest() != upload.digest:
+        raise ApiError(400, "digest-mismatch")
+    store.put(upload.key, data)
 
 
 async def _arrived(body: Body) -> bytes:

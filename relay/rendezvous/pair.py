@@ -7,9 +7,10 @@ from typing import Final, TypeAlias
 
 import trio
 
+from p2psync.tls import TlsStream
 from relay.rendezvous.buckets import Bucket
 
-Pipe: TypeAlias = trio.SSLStream[trio.SocketStream]
+Pipe: TypeAlias = TlsStream
 
 SLICE: Final = 64 << 10
 """Most bytes on their way in one direction, beside what the system holds."""

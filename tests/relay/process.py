@@ -67,10 +67,14 @@ class RelayProcess:
         """By what devices know it."""
         return parse_relay_address(self.url).identity
 
+    @property
+    def pid(self) -> int:
+        assert self._process is not None
+        return self._process.pid
+
     def resident(self) -> int:
         """Bytes of memory that it takes now."""
-        assert self._process is not None
-        pages = Path(f"/proc/{self._process.pid}/statm").read_text().split()[1]
+        pages = Path(f"/proc/{self.pid}/statm").read_text().split()[1]
         return int(pages) * os.sysconf("SC_PAGE_SIZE")
 
     def signal(self, number: signal.Signals) -> None:

@@ -1,0 +1,134 @@
+"""TLS over a socket of trio's in large pieces: trio's own stream wakes its caller for each record of 16 KiB.
+
+For protocols that say themselves where their data ends, such as HTTP: a stream may end without a farewell of TLS.
+Memory is bounded: what lies between socket and caller is a piece of `PIECE` bytes in each direction.
+"""
+
+from __future__ import annotations
+
+import ssl
+from typing import Final
+
+import trio
+
+PIECE: Final = 128 << 10
+"""Bytes that are taken from the socket, or given to it, at once."""
+FIRST: Final = 32 << 10
+"""As much is taken as long as little comes."""
+_RECORD = 16 << 10
+
+
+class TlsStream(trio.abc.Stream):
+    """One side of a connection, from `do_handshake` on. One task at a time may receive; any may send."""
+
+    def __init__(
+        self,
+        transport_stream: trio.SocketStream,
+        context: ssl.SSLContext,
+        *,
+        server_side: bool = False,
+        server_hostname: str | None = None,
+    ) -> None:
+        self.transport_stream = transport_stream
+        self._incoming, self._outgoing = ssl.MemoryBIO(), ssl.MemoryBIO()
+        self._tls = context.wrap_bio(
+            self._incoming, self._outgoing, server_side=server_side, server_hostname=server_hostname
+        )
+        self._sending = trio.Lock()
+        self._most = FIRST
+        self._end: ssl.SSLError | None = None
+        """Why nothing follows what was received; SSLEOFError when the other side has ended."""
+
+    async def do_handshake(self) -> None:
+        """BrokenResourceError, whose cause says why, when it fails."""
+        while True:
+            try:
+                self._tls.do_handshake()
+            except ssl.SSLWantReadError:
+                await self._flush()
+                await self._fill()
+            except (ssl.SSLError, ssl.CertificateError) as error:
+                raise trio.BrokenResourceError("the TLS handshake failed") from error
+            else:
+                await self._flush()
+                return
+
+    def selected_alpn_protocol(self) -> str | None:
+        """What both sides speak inside."""
+        return self._tls.selected_alpn_protocol()
+
+    def peer_certificate(self) -> bytes | None:
+        """The other side's certificate (DER)."""
+        return self._tls.getpeercert(binary_form=True)
+
+    async def receive_some(self, max_bytes: int | None = None) -> bytes:
+        """What has come, at most `max_bytes` or `PIECE`; empty at the end. BrokenResourceError, ClosedResourceError."""
+        limit = PIECE if max_bytes is None else max_bytes
+        await trio.lowlevel.checkpoint()
+        if self._outgoing.pending:  # TLS itself has to say something
+            await self._flush()
+        # Nothing may be cancelled between opening and returning.
+        while (data := self._opened(limit)) is None:
+            await self._fill()
+        return data
+
+    async def send_all(self, data: bytes | bytearray | memoryview) -> None:
+        """Seal and send; as much is in memory twice as one piece has. BrokenResourceError, ClosedResourceError."""
+        view = memoryview(data)
+        async with self._sending:
+            for start in range(0, len(view), PIECE):
+                try:
+                    self._tls.write(view[start : start + PIECE])
+                except ssl.SSLError as error:
+                    raise trio.BrokenResourceError("the TLS connection failed") from error
+                await self.transport_stream.send_all(self._outgoing.read())
+
+    async def wait_send_all_might_not_block(self) -> None:
+        """See `trio.abc.SendStream`."""
+        async with self._sending:
+            await self.transport_stream.wait_send_all_might_not_block()
+
+    async def aclose(self) -> None:
+        """Close the connection, without a farewell: the protocol inside has its own."""
+        await self.transport_stream.aclose()
+
+    def _opened(self, limit: int) -> bytes | None:
+        """Content that is here already, empty at the end; None when more has to come first."""
+        pieces: list[bytes] = []
+        size = 0
+        # After an end or an error OpenSSL is not asked again: it would say something else.
+        while size < limit and self._end is None:
+            try:
+                piece = self._tls.read(min(limit - size, _RECORD))
+            except ssl.SSLWantReadError:
+                break
+            except ssl.SSLError as error:
+                self._end = error
+                break
+            if not piece:
+                self._end = ssl.SSLEOFError()
+                break
+            pieces.append(piece)
+            size += len(piece)
+        if pieces or self._end is None:
+            return b"".join(pieces) or None
+        if isinstance(self._end, ssl.SSLEOFError):
+            return b""
+        raise trio.BrokenResourceError("the TLS connection failed") from self._end
+
+    async def _fill(self) -> None:
+        data = await self.transport_stream.receive_some(self._most)
+        # Whoever sends much gets larger pieces; a request needs none.
+        if len(data) == self._most:
+            self._most = min(2 * self._most, PIECE)
+        elif len(data) < FIRST:
+            self._most = FIRST
+        if data:
+            self._incoming.write(data)
+        else:
+            self._incoming.write_eof()
+
+    async def _flush(self) -> None:
+        async with self._sending:
+            if self._outgoing.pending:
+                await self.transport_stream.send_all(self._outgoing.read())
