@@ -17,11 +17,12 @@ from collections.abc import Callable
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from rich.console import Console
 from rich.table import Table
 
-from p2psync.testing.processes import CommandFailedError, Device, difference, introduce
+from p2psync.testing.processes import CommandFailedError, Device, difference
 from tools.demo_stage import Homes, Relay, sketch, until, until_left
 
 EMAIL = "ann@example.org"
@@ -43,7 +44,7 @@ class Step:
 
 
 class Demo:
-    """One relay, one account, two devices, and what happens to them."""
+    """One relay, one account, three devices, and what happens to them."""
 
     def __init__(self, base: Path, console: Console, homes: Homes, files: int, big: int) -> None:
         self.console = console
@@ -60,8 +61,8 @@ class Demo:
             base / "relay",
             f'[free]\nbytes = {free}\n[[plans]]\nname = "home"\nprice = "2 EUR a month"\nbytes = "10GB"\n',
         )
-        self.desk, self.laptop = Device(base, "desk"), Device(base, "laptop")
-        self.here, self.there = base / "desk" / LABEL, base / "laptop" / LABEL
+        self.desk, self.laptop, self.tablet = (Device(base, name) for name in ("desk", "laptop", "tablet"))
+        self.here, self.there, self.third = (base / name / LABEL for name in ("desk", "laptop", "tablet"))
         self.password, self.recovery = base / "password", base / "recovery-key"
         self.random = random.Random(7)  # noqa: S311  (content to move, no secret)
 
@@ -78,7 +79,7 @@ class Demo:
             self.failed = True
             raise
         finally:
-            for process in (self.desk, self.laptop, self.relay):
+            for process in (self.desk, self.laptop, self.tablet, self.relay):
                 process.kill()
             self._print()
         return not self.failed
@@ -88,7 +89,7 @@ class Demo:
         what: str,
         action: Callable[[], str],
         *,
-        compare: bool = False,
+        compare: tuple[Path, Path] | None = None,
         carried: Callable[[], int] | None = None,
     ) -> None:
         self.console.print(f"… {what}", style="dim")
@@ -96,7 +97,7 @@ class Demo:
         before, start = carried(), time.monotonic()
         note = action()
         seconds = time.monotonic() - start
-        different = difference(self.here, self.there) if compare else []
+        different = difference(*compare) if compare is not None else []
         for line in different[:10]:
             self.console.print(f"  differs: {line}", style="red", markup=False)
         self.failed |= bool(different)
@@ -109,7 +110,7 @@ class Demo:
 
         def start() -> str:
             if not self.homes.why_not:
-                self.relay.listen = f"{self.homes.RELAY}:0"
+                self.relay.listen = f"{self.homes.relay}:0"
             self.relay.start()
             return self.relay.ready_line.partition("mail to ")[2].replace(str(self.base), "…")
 
@@ -120,42 +121,40 @@ class Demo:
             self.desk.run("account", "verify", self.relay.mailed_code())
             return "code from the mail in the outbox"
 
-        def join() -> str:
-            self.laptop.init()
-            self.laptop.start()
-            recovery = ("--recovery-file", str(self.recovery))
-            self.laptop.run("account", "login", "--relay", self.relay.url, *who, *recovery)
-            return f"{self.laptop.json('account', 'status')['devices']} devices by the signed chain"
-
         self._step("start a relay", start)
         self._step("sign up and verify", sign_up)
-        self._step("a second device, by the recovery key", join)
+
+    def _join(self, device: Device, place: Path) -> str:
+        """A device that has met nobody joins the account by the recovery key and takes the folder it is offered."""
+        device.init()
+        device.start()
+        who = ("--email", EMAIL, "--password-file", str(self.password), "--recovery-file", str(self.recovery))
+        device.run("account", "login", "--relay", self.relay.url, *who)
+        device.until_offered(LABEL)
+        place.parent.mkdir(exist_ok=True)
+        device.run("folder", "accept", LABEL, str(place))
+        policy = device.json("folder", "mailbox", LABEL)["policy"]
+        count = device.json("account", "status")["devices"]
+        return f"{count} devices by the signed chain; the folder was offered from there; mailbox: {policy}"
 
     # ── never online together ───────────────────────────────────────────────────────────────────────────────────────
     def _leave_and_find(self) -> None:
-        def meet() -> str:
+        def begin() -> str:
             self.here.mkdir(parents=True)
-            self.there.parent.mkdir()
             self.desk.run("folder", "add", str(self.here), "--label", LABEL)
-            introduce(self.desk, self.laptop)
-            self.desk.connected(self.laptop)
-            self.desk.run("folder", "share", LABEL, "--with", "laptop", "--role", "owner")
-            self.laptop.until_offered(LABEL)
-            self.laptop.run("folder", "accept", LABEL, str(self.there))
-            for device in (self.desk, self.laptop):
-                device.run("folder", "mailbox", LABEL, "always")
-            self.desk.wait()
-            self.laptop.stop()
-            return "the only time that both are online; nothing is in it yet"
+            self.desk.run("folder", "mailbox", LABEL, "always")
+            until(self.desk, "the recovery key is an owner", lambda: len(self._members()) == 2, SYNC_TIMEOUT)
+            return f"members: {' and the '.join(self._members())}; the desk is alone"
 
         def leave() -> str:
             size = self._write_files() + self._write_big("big.bin", self.big)
             sent = self._leave(self.desk, size)
             return f"{self.files} files and one of {self.big // MIB} MiB, {sent / MIB:.1f} MiB sealed; desk stops"
 
-        self._step("an empty folder is shared", meet)
+        self._step("desk adds a folder and its mailbox", begin)
         self._step("desk leaves all of it at the relay", leave)
-        self._step("laptop finds it there", lambda: self._find(self.laptop), compare=True)
+        self._step("laptop joins by the recovery key", lambda: self._join(self.laptop, self.there))
+        self._step("laptop finds it there", lambda: self._find(self.laptop), compare=self._both)
 
     def _way_back(self) -> None:
         def edit() -> str:
@@ -172,8 +171,15 @@ class Demo:
             self._leave(self.laptop, 4096)
             return "20 edits, 4 KiB inside the large file, a rename, 10 deletes; laptop stops"
 
+        def third() -> str:
+            note = self._find(self.tablet, self.there, self.third)
+            self.tablet.stop()
+            return note
+
         self._step("laptop edits and leaves that", edit)
-        self._step("desk finds it", lambda: self._find(self.desk), compare=True)
+        self._step("tablet joins by the recovery key", lambda: self._join(self.tablet, self.third))
+        self._step("tablet finds everything there", third, compare=(self.there, self.third))
+        self._step("desk finds it", lambda: self._find(self.desk), compare=self._both)
 
     # ── a quota ─────────────────────────────────────────────────────────────────────────────────────────────────────
     def _quota(self) -> None:
@@ -195,7 +201,7 @@ class Demo:
 
         self._step("over the free allowance", hit)
         self._step("a plan lifts it", lift)
-        self._step("laptop finds the rest", lambda: self._find(self.laptop), compare=True)
+        self._step("laptop finds the rest", lambda: self._find(self.laptop), compare=self._both)
 
     # ── no way to each other ────────────────────────────────────────────────────────────────────────────────────────
     def _behind_nats(self) -> None:
@@ -213,7 +219,7 @@ class Demo:
                 device.start()
             self.desk.run("folder", "mailbox", LABEL, "never")
             until(self.desk, "connected through the relay", lambda: self._path() == "relay", SYNC_TIMEOUT)
-            return "network namespaces without a way to each other; via: relay"
+            return "they know each other by the account, and have no way to each other; via: relay"
 
         def forward() -> str:
             size = self._write_big("forwarded.bin", self.extra)
@@ -226,16 +232,18 @@ class Demo:
             return f"{size // MIB} MiB one way, an edit the other; their own sealed channel, via: {path}"
 
         self._step("two homes behind NATs", meet)
-        self._step("both online, forwarded by the relay", forward, compare=True, carried=self._on_the_wire)
+        self._step("both online, forwarded by the relay", forward, compare=self._both, carried=self._on_the_wire)
 
     def _path(self) -> str | None:
         """How the desk reaches the laptop."""
-        (laptop,) = (d for d in self.desk.status()["devices"] if d["id"] == self.laptop.id)
-        return str(laptop["via"]) if laptop["connected"] else None
+        return next((str(d["via"]) for d in self._known() if d["id"] == self.laptop.id and d["connected"]), None)
 
     def _on_the_wire(self) -> int:
         """Bytes the desk's connections have carried both ways."""
-        return sum(d["sent_bytes"] + d["received_bytes"] for d in self.desk.status()["devices"])
+        return sum(d["sent_bytes"] + d["received_bytes"] for d in self._known())
+
+    def _known(self) -> list[dict[str, Any]]:
+        return list(self.desk.status()["devices"])
 
     def _end(self) -> None:
         def check() -> str:
@@ -255,12 +263,21 @@ class Demo:
         device.stop()
         return sent
 
-    def _find(self, device: Device) -> str:
-        """Start a device whose partner is stopped; return once it has everything."""
-        device.start()
-        until(device, "everything has come", lambda: sketch(self.here) == sketch(self.there), SYNC_TIMEOUT)
+    def _find(self, device: Device, one: Path | None = None, other: Path | None = None) -> str:
+        """Have a device online alone; return once it has everything. Its folder and the one it is to equal."""
+        one, other = one or self.here, other or self.there
+        if device.process is None:
+            device.start()
+        until(device, "everything has come", lambda: sketch(one) == sketch(other), SYNC_TIMEOUT)
         until(device, "nothing is in need", lambda: device.folder(LABEL)["need_files"] == 0, SYNC_TIMEOUT)
-        return f"{len(sketch(self.here))} files, the other device was never there"
+        return f"{len(sketch(one))} files, no other device was there"
+
+    @property
+    def _both(self) -> tuple[Path, Path]:
+        return self.here, self.there
+
+    def _members(self) -> list[str]:
+        return [str(member["name"]) for member in self.desk.json("folder", "members", LABEL)]
 
     def _write_files(self) -> int:
         """Files of 1 to 32 KiB in a few directories; returns their size."""
@@ -278,7 +295,7 @@ class Demo:
         return size
 
     def _print(self) -> None:
-        table = Table(title="p2psync relay demo: one account, two devices, one relay", title_justify="left")
+        table = Table(title="p2psync relay demo: one account, three devices, one relay", title_justify="left")
         for heading, justify in (("step", "left"), ("seconds", "right"), ("MiB at the relay", "right")):
             table.add_column(heading, justify=justify, no_wrap=True)  # type: ignore[arg-type]
         table.add_column("what")
@@ -287,7 +304,7 @@ class Demo:
             table.add_row(step.what, f"{step.seconds:.2f}", f"{step.carried / MIB:.2f}", step.note, style=style)
         self.console.print(table)
         verdict = (
-            "something is not as it must be" if self.failed else "both trees were identical by content hash each time"
+            "something is not as it must be" if self.failed else "all trees were identical by content hash each time"
         )
         self.console.print(verdict, style="bold red" if self.failed else "bold green")
 

@@ -55,10 +55,11 @@ class Relay(RelayProcess):
 class Homes:
     """Two network namespaces, each with a cable to the relay's machine and no way to the other, as behind two NATs."""
 
-    RELAY = "10.98.71.1"
-    """The relay's address, as both homes see it."""
-
     def __init__(self) -> None:
+        # Demos that run at the same time, or were killed and left theirs, are not in each other's way.
+        self._first = os.getpid() % 127 * 2
+        self.relay = f"10.98.{self._first}.1"
+        """The relay's address, as both homes see it."""
         self.names = (f"p2pd{os.getpid()}a", f"p2pd{os.getpid()}b")
         self.why_not = ""
         """Why there are none on this machine; empty when there are."""
@@ -68,7 +69,7 @@ class Homes:
             self.why_not = "there is no `ip` command"
             return self
         try:
-            for number, name in enumerate(self.names, start=71):
+            for number, name in enumerate(self.names, start=self._first):
                 _ip("netns", "add", name)
                 _ip("link", "add", name, "type", "veth", "peer", "name", "wan", "netns", name)
                 _ip("addr", "add", f"10.98.{number}.1/30", "dev", name)
@@ -76,7 +77,7 @@ class Homes:
                 _ip("-n", name, "addr", "add", f"10.98.{number}.2/30", "dev", "wan")
                 for device in ("lo", "wan"):
                     _ip("-n", name, "link", "set", device, "up")
-            _ip("-n", self.names[1], "route", "add", self.RELAY, "dev", "wan")
+            _ip("-n", self.names[1], "route", "add", self.relay, "dev", "wan")
         except subprocess.CalledProcessError as error:
             self.why_not = error.stderr.decode().strip()
             self.__exit__()
@@ -108,13 +109,17 @@ def until(device: Device, what: str, look: Callable[[], Any], timeout: float) ->
 
 
 def until_left(device: Device, label: str, least: int, timeout: float) -> int:
-    """Wait until nothing of a folder waits for its mailbox, and `least` bytes were sent there; how many were sent."""
+    """Wait until nothing of a folder waits for its mailbox, everybody can read there, and `least` bytes were sent.
+
+    Returns how many were sent.
+    """
     steady = 0
 
     def look() -> bool:
         nonlocal steady
         box = device.json("folder", "mailbox", label)
-        steady = steady + 1 if (box["waiting"], box["activity"]) == (0, "idle") and box["sent"] >= least else 0
+        rests = (box["waiting"], box["activity"], box["keyless"]) == (0, "idle", [])
+        steady = steady + 1 if rests and box["sent"] >= least else 0
         return steady >= STEADY
 
     until(device, f"everything of {label} is at the relay", look, timeout)
