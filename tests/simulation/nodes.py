@@ -72,15 +72,14 @@ class StoredHome:
             raise
 
     def load_account(self) -> tuple[StoredAccount, list[bytes]] | None:
-        """As `Home.load_account`."""
-        assert self._store is not None
+        """As `Home.load_account`; like a file, it can be read after a write that failed."""
+        self._store = self._store or self._open()
         with self._store.read() as txn:
             data = txn.get("home", _ACCOUNT)
         return None if data is None else msgspec.msgpack.decode(data, type=tuple[StoredAccount, list[bytes]])
 
     def save_account(self, account: StoredAccount | None, links: list[bytes] | None = None) -> None:
         """As `Home.save_account`."""
-        assert self._store is not None
         old = self.load_account()
         kept = links if links is not None else old[1] if old is not None else []
 
@@ -90,6 +89,7 @@ class StoredHome:
             else:
                 txn.put("home", _ACCOUNT, msgspec.msgpack.encode((account, kept)))
 
+        assert self._store is not None
         self._store.write(change)
 
     def forget_folder(self, folder_id: str) -> None:
