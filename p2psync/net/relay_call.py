@@ -47,6 +47,10 @@ TIMEOUT_S: Final = 45.0
 PATIENCE_S: Final = 180.0
 """For one call with all its repetitions, not counting the last one's own time."""
 ATTEMPTS: Final = 5
+LONGEST_DOWN_S: Final = 600.0
+"""An address that does not answer is tried again after so long at the most."""
+TRIAL_S: Final = 60.0
+"""What a trial of an address that swallows everything may take."""
 MAX_LINE: Final = 64 << 10
 STREAM_IDLE_S: Final = 75.0
 """The relay says something every 30 s."""
@@ -86,7 +90,21 @@ class _Way:
     backoff: Backoff
     offset_s: int = 0
     """How far the relay's clock is ahead of ours."""
+    failed: bool = False
+    """Whether it did not answer when it was tried last."""
     down_until: float = -math.inf
+    """It is not tried again before."""
+
+    def lost(self) -> None:
+        """It did not answer."""
+        self.failed = True
+        self.down_until = trio.current_time() + self.backoff.failed()
+
+    def answered(self) -> None:
+        """It did."""
+        self.failed = False
+        self.down_until = -math.inf
+        self.backoff.succeeded()
 
 
 class RelayCaller:
@@ -108,7 +126,7 @@ class RelayCaller:
         """`addresses` in the order of preference; `keep` is given each new session, to store it."""
         if not addresses:
             raise InputError("no relay is named; give one with --relay URL")
-        self._ways = [_Way(address, http(address), Backoff(rng)) for address in addresses]
+        self._ways = [_Way(address, http(address), Backoff(rng, limit_s=LONGEST_DOWN_S)) for address in addresses]
         self._keys = keys
         self._clock = clock
         self._rng = rng
@@ -121,8 +139,8 @@ class RelayCaller:
 
     @property
     def address(self) -> RelayAddress:
-        """Where the next call goes."""
-        return self._choose().address
+        """Where the relay is reached: the address that answers, else the one that is tried next."""
+        return next((way for way in self._ways if not way.failed), self._best()).address
 
     async def aclose(self) -> None:
         """Close all connections."""
@@ -158,7 +176,7 @@ class RelayCaller:
             try:
                 response = await self._authorised(way, request)
             except (ConnectionLost, AuthenticationError, ProtocolError) as error:
-                way.down_until = trio.current_time() + way.backoff.failed()
+                way.lost()
                 sent = not isinstance(error, (Unreachable, AuthenticationError))
                 if attempt == ATTEMPTS or (sent and not request.repeatable):
                     raise
@@ -168,7 +186,7 @@ class RelayCaller:
                     wait = backoff.failed()
                 failure: P2PSyncError = error
             else:
-                way.backoff.succeeded()
+                way.answered()
                 if response.status < 300:
                     return response
                 refusal = read_problem(response)
@@ -189,10 +207,10 @@ class RelayCaller:
         way = self._choose()
         try:
             async with self._opened_stream(way, Request("GET", path, query)) as opened:
-                way.backoff.succeeded()
+                way.answered()
                 yield opened
         except (ConnectionLost, AuthenticationError, ProtocolError):
-            way.down_until = trio.current_time() + way.backoff.failed()
+            way.lost()
             raise
 
     @asynccontextmanager
@@ -330,6 +348,13 @@ class RelayCaller:
 
     # ── addresses ───────────────────────────────────────────────────────────────────────────────────────────────────
     def _choose(self) -> _Way:
+        """Where a call goes. One that did not answer is tried by one call at a time while another does."""
+        way = self._best()
+        if way.failed and any(not other.failed for other in self._ways):
+            way.down_until = trio.current_time() + TRIAL_S
+        return way
+
+    def _best(self) -> _Way:
         """The first address that is not known to be down, else the one that may be up again first."""
         now = trio.current_time()
         return next((way for way in self._ways if way.down_until <= now), min(self._ways, key=lambda w: w.down_until))
