@@ -63,6 +63,11 @@ class Network(msgspec.Struct, frozen=True):
     connect_timeout_s: Annotated[
         int, About(whole(1, 300), "Give up one attempt to connect, handshake included, after this long.", "seconds")
     ] = 10
+    port_mapping: Annotated[
+        bool,
+        About(BOOL, "Once this device is in an account: have the router of the local network (NAT-PMP, UPnP) let a "
+              "port lead to this node, so that devices elsewhere reach it. Off with discovery."),
+    ] = True  # fmt: skip
     relay: Annotated[
         str,
         About(choice("never", "own", "any"), "Which devices may be reached through the account's relay, which sees "

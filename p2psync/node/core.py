@@ -22,6 +22,7 @@ from p2psync.node.connections import Connections
 from p2psync.node.events import EventLog
 from p2psync.node.home import DeviceEntry, FolderEntry, HomeState
 from p2psync.node.lookup import find
+from p2psync.node.open_port import OpenPort
 from p2psync.node.pairing import PairedDevice, PairingHost
 from p2psync.ports import World
 from p2psync.sync import founding, members_file
@@ -95,6 +96,8 @@ class Core:
             TokenBucket(network.max_receive_rate, max(network.max_receive_rate / 4, 4 * MIB), now),
         )
         self.connections: Connections | None = None
+        self.open_port: OpenPort | None = None
+        """What the router of the local network does for this node; None when it is not to be asked."""
         self.hurry = Pulse()
         """Fires when a person here has changed who is in the account, or which folders belong to it."""
         self.at_relay: frozenset[FolderId] = frozenset()

@@ -117,6 +117,14 @@ class HealthOperations(Core):
                     "`p2psync device add ID --address HOST:PORT`",
                 )
             )
+        door = self.open_port
+        if door is None:
+            found.append(Diagnosis("port mapping", True, "switched off; the router is asked for nothing"))
+        elif door.mapping is not None:
+            found.append(Diagnosis("port mapping", True, f"{door.address} leads here, by {door.mapping.how}"))
+        else:
+            # Nothing is wrong: devices elsewhere are met, or reached through a relay.
+            found.append(Diagnosis("port mapping", True, f"none: {door.why_not}"))
         for folder in self.synchronizer.folders.values():
             good = folder.watch == "live" or folder.paused
             found.append(

@@ -26,6 +26,7 @@ from p2psync.node.health_operations import HealthOperations
 from p2psync.node.home import Home, HomeState, resolve_home
 from p2psync.node.identity import create_keys, load_keys
 from p2psync.node.logs import get_logger, quiet_unless_configured
+from p2psync.node.open_port import OpenPort
 from p2psync.node.operations import Operations
 from p2psync.node.overview import OverviewOperations
 from p2psync.node.rendezvous import Rendezvous
@@ -145,6 +146,8 @@ async def running(
             await nursery.start(connections.run, listen)
             operations.resume_mailboxes()
             if world.http is not None:
+                if world.mapper is not None and config.network.port_mapping:
+                    operations.open_port = OpenPort(world, world.mapper)
                 rendezvous = connections.dialler.relay = _rendezvous(operations, connections)
                 nursery.start_soon(rendezvous.run)
                 nursery.start_soon(AccountKeeper(operations).run)
@@ -214,7 +217,8 @@ def _rendezvous(operations: NodeOperations, connections: Connections) -> Rendezv
         chain = operations.account.chain
         return chain.devices if chain is not None else ()
 
-    return Rendezvous(operations.world, connections, client, own, operations.config.network.relay)
+    relayed = operations.config.network.relay
+    return Rendezvous(operations.world, connections, client, own, relayed, open_port=operations.open_port)
 
 
 # ── for commands ────────────────────────────────────────────────────────────────────────────────────────────────────

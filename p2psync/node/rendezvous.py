@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Collection
 from contextlib import suppress
+from ipaddress import ip_address
 from typing import Final
 
 import msgspec
@@ -20,10 +21,12 @@ from p2psync.net.relay_client import RelayClient
 from p2psync.node.connections import Connections
 from p2psync.node.contacts import Meeting
 from p2psync.node.logs import get_logger
+from p2psync.node.open_port import OpenPort
 from p2psync.ports import ByteStream, World
 from p2psync.protocol.candidates import MAX_CANDIDATES, read_candidate
 from p2psync.protocol.relay_api import Event, EventKind
 from p2psync.protocol.rendezvous_api import Arrangement
+from p2psync.sync.pulse import Pulse
 
 AGAIN_S: Final = 30.0
 """After the relay could not be asked."""
@@ -48,15 +51,20 @@ class Rendezvous:
         client: Callable[[], RelayClient],
         own: Callable[[], Collection[DeviceId]],
         relayed: str,
+        *,
+        open_port: OpenPort | None = None,
     ) -> None:
         """`client` gives the account's client, P2PSyncError while there is none, and `own` the account's devices;
-        `relayed` is the setting `network.relay`.
+        `relayed` is the setting `network.relay`. `open_port` is run for as long as there is somebody to tell of it.
         """
         self._world = world
         self._connections = connections
         self._client = client
         self._own = own
         self._relayed = relayed
+        self._open_port = open_port
+        self._moved = open_port.changed if open_port is not None else Pulse()
+        """Fires when this node is to be found elsewhere."""
         self._answering = 0
 
     async def run(self) -> None:
@@ -64,6 +72,8 @@ class Rendezvous:
         async with trio.open_nursery() as nursery:
             nursery.start_soon(self._stay_present)
             nursery.start_soon(self._listen, nursery)
+            if self._open_port is not None:
+                nursery.start_soon(self._keep_open, self._open_port)
 
     async def open(self, device: DeviceId) -> ByteStream:
         """See `contacts.Relay`."""
@@ -115,7 +125,7 @@ class Rendezvous:
     # ── presence ────────────────────────────────────────────────────────────────────────────────────────────────────
     async def _stay_present(self) -> None:
         while True:
-            pause = AGAIN_S
+            pause, seen = AGAIN_S, self._moved.count
             try:
                 calls = (await self._relay()).rendezvous
                 addresses, port = self._reachable()
@@ -126,16 +136,29 @@ class Rendezvous:
                         self._hint(DeviceId(peer.device_id), peer.addresses)
             except (OSError, P2PSyncError) as error:
                 _log.debug("the relay does not know where this device is", error=str(error))
-            await trio.sleep(pause)
+            with trio.move_on_after(pause):
+                await self._moved.wait_beyond(seen)
 
     def _reachable(self) -> tuple[list[str], int]:
-        """The addresses listened on that mean something elsewhere, and a port that listens on every interface."""
+        """The addresses at which this node may be reached elsewhere, and a port that listens on every interface."""
         addresses, port = [], 0
+        through_router = self._open_port.address if self._open_port is not None else None
         for text in self._connections.listening:
             port = port or parse_address(text).port
+        for text in [*([through_router] if through_router else []), *self._connections.listening]:
             with suppress(InputError):
                 addresses.append(read_candidate(text))
         return addresses[:MAX_CANDIDATES], port
+
+    async def _keep_open(self, open_port: OpenPort) -> None:
+        """Have the router let others in, once there is an account whose devices hear of it."""
+        listening = [parse_address(text) for text in self._connections.listening]
+        ports = [one.port for one in listening if ":" not in one.host and not ip_address(one.host).is_loopback]
+        if not ports:
+            open_port.why_not = "this node listens on loopback only"
+            return
+        await self._relay()
+        await open_port.run(ports[0])
 
     # ── calls ───────────────────────────────────────────────────────────────────────────────────────────────────────
     async def _listen(self, nursery: trio.Nursery) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from p2psync.index.lmdb_store import LmdbDatabase
 from p2psync.net.discovery import MdnsDiscovery
 from p2psync.net.forward import open_forwarded
+from p2psync.net.gateway import GatewayMapper
 from p2psync.net.tcp import TcpNetwork
 from p2psync.ports import HttpClient, RelayAddress, World
 from p2psync.system import SystemClock, SystemRng, ThreadOffload
@@ -20,7 +21,7 @@ def _https(address: RelayAddress) -> HttpClient:
 
 
 def real_world(*, discovery: bool) -> World:
-    """The ports of a node on this machine; without `discovery` it neither announces itself nor looks for others."""
+    """The ports of a node on this machine; without `discovery` it asks nothing of the local network."""
     return World(
         clock=SystemClock(),
         rng=SystemRng(),
@@ -32,4 +33,5 @@ def real_world(*, discovery: bool) -> World:
         discovery=MdnsDiscovery(SystemRng()) if discovery else None,
         http=_https,
         forward=open_forwarded,
+        mapper=GatewayMapper(SystemRng()) if discovery else None,
     )

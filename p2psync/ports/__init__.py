@@ -45,6 +45,8 @@ from p2psync.ports.network import (
     Discovery,
     FrameChannel,
     Network,
+    PortMapper,
+    PortMapping,
     Sighting,
     StreamListener,
 )
@@ -64,6 +66,8 @@ __all__ = [
     "KvStore",
     "Network",
     "Offload",
+    "PortMapper",
+    "PortMapping",
     "ReadFile",
     "ReadTxn",
     "RelayAddress",
@@ -100,6 +104,8 @@ class World:
     """Opens a stream, through a relay, to the device that has the other ticket; None where there is none. Takes up to
     `forwarding.TICKET_LIFE_S`. AuthenticationError when it is another relay, Unreachable, or ConnectionLost when the
     other device does not come."""
+    mapper: PortMapper | None = None
+    """None where no router is to be asked."""
     longest_chunk: int = 4 * 1024 * 1024
     """Bytes at which files are cut, alike on all devices of a folder: `manifest.MAX_CHUNK`, and less in simulations, so
     that small files have many chunks."""

@@ -118,3 +118,31 @@ class Discovery(Protocol):
     async def announce(self, port: int, tag: str, pairing: str | None) -> None:
         """Announce (or update) this device at `port` with an opaque tag. Failures are logged, never raised."""
         ...
+
+
+@dataclass(frozen=True, slots=True)
+class PortMapping:
+    """A port of the router, on its public side, that leads to a port of ours."""
+
+    address: str
+    """IP:PORT as everybody else sees it."""
+    port: int
+    """Ours."""
+    lifetime_s: int
+    how: str
+    """The protocol, for people."""
+
+
+class PortMapper(Protocol):
+    """Asks the router of the local network for a port."""
+
+    async def map(self, port: int, wanted: int, lifetime_s: int) -> PortMapping:
+        """Let a port of the router, `wanted` if that is free, lead to our `port`; again before `lifetime_s` is over.
+
+        It may take half a minute. Unreachable when there is no router that does it; the text says why.
+        """
+        ...
+
+    async def unmap(self, mapping: PortMapping) -> None:
+        """Take it back. Unreachable when that fails; it then ends by itself."""
+        ...
