@@ -65,11 +65,12 @@ class _Search:
     found: bool = False
 
     def wait(self, now: float, last_seq: int) -> float:
-        """Seconds until it is to be looked for (again)."""
-        if last_seq != self.last_seq and not self.found:
-            self.delay = FIND_AGAIN_S
-        self.last_seq = last_seq
-        return self.tried + (ASK_S if self.found else self.delay) - now
+        """Seconds until it is to be looked for (again); one that was found only when it has grown since."""
+        if self.found:
+            return self.tried + ASK_S - now if last_seq != self.last_seq else float("inf")
+        if last_seq != self.last_seq:
+            self.delay, self.last_seq = FIND_AGAIN_S, last_seq
+        return self.tried + self.delay - now
 
 
 class AccountKeeper:
@@ -285,13 +286,13 @@ class AccountKeeper:
                 search = self._searches.setdefault(FolderId(entry.folder_id), _Search())
                 left = search.wait(trio.current_time(), entry.last_seq)
                 if left <= 0:
-                    await self._find(FolderId(entry.folder_id), search)
+                    await self._find(FolderId(entry.folder_id), entry.last_seq, search)
                     left = search.wait(trio.current_time(), entry.last_seq)
                 wait = min(wait, left)
             with trio.move_on_after(max(wait, PAUSE_S)):
                 await self._listing.wait_beyond(seen)
 
-    async def _find(self, folder: FolderId, search: _Search) -> None:
+    async def _find(self, folder: FolderId, last_seq: int, search: _Search) -> None:
         node, account = self._node, self._node.account
         found = None
         try:
@@ -301,7 +302,7 @@ class AccountKeeper:
                 found = await find_folder(service, node.keys, folder, node.world.offload)
         except (OSError, P2PSyncError) as error:
             _log.debug("cannot look for a folder", folder=format_folder_id(folder), error=str(error))
-        search.tried = trio.current_time()
+        search.tried, search.last_seq = trio.current_time(), last_seq
         known = [parse_device_id(device.id) for device in node.state.devices]
         by = voucher(found.membership, chain, node.device_id, known) if found is not None else None
         if found is None or by is None:

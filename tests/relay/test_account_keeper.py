@@ -215,6 +215,36 @@ async def test_folders_without_a_mailbox_are_nobodys_business(autojump_clock: Mo
         assert [m.name for m in await desk.folder_members(private.id)] == ["a"]
 
 
+async def test_nothing_is_left_for_a_key_on_paper_alone(autojump_clock: MockClock, home: Home) -> None:
+    async with home.node("a") as desk:
+        await desk.account_sign_up([URL], EMAIL, KEY)
+        await desk.account_verify(await home.relay.code(EMAIL))
+        await desk.folder_add(FOLDER, LABEL)
+        await desk.folder_mailbox(LABEL, "offline")
+        await until(lambda: len(members(desk)) == 2)
+        home.device("a").user(FOLDER).write(b"f", b"1" * 500)
+        await desk.folder_scan(LABEL)
+        await trio.sleep(200)
+        assert (await desk.folder_mailbox(LABEL)).sent == 0
+        await desk.account.add(device("away").card.encode(), DeviceKind.DEVICE, device("away").device_id)
+        desk.hurry.fire()
+        await until(lambda: len(members(desk)) == 3)
+        await left(desk)
+        assert (await desk.folder_mailbox(LABEL)).sent == 500
+
+
+async def test_a_member_whose_card_nobody_has_is_named(autojump_clock: MockClock, home: Home) -> None:
+    async with home.node("a") as desk:
+        await begun(home, desk)
+        stranger = format_device_id(device("stranger").device_id)
+        await desk.device_add(stranger, "printer")
+        await desk.folder_share(LABEL, stranger, "viewer")
+        await trio.sleep(100)
+        assert (await desk.folder_mailbox(LABEL)).keyless == ["printer"]
+        await desk.remember(device("stranger").card, None)
+        await left(desk)
+
+
 # ── devices that go ─────────────────────────────────────────────────────────────────────────────────────────────────
 async def seen_at_the_relay(node: NodeOperations, through: NodeOperations, folder: FolderId) -> Membership | None:
     """What a device's keys still open at the relay, if that shows them everything."""

@@ -43,14 +43,22 @@ async def find_folder(service: MailboxService, keys: DeviceKeys, folder: FolderI
     finder.take_grants(await service.granted())
     if not finder.ring:
         return None
-    await _read_snapshot(service, finder, offload)
-    after = 0
+    covered = await _read_snapshot(service, finder, offload)
+    await _read_feed(service, finder, offload, covered)
+    found = await offload.run(finder.conclude)
+    if found is None and covered:
+        # A snapshot that leaves links out hides no folder.
+        await _read_feed(service, finder, offload, 0)
+        found = await offload.run(finder.conclude)
+    return found
+
+
+async def _read_feed(service: MailboxService, finder: _Finder, offload: Offload, after: int) -> None:
     while len(finder.waiting) < MAX_ENTRIES and (page := await service.read(after)).entries:
         if page.entries[-1][0] <= after:
             raise MailboxUnavailable("its feed is not in order")
         after = page.entries[-1][0]
         await offload.run(partial(finder.take_entries, [data for _, data in page.entries]))
-    return await offload.run(finder.conclude)
 
 
 class _Finder:
@@ -131,26 +139,27 @@ class _Finder:
             self.take_links(message.links)
 
 
-async def _read_snapshot(service: MailboxService, finder: _Finder, offload: Offload) -> None:
-    """Take the links with which the newest snapshot begins."""
+async def _read_snapshot(service: MailboxService, finder: _Finder, offload: Offload) -> int:
+    """Take the links with which the newest snapshot begins; number of the last entry whose links are among them."""
     stored = await service.snapshot()
     if stored is None:
-        return
+        return 0
     try:
         entry = decode_entry(stored.entry)
         key = finder.ring.get(entry.header.key_id)
         if key is None:
-            return
+            return 0
         snapshot = decode_snapshot(open_body(key, entry.header.context, entry.body), entry.header.folder)
         assembler = Assembler()
         for digest, _ in snapshot.parts:
             name = ChunkName(ChunkKind.SNAPSHOT, digest)
             sealed = await service.get_chunk(chunk_id(key, name))
             if sealed is None:
-                return
+                return 0
             for message in assembler.feed(await offload.run(partial(open_chunk, key, name, sealed))):
                 if not isinstance(message, m.Links):
-                    return
+                    return snapshot.position
                 finder.take_links(message.links)
     except (InputError, AuthenticationError):
-        return
+        return 0
+    return snapshot.position
