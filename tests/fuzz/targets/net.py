@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import re
 import socket
 from collections.abc import Coroutine
+from ipaddress import IPv4Address
 from typing import TypeVar
 
 import msgspec
@@ -11,11 +13,12 @@ import zeroconf
 
 from p2psync.crypto.handshake import Established
 from p2psync.crypto.transport import SealingCipher
-from p2psync.errors import ConnectionLost, InputError, ProtocolError
+from p2psync.errors import ConnectionLost, InputError, ProtocolError, Unreachable
 from p2psync.net.addresses import format_address, is_link_local, parse_address, parse_peer_address
 from p2psync.net.announcement import MAX_ADDRESSES, SERVICE_TYPE, check_announcement, read_service_info, service_info
 from p2psync.net.channel import MAX_CHANNEL_FRAME, SecureChannel
 from p2psync.node.contacts import via
+from p2psync.protocol import natpmp, ssdp
 from tests.fuzz.rules import Target
 from tests.fuzz.targets.signed import AUTHOR
 
@@ -142,8 +145,35 @@ def feed_address(data: bytes) -> None:
 
 _ADDRESSES = [b"192.0.2.7:22067", b"[2001:db8::1]:1", b"[fe80::1%eth0]:22067", b":0", b"a.example.org.:65535", b"x:1"]
 
+
+# ── the router ──────────────────────────────────────────────────────────────────────────────────────────────────────
+_ROUTER = IPv4Address("192.168.9.1")
+
+
+def feed_gateway(data: bytes) -> None:
+    """An answer to NAT-PMP, or, when the first byte is odd, to a search by UPnP."""
+    if data[:1] and data[0] % 2:
+        url = ssdp.read_location(data[1:], _ROUTER)
+        assert re.match(rf"http://{_ROUTER}[:/]", url)
+        assert len(url) <= ssdp.MAX_URL
+        return
+    answer = natpmp.read_answer(data[1:])
+    if isinstance(answer, natpmp.MappedPort):
+        assert natpmp.ask_port(answer.inside, answer.outside, answer.lifetime_s)
+
+
+def _gateway_seeds() -> list[bytes]:
+    natpmp_answers = ("00800000000000010b000102", "00820000000000015633563300000e10", "0082000200000001")
+    head = "HTTP/1.1 200 OK\r\nCACHE-CONTROL: max-age=120\r\nST: upnp:rootdevice\r\nEXT:\r\n"
+    urls = ("http://192.168.9.1:5555/rootDesc.xml", "http://192.168.9.1/", "http://127.0.0.1/", "http://192.168.9.1@x/")
+    return [b"\0" + bytes.fromhex(text) for text in natpmp_answers] + [
+        f"\1{head}LOCATION: {url}\r\n\r\n".encode() for url in urls
+    ]
+
+
 TARGETS = (
     Target("channel", feed_channel, (ProtocolError, ConnectionLost), _channel_seeds, "msgpack"),
     Target("announcement", feed_announcement, (ValueError,), _announcement_seeds, "msgpack"),
+    Target("gateway", feed_gateway, (InputError, Unreachable), _gateway_seeds, "bytes"),
     Target("address", feed_address, (InputError,), lambda: _ADDRESSES, "text"),
 )
