@@ -6,6 +6,7 @@ bytes go through the relay, the direct ways go on being tried; whichever works t
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Final, Protocol
@@ -25,6 +26,8 @@ from p2psync.sync.peer import Peer
 
 LASTING: Final = 5.0
 """Seconds after which a connection counts as one that worked."""
+FORWARD_AFTER_S: Final = 2.0
+"""How long a relay is not asked because an address may still answer."""
 MEET_S: Final = 6.0
 """How long both devices of a meeting try."""
 MEET_TRIES: Final = 3
@@ -97,12 +100,14 @@ class Dialler:
                     meetings.succeeded()
                     meet_at = 0.0
                     continue
-                for address in [*dict.fromkeys([*reversed(contact.sighted), *contact.addresses])]:
-                    if contact.peer is before and await self._dial(device, address):
-                        await self._settle(contact, before)
-                        break
-                if contact.peer is None and await self._dial_relayed(device):
-                    await self._settle(contact, None)
+                if self.relay is None or before is not None:
+                    await self._dial_all(device, contact, before)
+                else:
+                    dialled = trio.Event()
+                    async with trio.open_nursery() as nursery:
+                        nursery.start_soon(self._forward_soon, device, contact, dialled)
+                        await self._dial_all(device, contact, None)
+                        dialled.set()
                 if self.relay is not None and not contact.direct and trio.current_time() >= meet_at:
                     forwarded = contact.peer
                     if await self._call(device, self.relay):
@@ -116,6 +121,23 @@ class Dialler:
                 if before is not None and contact.peer is None:
                     # Sooner than `backoff` says, which has grown while the direct way was tried in vain.
                     await trio.sleep(self._world.rng.uniform(1.0, 3.0))
+
+    async def _dial_all(self, device: DeviceId, contact: Contact, before: Peer | None) -> None:
+        """Try every address, unless another connection than that of `before` has come."""
+        for address in [*dict.fromkeys([*reversed(contact.sighted), *contact.addresses])]:
+            if contact.peer is before and await self._dial(device, address):
+                await self._settle(contact, before)
+                return
+
+    async def _forward_soon(self, device: DeviceId, contact: Contact, dialled: trio.Event) -> None:
+        """Have a relay forward when dialling takes long, and else once it has failed: silent addresses cost seconds."""
+        for patience in (FORWARD_AFTER_S, math.inf):
+            with trio.move_on_after(patience):
+                await dialled.wait()
+            if contact.peer is None and await self._dial_relayed(device):
+                await self._settle(contact, None)
+            if contact.peer is not None or dialled.is_set():
+                return
 
     async def _outlive(self, peer: Peer, backoff: Backoff) -> None:
         """Wait for a connection to end, and as long as is fair before the next: one that never lasts is no success."""

@@ -15,11 +15,12 @@ from trio.testing import MemoryReceiveStream, MemorySendStream, MockClock, memor
 from p2psync.errors import ConnectionLost
 from p2psync.node.node import NodeOperations
 from p2psync.ports import ByteStream, RelayAddress, World
+from p2psync.protocol.messages import GoodbyeCode
 from p2psync.testing.network import HostNetwork
 from p2psync.testing.world import SimWorld
 from tests.relay.simulated import ADDRESS, VirtualRelay
 from tests.simulation import nodes
-from tests.simulation.nodes import PORT, make_node
+from tests.simulation.nodes import PORT, make_node, settings
 
 EMAIL, KEY = "ann@example.org", b"k" * 32
 FOLDER = b"/shared"
@@ -157,6 +158,14 @@ async def test_devices_without_a_direct_way_meet_through_the_relay(autojump_cloc
     async with told() as story:
         await story.until(lambda: story.on("relay"))
         assert story.relay.joined >= 1
+        assert story.desk.connections is not None
+        (contact,) = story.desk.connections.contacts.values()
+        assert contact.peer is not None
+        await contact.peer.close(GoodbyeCode.BUSY, "once more")
+        await story.until(lambda: story.on(None))
+        began = trio.current_time()
+        await story.until(lambda: story.on("relay"))
+        assert trio.current_time() - began < settings("a").network.connect_timeout_s, "each silent address costs that"
 
 
 async def test_a_direct_way_is_preferred_as_soon_as_there_is_one(autojump_clock: MockClock) -> None:
