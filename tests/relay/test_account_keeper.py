@@ -10,20 +10,18 @@ from trio.testing import MockClock
 
 from p2psync.crypto.recovery import parse_recovery_key, recovery_keys
 from p2psync.errors import StateError
-from p2psync.membership.fold import Membership
+from p2psync.index.mailbox import grants
 from p2psync.membership.keeping import everybody
 from p2psync.membership.links import Add, Role
-from p2psync.membership.sigchain import DeviceKind
-from p2psync.model.ids import DeviceId, FolderId, format_device_id
+from p2psync.membership.sigchain import AccountChain, DeviceKind
+from p2psync.model.ids import DeviceId, format_device_id
 from p2psync.net.relay_mailbox import MailboxCalls
 from p2psync.node import account_keeper
 from p2psync.node.account_joining import Joining
 from p2psync.node.node import NodeOperations
 from p2psync.node.relay_folder import RelayFolder
 from p2psync.protocol.relay_api import FolderEntry
-from p2psync.sync.mailbox.finding import find_folder
 from p2psync.sync.mailbox.service import MailboxUnavailable
-from p2psync.sync.pulse import Pulse
 from tests.relay.homes import EMAIL, FOLDER, KEY, LABEL, Home, is_posted, the_folder, until
 from tests.relay.simulated import ADDRESS, VirtualRelay, device
 from tests.simulation.nodes import PORT
@@ -246,17 +244,6 @@ async def test_a_member_whose_card_nobody_has_is_named(autojump_clock: MockClock
 
 
 # ── devices that go ─────────────────────────────────────────────────────────────────────────────────────────────────
-async def seen_at_the_relay(node: NodeOperations, through: NodeOperations, folder: FolderId) -> Membership | None:
-    """What a device's keys still open at the relay, if that shows them everything."""
-    service = RelayFolder(
-        lambda: through.account.client, through.account.require().account_id, folder, Pulse(), is_there=True
-    )
-    given = await through.account.client.mailbox.grants(folder)
-    assert given
-    found = await find_folder(service, node.keys, folder, node.world.offload)
-    return found.membership if found is not None else None
-
-
 async def test_a_device_that_was_put_out_opens_nothing_that_comes_later(autojump_clock: MockClock, home: Home) -> None:
     async with home.node("a") as desk:
         recovery = await begun(home, desk)
@@ -316,6 +303,12 @@ async def test_a_renewed_recovery_key_takes_the_place_of_the_old(autojump_clock:
         await until(lambda: papers[1] in members(desk) and papers[0] not in members(desk))
         home.device("a").user(FOLDER).write(b"g", b"since")
         await left(desk)
+        context = the_folder(desk).context
+        assert context.membership.current_epoch is not None
+        with context.index.read() as reader:
+            given = grants(reader, context.membership.current_epoch.key_id)
+        assert papers[1] in given
+        assert papers[0] not in given
     async with home.node("b") as laptop:
         await come(home, laptop, new)
         await until(lambda: home.files("b") == home.files("a"))
@@ -354,7 +347,7 @@ async def test_two_devices_that_do_it_at_once_come_to_one_end(autojump_clock: Mo
         assert set(members(desk)) == set(everybody(_chain(desk))) - {gone.device_id}
 
 
-def _chain(node: NodeOperations):  # type: ignore[no-untyped-def]
+def _chain(node: NodeOperations) -> AccountChain:
     assert node.account.chain is not None
     return node.account.chain
 
