@@ -58,6 +58,10 @@ def made(membership: Membership, number: int, change: Change) -> Membership:
 def kept(membership: Membership, chain: AccountChain, number: int) -> Membership:
     """After the device has made all changes that are due."""
     for change in due(membership, chain, number):
+        if not isinstance(change, Expel):
+            assert not membership.was_revoked(change.device)
+        elif membership.was_removed(change.device):
+            pytest.fail("removed a second time")
         membership = made(membership, number, change)
     assert due(membership, chain, number) == []
     return membership
