@@ -13,7 +13,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, replace
-from enum import IntEnum
+from enum import Enum, IntEnum
 from functools import cached_property
 from types import MappingProxyType
 from typing import NewType
@@ -39,6 +39,16 @@ MAX_DEVICES = 256
 GENESIS_RANDOM = 16
 
 _OTHER_CHAIN = "a link of the account follows another chain than the one known here"
+
+
+class HeadVerdict(Enum):
+    """What a head that somebody else was shown says about a chain."""
+
+    KNOWN = "known"
+    AHEAD = "ahead"
+    """The chain goes on, or is another one from some link on."""
+    FORKED = "forked"
+    """Somebody was shown another link in the place of one of these."""
 
 
 class DeviceKind(IntEnum):
@@ -217,9 +227,14 @@ class AccountChain:
         """The newest link: its `seq` and `hash` are what devices tell each other, and what a store compares."""
         return self.links[-1]
 
-    def includes(self, seq: int, link_hash: bytes) -> bool:
-        """Whether a head that somebody else has seen is in this chain: if not, a relay holds links back, or worse."""
-        return 0 <= seq < len(self.links) and self.links[seq].hash == link_hash
+    def judge_head(self, seq: int, link_hash: bytes) -> HeadVerdict:
+        """What it means that somebody else was shown this link at this place.
+
+        Of two whose chains differ in any place, at least one finds the other's head forked.
+        """
+        if seq >= len(self.links):
+            return HeadVerdict.AHEAD
+        return HeadVerdict.KNOWN if self.links[seq].hash == link_hash else HeadVerdict.FORKED
 
     @cached_property
     def paper(self) -> frozenset[DeviceId]:

@@ -75,6 +75,8 @@ class Connections:
         self._on_stranger = on_stranger
         self._on_twin = on_twin
         self._instance = world.rng.token(16)
+        self.on_account_head: Callable[[DeviceId, m.AccountHead], None] = lambda device, head: None
+        """Called with what a known device says of its account."""
         self.contacts: dict[DeviceId, Contact] = {}
         self.strangers: OrderedDict[DeviceId, Stranger] = OrderedDict()
         self.listening: list[str] = []
@@ -415,9 +417,11 @@ class _Handler:
         await self._c._apply(self._c._arbiter(peer.device).answered(peer))
 
     async def message(self, peer: Peer, message: m.Message) -> None:
-        """Pairing messages belong to the pairing, everything else to the folders."""
+        """Pairing messages belong to the pairing, heads to the account, everything else to the folders."""
         if isinstance(message, m.PairHello | m.PairMessage | m.PairAccount):
             await self._c._pairing.message(peer, message)
+        elif isinstance(message, m.AccountHead):
+            self._c.on_account_head(peer.device, message)
         else:
             await self._c._synchronizer.message(peer, message)
 

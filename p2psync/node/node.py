@@ -15,6 +15,7 @@ from p2psync.crypto.identity import DeviceKeys
 from p2psync.errors import P2PSyncError, StateError
 from p2psync.model.ids import DeviceId, format_device_id, parse_device_id, short_id
 from p2psync.net.relay_client import RelayClient
+from p2psync.node.account_heads import AccountHeads
 from p2psync.node.account_keeper import AccountKeeper
 from p2psync.node.config import Config, load_config, render_default_config, set_setting
 from p2psync.node.connections import Connections
@@ -152,6 +153,8 @@ async def running(
                 nursery.start_soon(rendezvous.run)
                 nursery.start_soon(AccountKeeper(operations).run)
                 nursery.start_soon(operations.follow_account)
+                heads = operations.heads = _heads(operations, connections)
+                nursery.start_soon(heads.run)
             operations.event_log.publish("node.ready", "the node accepts connections")
             try:
                 yield operations
@@ -219,6 +222,15 @@ def _rendezvous(operations: NodeOperations, connections: Connections) -> Rendezv
 
     relayed = operations.config.network.relay
     return Rendezvous(operations.world, connections, client, own, relayed, open_port=operations.open_port)
+
+
+def _heads(operations: NodeOperations, connections: Connections) -> AccountHeads:
+    """What devices of the account tell each other of its chain."""
+    heads = AccountHeads(
+        lambda: operations.account, operations.synchronizer, operations.world.offload, operations.device_name
+    )
+    connections.on_account_head = heads.hear
+    return heads
 
 
 # ── for commands ────────────────────────────────────────────────────────────────────────────────────────────────────

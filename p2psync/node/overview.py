@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from functools import cached_property
@@ -11,6 +12,7 @@ import msgspec
 import trio
 
 from p2psync.errors import P2PSyncError
+from p2psync.node.account_heads import AccountHeads
 from p2psync.node.account_store import StoredAccount
 from p2psync.node.mailbox_operations import MailboxOperations
 from p2psync.node.status_operations import StatusOperations
@@ -38,6 +40,8 @@ class OverviewOperations(MailboxOperations, StatusOperations):
     """See `Operations`."""
 
     _said = Said()
+    heads: AccountHeads | None = None
+    """What the account's devices tell each other; on a running node."""
 
     async def status(self) -> Status:
         """Everything at a glance; of the relay, what it said last."""
@@ -59,6 +63,10 @@ class OverviewOperations(MailboxOperations, StatusOperations):
             relay=self._relay(stored),
             usage_age_s=None if said.usage is None else trio.current_time() - said.at,
         )
+
+    def account_view(self, usage: AccountUsage | None, found: Sequence[Problem]) -> AccountView:
+        """Also with what other devices of the account have brought to light."""
+        return super().account_view(usage, [*found, *(self.heads.problems if self.heads is not None else ())])
 
     def _relay(self, stored: StoredAccount) -> str:
         """Where the relay is: on a running node the address in use."""

@@ -313,6 +313,18 @@ class PairAccount(Struct, frozen=True, array_like=True, tag=42):
     head: Digest
 
 
+# ── accounts ────────────────────────────────────────────────────────────────────────────────────────────────────────
+class AccountHead(Struct, frozen=True, array_like=True, tag=50):
+    """How far a relay has shown the sender the chain of an account that both are in: `head` is the hash of link `seq`.
+
+    Sent on connect and whenever the chain has grown.
+    """
+
+    account_id: Annotated[bytes, Meta(min_length=ACCOUNT_ID_SIZE, max_length=ACCOUNT_ID_SIZE)]
+    seq: U63
+    head: Digest
+
+
 Message = (
     Hello
     | Welcome
@@ -336,6 +348,7 @@ Message = (
     | PairHello
     | PairMessage
     | PairAccount
+    | AccountHead
 )
 
 _GOODBYE_CODES = frozenset(GoodbyeCode)

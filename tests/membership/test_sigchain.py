@@ -20,6 +20,7 @@ from p2psync.membership.sigchain import (
     Equivocation,
     ForkedChain,
     Genesis,
+    HeadVerdict,
     Remove,
     begin_account,
     decode_chain_link,
@@ -186,10 +187,34 @@ def test_devices_are_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_a_chain_that_was_rolled_back_lacks_the_head_that_others_know() -> None:
     older = fold_chain(CHAIN.encoded_links()[:3])
-    assert CHAIN.includes(older.head.seq, older.head.hash)
-    assert not older.includes(CHAIN.head.seq, CHAIN.head.hash)
-    assert not CHAIN.includes(older.head.seq, CHAIN.head.hash)
-    assert not CHAIN.includes(-1, CHAIN.head.hash)
+    assert judge(CHAIN, older) is HeadVerdict.KNOWN
+    assert judge(older, CHAIN) is HeadVerdict.AHEAD
+
+
+def judge(chain: AccountChain, other: AccountChain) -> HeadVerdict:
+    """What the other one's head says about a chain."""
+    return chain.judge_head(other.head.seq, other.head.hash)
+
+
+@settings(max_examples=60, deadline=None)
+@given(st.integers(1, 5), st.integers(0, 3), st.integers(0, 3))
+def test_two_that_tell_each_other_their_heads_notice_every_difference(common: int, left: int, right: int) -> None:
+    """Whoever is shown less hears that there is more; where two were shown different links, one of them proves it."""
+    base = fold_chain(CHAIN.encoded_links()[:common])
+    author = 0 if common < 4 else 2
+    one, other = base, base
+    for number in range(left):
+        one = act(one, author, add(4 + number))
+    for number in range(right):
+        other = act(other, author, add(8 + number))
+    verdicts = judge(one, other), judge(other, one)
+    if left and right:
+        assert HeadVerdict.FORKED in verdicts
+        assert HeadVerdict.KNOWN not in verdicts
+    else:
+        lesser, greater = sorted((one, other), key=lambda chain: len(chain.links))
+        assert judge(greater, lesser) is HeadVerdict.KNOWN
+        assert judge(lesser, greater) is (HeadVerdict.AHEAD if left or right else HeadVerdict.KNOWN)
 
 
 # ── forks ───────────────────────────────────────────────────────────────────────────────────────────────────────────

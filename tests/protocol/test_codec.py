@@ -13,6 +13,7 @@ from p2psync.errors import InputError
 from p2psync.membership import Role
 from p2psync.protocol import codec, limits
 from p2psync.protocol.messages import (
+    AccountHead,
     ChunkCancel,
     ChunkRequest,
     FolderAnnounce,
@@ -66,6 +67,7 @@ EXAMPLES: list[Message] = [
     PairMessage(b"body"),
     PairAccount(b"a" * 16, ["https://relay.example:443/"], "me@example.org", 3, b"h" * 32),
     Grants(F, [b"grant"]),
+    AccountHead(b"a" * 16, 3, H),
 ]
 
 
