@@ -221,6 +221,9 @@ def test_devices_that_know_different_things_come_to_one_end(data: st.DataObject)
                 view.membership = kept(view.membership, view.chain, number)
             case _:
                 data.draw(st.composite(by_hand)(view, number))
+    for number, view in views.items():  # what the account has made, people may undo
+        view.membership = kept(view.membership, view.chain, number)
+        data.draw(st.composite(by_hand)(view, number))
     for _ in range(6):
         everything = merged(*(view.membership for view in views.values()))
         views = {number: View(everything, last) for number in views}
