@@ -100,13 +100,13 @@ class Dialler:
                     meetings.succeeded()
                     meet_at = 0.0
                     continue
-                if self.relay is None or before is not None:
+                if self.relay is None:
                     await self._dial_all(device, contact, before)
                 else:
                     dialled = trio.Event()
                     async with trio.open_nursery() as nursery:
                         nursery.start_soon(self._forward_soon, device, contact, dialled)
-                        await self._dial_all(device, contact, None)
+                        await self._dial_all(device, contact, before)
                         dialled.set()
                 if self.relay is not None and not contact.direct and trio.current_time() >= meet_at:
                     forwarded = contact.peer
@@ -246,6 +246,8 @@ class Dialler:
                 return
             except (P2PSyncError, OSError, trio.TooSlowError) as error:
                 _log.debug("not met", device=short_id(device), address=address, error=str(error))
+            if trio.current_time() >= deadline:
+                return
             await trio.sleep(self._world.rng.uniform(0.1, 0.5))
 
     async def _greet(self, device: DeviceId, stream: ByteStream) -> Proven:
