@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import suppress
 from typing import NoReturn
 
 import pytest
@@ -9,6 +10,7 @@ import trio
 
 from p2psync.errors import ConnectionLost, ProtocolError
 from p2psync.node import connections
+from p2psync.ports import ByteStream
 from p2psync.protocol.messages import FolderOffer, GoodbyeCode, Message
 from p2psync.sync.peer import Peer
 from tests.sync.conftest import simulated, told
@@ -58,3 +60,32 @@ async def test_a_connection_that_ends_while_folders_are_offered_is_no_error(monk
         await story.until(lambda: b"later" in story.user("two").names(), 200)
         assert lost
         assert errors == []
+
+
+@simulated
+async def test_another_device_than_the_one_that_was_called_is_refused() -> None:
+    """In whichever role: at a meeting nobody knows beforehand who speaks first."""
+    async with told() as story:
+        await story.start("one", "two", "three")
+        nodes = [story.nodes[name] for name in ("one", "two", "three")]
+        one, _, three = [node.connections for node in nodes]
+        assert one is not None
+        assert three is not None
+        own, called, _ = [node.device_id for node in nodes]
+        hosts = [story.sim.network.host(name) for name in ("x", "y")]
+        for begins in (True, False):
+            [listener] = await hosts[0].listen(":1")
+            near = await hosts[1].dial("x:1")
+            far = await listener.accept()
+            await listener.aclose()
+            outcomes: list[object] = []
+
+            async def come(stream: ByteStream, begins: bool, outcomes: list[object]) -> None:
+                with suppress(ConnectionLost, ProtocolError):
+                    outcomes.append(await three.prove(stream, expected=own, begins=begins))
+
+            async with trio.open_nursery() as nursery:
+                nursery.start_soon(come, far, not begins, outcomes)
+                with pytest.raises(ProtocolError, match="another"):
+                    await one.prove(near, expected=called, begins=begins)
+            assert len(outcomes) == (0 if begins else 1)
