@@ -220,6 +220,10 @@ class RelayFolder:
         except RelayRefusal as refusal:
             if refusal.code == "conflict" and conflict is not None:
                 raise conflict(refusal) from refusal
+            if refusal.code == "not-found" and self._is_there:
+                # A relay that was put back from a backup may never have heard of it; the next call makes it again.
+                self._is_there = False
+                raise MailboxUnavailable("the relay has lost the folder") from refusal
             raise _translated(refusal) from refusal
         except StateError as error:
             raise MailboxRefused(str(error)) from error

@@ -38,6 +38,17 @@ class LineFaults:
     """Share of pieces of streams after which the connection breaks."""
 
 
+@dataclass(frozen=True, slots=True)
+class Seen:
+    """One answer of a relay. `target` is path and query, `size` the bytes of the body."""
+
+    device: str
+    method: str
+    target: str
+    status: int
+    size: int
+
+
 class SimRelay:
     """A relay at one address. `http` is what a simulated world's `World.http` calls for it."""
 
@@ -48,8 +59,11 @@ class SimRelay:
         self.faults = LineFaults()
         self.requests = 0
         """How many arrived."""
+        self.observe: Callable[[Seen], None] = lambda _: None
+        """Told of every whole answer that the relay gave, whether it arrives or not."""
         self._rng = rng
-        self._running: dict[trio.CancelScope, None] = {}
+        self._running: dict[trio.CancelScope, str] = {}
+        self._parted: set[str] = set()
 
     def stop(self) -> None:
         """The relay's process is gone, in the middle of whatever it was doing."""
@@ -61,9 +75,28 @@ class SimRelay:
         """A new process, made by the caller from what the old one has stored."""
         self.app = app
 
-    def http(self, address: RelayAddress) -> SimHttp:
-        """A client; the address only shows in the requests."""
-        return SimHttp(self, address)
+    def part(self, device: str) -> None:
+        """Nothing goes between this device and the relay until `unite`; what is under way breaks."""
+        self._parted.add(device)
+        for scope, name in self._running.items():
+            if name == device:
+                scope.cancel()
+
+    def unite(self, device: str) -> None:
+        """The device reaches the relay again."""
+        self._parted.discard(device)
+
+    def http(self, address: RelayAddress, device: str = "") -> SimHttp:
+        """A client on a device; the address only shows in the requests."""
+        return SimHttp(self, address, device)
+
+    def reached(self, device: str) -> App:
+        """The running application. Unreachable when there is none for this device."""
+        if self.app is None:
+            raise Unreachable("the simulated relay is down; start it")
+        if device in self._parted:
+            raise Unreachable("the simulated relay cannot be reached from this device; unite them")
+        return self.app
 
     async def travel(self) -> None:
         """The time something takes on the line."""
@@ -74,27 +107,27 @@ class SimRelay:
         return self._rng.random() < share
 
     @asynccontextmanager
-    async def attached(self) -> AsyncIterator[App]:
-        """The running application, for one request. ConnectionLost when it ends meanwhile, Unreachable without one."""
-        if self.app is None:
-            raise Unreachable("the simulated relay is down; start it")
+    async def attached(self, device: str) -> AsyncIterator[App]:
+        """The running application, for one request. ConnectionLost when it is lost meanwhile; else as `reached`."""
+        app = self.reached(device)
         with trio.CancelScope() as scope:
-            self._running[scope] = None
+            self._running[scope] = device
             try:
                 self.requests += 1
-                yield self.app
+                yield app
             finally:
                 del self._running[scope]
         if scope.cancelled_caught:
-            raise ConnectionLost("the simulated relay went down; try again")
+            raise ConnectionLost("the simulated relay was lost; try again")
 
 
 class SimHttp:
     """See `ports.HttpClient`."""
 
-    def __init__(self, relay: SimRelay, address: RelayAddress) -> None:
+    def __init__(self, relay: SimRelay, address: RelayAddress, device: str) -> None:
         self._relay = relay
         self._address = address
+        self._device = device
 
     async def request(
         self,
@@ -113,9 +146,10 @@ class SimHttp:
             await relay.travel()
             if relay.app is not None and relay.strikes(relay.faults.lost_requests):
                 await trio.sleep_forever()
-            async with relay.attached() as app:
+            async with relay.attached(self._device) as app:
                 exchange = _Exchange(bytes(body))
                 await app(_scope(self._address, method, target, headers, body), exchange.receive, answer.send)
+                relay.observe(Seen(self._device, method, target, answer.status, len(answer.body)))
             await relay.travel()
             if relay.strikes(relay.faults.lost_answers):
                 await trio.sleep_forever()
@@ -134,7 +168,7 @@ class SimHttp:
 
         async def run() -> None:
             try:
-                async with send, relay.attached() as app:
+                async with send, relay.attached(self._device) as app:
                     answer.pieces = send
                     await app(_scope(self._address, "GET", target, headers, b""), exchange.receive, answer.send)
             except ConnectionLost as error:
@@ -142,8 +176,7 @@ class SimHttp:
                 answer.begun.set()
 
         await relay.travel()
-        if relay.app is None:
-            raise Unreachable("the simulated relay is down; start it")
+        relay.reached(self._device)
         failure: Exception | None = None
         async with trio.open_nursery() as nursery:
             nursery.start_soon(run)

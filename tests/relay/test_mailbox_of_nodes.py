@@ -70,6 +70,28 @@ async def test_a_restarted_relay_has_everything(autojump_clock: MockClock) -> No
     relay.close()
 
 
+async def test_a_relay_put_back_from_before_the_folder_is_told_of_and_filled_again(autojump_clock: MockClock) -> None:
+    relay = VirtualRelay()
+    home = Home(relay)
+    async with home.node("a") as desk:
+        async with relay.running():
+            await desk.account_sign_up([str(ADDRESS)], EMAIL, KEY)
+            await desk.account_verify(await relay.code(EMAIL))
+            backup = relay.backup()
+            folder = await desk.folder_add(FOLDER, LABEL)
+            await desk.folder_mailbox(folder.id, "always")
+            home.device("a").user(FOLDER).write(b"f", b"1")
+            await desk.folder_scan(LABEL)
+            await until(lambda: is_posted(desk))
+        relay.restore(backup, chunks=True)
+        assert not [key for key in relay.store.objects if key.startswith("chunks/")]
+        async with relay.running():
+            await until(lambda: "relay-rollback" in the_folder(desk).context.problems, timeout=900)
+            await until(lambda: is_posted(desk), timeout=900)
+            assert [key for key in relay.store.objects if key.startswith("chunks/")]
+    relay.close()
+
+
 async def test_a_mailbox_is_set_seen_and_left(autojump_clock: MockClock, home: Home) -> None:
     async with home.node("a") as desk:
         folder = await desk.folder_add(FOLDER, LABEL)
