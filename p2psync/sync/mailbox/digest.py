@@ -93,6 +93,7 @@ def _take(stretch: Stretch, number: int, data: bytes, membership: Membership, ke
         return
     if not is_known(membership, entry.header):
         stretch.skipped = stretch.skipped or number
+        _open_links_of_stranger(stretch, entry, membership, key_of)
         return
     try:
         decision = stretch.chains.judge(entry.header)
@@ -120,6 +121,28 @@ def _take(stretch: Stretch, number: int, data: bytes, membership: Membership, ke
             pass
 
 
+def _open_links_of_stranger(stretch: Stretch, entry: Entry, membership: Membership, key_of: OpenKey) -> None:
+    """Who was let in may be the first to leave the link that says so here. Links prove themselves; no more is believed.
+
+    Only who was given a key can have sealed them.
+    """
+    key = key_of(entry.header) if entry.header.kind == EntryKind.LINKS else None
+    if key is None:
+        return
+    try:
+        entry.header.verify()
+        stretch.links += _read_links(open_body(key, entry.header.context, entry.body), membership)
+    except (AuthenticationError, InputError):
+        return
+
+
+def _read_links(body: bytes, membership: Membership) -> list[bytes]:
+    message = codec.decode(body)
+    if not isinstance(message, m.Links) or message.folder != membership.folder:
+        raise InputError("it holds something else than it says")
+    return [decode_link(link).encoded for link in message.links]
+
+
 def _open(stretch: Stretch, number: int, entry: Entry, membership: Membership, key_of: OpenKey) -> None:
     header = entry.header
     key = key_of(header)
@@ -133,10 +156,7 @@ def _open(stretch: Stretch, number: int, entry: Entry, membership: Membership, k
             case EntryKind.RECORDS:
                 _open_records(stretch, number, body, membership)
             case EntryKind.LINKS:
-                message = codec.decode(body)
-                if not isinstance(message, m.Links) or message.folder != membership.folder:
-                    raise InputError("it holds something else than it says")
-                stretch.links += [decode_link(link).encoded for link in message.links]
+                stretch.links += _read_links(body, membership)
             case EntryKind.HEAD:
                 _hear(stretch, header, body, membership)
             case EntryKind.SNAPSHOT:

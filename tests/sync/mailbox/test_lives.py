@@ -7,6 +7,7 @@ import random
 import pytest
 import trio
 
+from p2psync.model.ids import parse_device_id
 from p2psync.protocol.mailbox import EntryKind, decode_entry
 from p2psync.sync.mailbox import writer
 from p2psync.sync.mailbox.mailbox import REFUSED_AGAIN
@@ -271,3 +272,25 @@ async def test_who_is_refused_says_so_and_goes_on_when_it_is_let_in_again() -> N
         await trio.sleep(REFUSED_AGAIN)
         await story.posted("one")
         await story.until(lambda: "relay-refused" not in story.problems("one"), timeout=2000)
+
+
+@simulated
+async def test_who_was_let_in_meanwhile_may_be_the_first_to_leave_the_link_that_says_so() -> None:
+    async with mailed() as story:
+        await story.start("one", "two", "three")
+        await story.share("one", two="editor")
+        await story.stop("two")
+        third = await id_of(story, "three")
+        await story.nodes["one"].folder_share(LABEL, third, "editor")
+        await story.until(lambda: bool(story.nodes["three"].synchronizer.offers))
+        await story.nodes["three"].folder_accept(LABEL, FOLDER)
+        story.join("three")
+        await story.until(lambda: bool(story.relay.feed), timeout=300)
+        await story.posted("three")
+        story.join("one")
+        await story.posted("one")
+        await story.stop("three")
+        await story.stop("one")
+        await story.again("two")
+        story.join("two")
+        await story.until(lambda: parse_device_id(third) in story.folder("two").context.membership.members, timeout=300)
