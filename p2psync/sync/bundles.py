@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 
 from p2psync.errors import AuthenticationError, InputError, PermissionDenied, ProtocolError
 from p2psync.index.reader import Reader
@@ -32,11 +32,20 @@ def open_groups(
     return opened, refused
 
 
-def outgoing(reader: Reader, keys: Iterable[PathKey], context: FolderContext, upto: int = 0) -> Iterable[Outgoing]:
-    """Everything stored at `keys`, grouped by the batch it was signed in."""
+def outgoing(
+    reader: Reader,
+    keys: Iterable[PathKey],
+    context: FolderContext,
+    upto: int = 0,
+    *,
+    without: Collection[bytes] = (),
+) -> Iterable[Outgoing]:
+    """Everything stored at `keys` but the records with these ids, grouped by the batch it was signed in."""
     batches: dict[bytes, tuple[SignedBatch, dict[int, bytes], set[int]]] = {}
     for key in keys:
         for stored in reader.stored(key):
+            if without and record_id(stored.encoded) in without:
+                continue
             if stored.batch_id not in batches:
                 batch = reader.batch(stored.batch_id)
                 assert batch is not None, "a stored record has its batch"

@@ -14,6 +14,7 @@ from p2psync.errors import P2PSyncError, StoreFailedError, cause
 from p2psync.index.seal import DamagedRowError
 from p2psync.index.writer import Writer
 from p2psync.model.ids import DeviceId
+from p2psync.protocol.messages import FolderAnnounce
 from p2psync.sync.contents import ContentJobs
 from p2psync.sync.context import FolderContext
 from p2psync.sync.exchange import Exchange
@@ -42,6 +43,10 @@ MAX_IDLE_PAUSE = 60.0
 """Seconds between two looks at the most, when a relay promises news that it does not have."""
 SOON = 0.2
 """Seconds between two looks at what is to be posted at least: small changes go together."""
+
+
+_NOTHING = (b"", 0)
+"""What a member has acknowledged of whom nothing is known."""
 
 
 class Activity(Enum):
@@ -102,7 +107,14 @@ class Mailbox:
         self.activity = Activity.STARTING
         self.journal = Journal(context, service.id)
         self.reader = FeedReader(
-            context, service, self.journal, keys, self._told, absorb_links=absorb_links, possesses=possesses
+            context,
+            service,
+            self.journal,
+            keys,
+            self._told,
+            absorb_links=absorb_links,
+            possesses=possesses,
+            lost_track=self._forget_acknowledged,
         )
         self.poster = MailboxPoster(context, service, self.journal, keys, self._acknowledged_by_all)
         self.holder = RelayHolder(context, service, keys, self._told)
@@ -296,7 +308,7 @@ class Mailbox:
             return 0
         with self._context.index.read() as reader:
             index_id = reader.index_id
-        known = [self._acked.get(device, (b"", 0)) for device in self._absent()]
+        known = [self._acked.get(device, _NOTHING) for device in self._absent()]
         return min((sequence if name == index_id else 0 for name, sequence in known), default=0)
 
     # ── what absent members have ────────────────────────────────────────────────────────────────────────────────────
@@ -310,11 +322,11 @@ class Mailbox:
                 connected = set(self._exchanges)
                 self._poke.fire()
             fresh = {
-                device: (announce.cursor_index_id, announce.cursor_sequence)
+                device: _taken_in(announce, self._acked.get(device, _NOTHING))
                 for device, exchange in self._exchanges.items()
-                if (announce := exchange.theirs.announce) is not None and announce.cursor_sequence
+                if (announce := exchange.theirs.announce) is not None
             }
-            changed = {device: cursor for device, cursor in fresh.items() if self._acked.get(device) != cursor}
+            changed = {d: cursor for d, cursor in fresh.items() if self._acked.get(d, _NOTHING) != cursor}
             if changed and self.policy is Policy.OFFLINE:
 
                 def keep(writer: Writer, changed: dict[DeviceId, tuple[bytes, int]] = changed) -> None:
@@ -326,6 +338,15 @@ class Mailbox:
             await trio.sleep(1.0)
             await context.state_changed.wait_beyond(seen)
 
+    async def _forget_acknowledged(self, device: DeviceId) -> None:
+        """It begins another life and may have lost what it had."""
+        if self._acked.pop(device, None) is not None:
+            context = self._context
+            await context.world.offload.run(
+                lambda: context.index.write(lambda writer: writer.put_setting(_acknowledged(device), None))
+            )
+            self._poke.fire()
+
     async def _load_acknowledged(self) -> None:
         context = self._context
 
@@ -335,6 +356,15 @@ class Mailbox:
             return {d: msgspec.msgpack.decode(row, type=tuple[bytes, int]) for d, row in rows.items() if row}
 
         self._acked = await context.world.offload.run(read)
+
+
+def _taken_in(announce: FolderAnnounce, known: tuple[bytes, int]) -> tuple[bytes, int]:
+    """(index id, change) up to which a member has everything, by what it says and what was known of it before."""
+    cursor = (announce.cursor_index_id, announce.cursor_sequence)
+    if not announce.need_files:
+        return cursor
+    # It has the records and waits for contents, which it may have to find at the mailbox once it is away.
+    return known if known[0] == cursor[0] and known[1] <= cursor[1] else _NOTHING
 
 
 def _acknowledged(device: bytes) -> str:

@@ -15,7 +15,7 @@ from p2psync.index.mailbox import MailboxWriter, Marks
 from p2psync.index.tables import MailboxRow
 from p2psync.index.writer import Writer
 from p2psync.membership.links import decode_link
-from p2psync.model.ids import device_id_of, short_id
+from p2psync.model.ids import DeviceId, device_id_of, short_id
 from p2psync.model.records import FileRecord, SignedBatch, record_id
 from p2psync.protocol.chains import Finding, Fork, ForkProof, OwnRollback, RolledBack, Withheld
 from p2psync.protocol.mailbox import ChainKey, EntryKind, Header, decode_header
@@ -45,8 +45,11 @@ class FeedReader:
         *,
         absorb_links: Callable[[Sequence[bytes]], Awaitable[None]],
         possesses: Callable[[bytes, Sequence[bytes]], None],
+        lost_track: Callable[[DeviceId], Awaitable[None]],
     ) -> None:
-        """`absorb_links` adds membership links; `possesses` hears which contents the relay has been given."""
+        """`absorb_links` adds membership links; `possesses` hears which contents the relay has been given, and
+        `lost_track` who goes on in another chain than before.
+        """
         self._context = context
         self._service = service
         self._journal = journal
@@ -54,6 +57,7 @@ class FeedReader:
         self._told = told
         self._absorb_links = absorb_links
         self._possesses = possesses
+        self._lost_track = lost_track
         self._stamp: tuple[object, ...] | None = None
         self._seen_at_gap: dict[ChainKey, int] | None = None
         """How far every chain went when entries were missed last: looked for again only after progress."""
@@ -152,6 +156,10 @@ class FeedReader:
                 except (InputError, AuthenticationError) as error:
                     stretch.refused.append(f"members: {error}")
                 await self._keys.take(())
+            known, authors = journal.chains.tips, {tip.author for tip in journal.chains.tips.values()}
+            for header in stretch.tips.values():
+                if header.key not in known and header.key != journal.chains.own and header.author in authors:
+                    await self._lost_track(DeviceId(header.author))
             await self._store(stretch)
         for text in stretch.refused:
             _log.info("not taken in", folder=context.name, relay=self._service.name, text=text)

@@ -20,7 +20,7 @@ from p2psync.index import mailbox as rows
 from p2psync.index.mailbox import MailboxView, MailboxWriter, Marks
 from p2psync.index.writer import Writer
 from p2psync.model.paths import PathKey
-from p2psync.model.records import FileRecord, decode_stored_record, record_id
+from p2psync.model.records import FileRecord, decode_stored_record, record_id, winner
 from p2psync.protocol import codec
 from p2psync.protocol import messages as m
 from p2psync.protocol.batcher import expand, pack
@@ -63,15 +63,15 @@ READY = 4096
 
 @dataclass(frozen=True, slots=True)
 class Candidate:
-    """A path with records that the mailbox lacks."""
+    """A path with records that the mailbox lacks, and those of them whose contents may have to go before."""
 
     key: PathKey
-    records: Sequence[FileRecord]
+    contents: Sequence[FileRecord]
 
     @property
     def size(self) -> int:
-        """Bytes of content that may have to go before them."""
-        return sum(record.size for record in self.records if has_content(record))
+        """Bytes of these contents."""
+        return sum(record.size for record in self.contents)
 
 
 def choose_bundle(candidates: Sequence[Candidate]) -> list[Candidate]:
@@ -98,15 +98,28 @@ def next_batch(waiting: Sequence[Entry]) -> list[Entry]:
     return batch
 
 
-def lacking(view: MailboxView, key: PathKey) -> list[FileRecord]:
-    """Records of a path that are not there and can be brought: those whose content is on this disk."""
+@dataclass(frozen=True, slots=True)
+class Lacking:
+    """What of one path is not there. A version that lost is shown nowhere: its record goes, content or not."""
+
+    ready: Sequence[FileRecord]
+    """What can be brought."""
+    contents: Sequence[FileRecord]
+    """Those of them whose content is on this disk, and goes before them."""
+    waiting: frozenset[bytes]
+    """Ids of the others: the version that is to be shown, while its content is not here."""
+
+
+def lacking(view: MailboxView, key: PathKey) -> Lacking:
+    """Compare what is stored of a path with what is known to be there."""
     posted, reader = view.posted(key), view.reader
-    absent = [stored for stored in reader.stored(key) if record_id(stored.encoded) not in posted]
-    return [s.record for s in absent if not has_content(s.record) or reader.find_content(s.record.content)]
-
-
-def _is_brought(view: MailboxView, record: FileRecord) -> bool:
-    return not has_content(record) or view.upload(record.content) is not None
+    stored = reader.stored(key)
+    absent = [s for s in stored if record_id(s.encoded) not in posted]
+    here = [s.record for s in absent if has_content(s.record) and reader.find_content(s.record.content)]
+    shown = winner(s.record for s in stored) if stored else None
+    waiting = [s for s in absent if s.record == shown and has_content(s.record) and s.record not in here]
+    ready = [s.record for s in absent if s not in waiting]
+    return Lacking(ready, here, frozenset(record_id(s.encoded) for s in waiting))
 
 
 class MailboxPoster:
@@ -120,13 +133,15 @@ class MailboxPoster:
         keys: KeyKeeper,
         since: Callable[[], int],
     ) -> None:
-        """`since` gives the change of the index up to which everybody who matters has everything anyhow."""
+        """`since` gives the change of the index up to which all who matter have everything anyhow; it may fall."""
         self._context = context
         self._service = service
         self._journal = journal
         self._keys = keys
         self._since = since
         self._read = 0
+        self._spared = 0
+        """Up to which change nothing was looked at, as `since` had it last."""
         self._life = 0
         self._snapshot_at: float | None = None
         self._given = b""
@@ -134,6 +149,11 @@ class MailboxPoster:
         self.backlog = Backlog()
         self.uploader = Uploader(context, service, journal, self._sealing_key)
         self._losses = Losses(context, service, keys, self.uploader)
+
+    @property
+    def settled(self) -> int:
+        """Up to which change of the index everything is there, or needs not be."""
+        return self.backlog.settled(self._read) if self._life == self._journal.lives else 0
 
     async def post(self, *, records: bool) -> float:
         """Post what is due; seconds after which to look again at the latest. Errors of the service come through.
@@ -270,16 +290,20 @@ class MailboxPoster:
         """Find what has changed and is not there."""
         context, journal = self._context, self._journal
         now = trio.current_time()
-        self._read = max(self._read, journal.row.posted, self._since())
+        spared, self._spared = self._spared, self._since()
+        if self._spared < spared:
+            # Somebody is to be served who has not got what was left out for the others.
+            self._read = journal.row.posted
+        self._read = max(self._read, journal.row.posted, self._spared)
 
         def look(view: MailboxView) -> tuple[list[tuple[PathKey, int, bool, int]], int]:
             found: list[tuple[PathKey, int, bool, int]] = []
             entries = view.reader.feed(self._read, min(FEED_PAGE, self.backlog.room))
             for entry in entries:
-                records = lacking(view, entry.key)
-                if records:
-                    mine = any(record.dot.replica[:8] == context.device[:8] for record in records)
-                    size = sum(record.size for record in records if not _is_brought(view, record))
+                what = lacking(view, entry.key)
+                if what.ready:
+                    mine = any(record.dot.replica[:8] == context.device[:8] for record in what.ready)
+                    size = sum(record.size for record in what.contents if view.upload(record.content) is None)
                     found.append((entry.key, entry.sequence, mine, size))
             return found, entries[-1].sequence if entries else self._read
 
@@ -299,28 +323,28 @@ class MailboxPoster:
         if key is None or not ready:
             return False
 
-        def look(view: MailboxView) -> list[Candidate]:
-            return [Candidate(path, lacking(view, path)) for path in ready]
+        def look(view: MailboxView) -> dict[PathKey, Lacking]:
+            return {path: lacking(view, path) for path in ready}
 
-        candidates = await journal.look(look)
-        for candidate in candidates:
-            if not candidate.records:
-                self.backlog.done(candidate.key)
-        bundle = choose_bundle([candidate for candidate in candidates if candidate.records])
+        found = await journal.look(look)
+        for path, what in found.items():
+            if not what.ready:
+                self.backlog.done(path)
+        bundle = choose_bundle([Candidate(path, what.contents) for path, what in found.items() if what.ready])
         seen = self._context.records_changed.count
 
         def give_way() -> bool:
             return sum(c.size for c in bundle) > BUNDLE_BYTES and self._context.records_changed.count != seen
 
         try:
-            failed = await self.uploader.ensure(key, [r for c in bundle for r in c.records], give_way)
+            failed = await self.uploader.ensure(key, [r for c in bundle for r in c.contents], give_way)
         except InterruptedByNewsError:
             return True
         later = trio.current_time() + RETRY
         for candidate in bundle:
-            if any(record.content in failed for record in candidate.records):
+            if any(record.content in failed for record in candidate.contents):
                 self.backlog.postpone(candidate.key, later)
-        await self._post_records([c.key for c in bundle if not any(r.content in failed for r in c.records)])
+        await self._post_records([c.key for c in bundle if not any(r.content in failed for r in c.contents)])
         return True
 
     async def _post_records(self, keys: Sequence[PathKey]) -> None:
@@ -328,8 +352,10 @@ class MailboxPoster:
 
         def gather(view: MailboxView) -> tuple[list[tuple[EntryKind, bytes, Marks]], list[PathKey]]:
             # A path may have changed since its contents were brought there: the newer record waits for its own.
-            brought = [key for key in keys if all(_is_brought(view, record) for record in lacking(view, key))]
-            messages = list(pack(context.folder, b"", outgoing(view.reader, brought, context)))
+            found = {key: lacking(view, key) for key in keys}
+            brought = [key for key, w in found.items() if all(view.upload(r.content) is not None for r in w.contents)]
+            waiting = frozenset[bytes]().union(*(found[key].waiting for key in brought))
+            messages = list(pack(context.folder, b"", outgoing(view.reader, brought, context, without=waiting)))
             return [(EntryKind.RECORDS, codec.encode(msg), _marks(msg)) for msg in messages if msg.groups], brought
 
         bodies, brought = await self._journal.look(gather)
@@ -342,8 +368,8 @@ class MailboxPoster:
     async def _settle(self) -> None:
         """Remember up to where everything is there, so that the next start need not look."""
         async with self._journal.lock:
-            settled = self.backlog.settled(self._read)
-            if settled > self._journal.row.posted and self._life == self._journal.lives:
+            settled, posted = self.settled, self._journal.row.posted
+            if settled > posted >= self._spared and self._life == self._journal.lives:
                 await self._journal.change_row(posted=settled)
 
     async def _snapshot(self) -> None:

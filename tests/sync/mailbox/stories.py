@@ -55,7 +55,7 @@ class Post(Story):
             mailbox = self.mailbox(name)
             with folder.context.index.read() as reader:
                 sequence = reader.sequence()
-            return mailbox.reader.caught_up and mailbox.journal.row.posted >= sequence and not mailbox.journal.outbox
+            return mailbox.reader.caught_up and mailbox.poster.settled >= sequence and not mailbox.journal.outbox
 
         await self.until(quiet, timeout=600)
 

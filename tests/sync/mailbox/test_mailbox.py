@@ -6,7 +6,7 @@ import trio
 
 from p2psync.protocol.mailbox import EntryKind
 from p2psync.sync.mailbox.backlog import Policy
-from tests.sync.conftest import LABEL, contents, simulated
+from tests.sync.conftest import FOLDER, LABEL, contents, simulated
 from tests.sync.mailbox.stories import Post, mailed
 
 
@@ -120,6 +120,43 @@ async def test_what_was_changed_on_both_sides_becomes_a_conflict_copy() -> None:
 
 
 @simulated
+async def test_a_version_that_lost_and_whose_content_is_nowhere_is_left_there_all_the_same() -> None:
+    async with mailed() as story:
+        await story.start("one", "two", "three")
+        await story.share("one", two="owner", three="owner")
+        story.join("one", "two", "three")
+        await story.until(lambda: all(story.folder(n).mailroom.keys.ring for n in ("one", "two", "three")))
+        await story.stop("three")
+        story.join("two", policy=Policy.NEVER)
+        story.apart("one", "two")
+        for content in (b"first", b"second"):
+            story.user("one").write(b"a", content)
+            await story.posted("one")
+        story.join("one", policy=Policy.NEVER)
+        story.user("two").write(b"a", b"loses")
+        await story.nodes["two"].folder_scan(LABEL)
+        story.sim.network.unite(story.letter("one"), story.letter("two"))
+        await story.until(lambda: len(contents(story, "one")) == len(contents(story, "two")) == 2)
+        (copy,) = contents(story, "one").keys() - {b"a"}
+        story.user("one").delete(copy)
+        await story.settle("one")
+        await story.stop("one")
+        story.join("two")
+        await story.posted("two")
+        root = root_of(story, "two")
+        await story.stop("two")
+        await story.again("three")
+        await story.until(lambda: root_of(story, "three") == root, timeout=300)
+        assert contents(story, "three") == {b"a": b"second"}
+
+
+def root_of(story: Post, name: str) -> bytes:
+    """The Merkle root of what a device knows."""
+    with story.folder(name).context.index.read() as reader:
+        return reader.root()
+
+
+@simulated
 async def test_lost_requests_and_answers_lose_nothing_and_fork_no_chain() -> None:
     for seed in range(3):
         async with mailed(seed, lost_request=0.15, lost_answer=0.15, slow=0.05) as story:
@@ -189,6 +226,68 @@ async def test_while_everybody_is_connected_nothing_is_left_under_offline() -> N
         await story.stop("one")
         await story.again("two")
         await story.until(lambda: b"alone" in contents(story, "two"))
+
+
+@simulated
+async def test_who_has_the_records_only_finds_the_contents_under_offline() -> None:
+    async with mailed() as story:
+        await story.start("one", "two")
+        await story.share("one", two="owner")
+        story.join("one", "two", policy=Policy.OFFLINE)
+        await story.until(lambda: all(story.folder(n).mailroom.keys.ring for n in ("one", "two")))
+        for ends in (("one", "two"), ("two", "one")):
+            story.sim.network.link(*map(story.letter, ends)).bytes_per_s = 20_000
+        story.user("one").write(b"big", b"x" * 1_000_000)
+        await story.nodes["one"].folder_scan(LABEL)
+        await story.until(lambda: story.folder("two").totals().need_files == 1)
+        await trio.sleep(5)
+        story.apart("one", "two")
+        await shows(story, "two", {b"big"})
+
+
+@simulated
+async def test_what_all_had_is_left_for_a_new_member_under_offline() -> None:
+    async with mailed() as story:
+        await story.start("one", "two", "three")
+        await story.share("one", two="owner")
+        story.join("one", "two", policy=Policy.OFFLINE)
+        story.user("one").write(b"old", b"1")
+        await story.settle("one")
+        await trio.sleep(60)
+        await story.stop("two")
+        await trio.sleep(60)
+        assert not story.relay.chunks
+        third = (await story.nodes["three"].identity()).id
+        await story.nodes["one"].folder_share(LABEL, third, "editor")
+        await story.until(lambda: bool(story.nodes["three"].synchronizer.offers))
+        story.sim.network.link(story.letter("one"), story.letter("three")).bytes_per_s = 500
+        await story.nodes["three"].folder_accept(LABEL, FOLDER)
+        story.apart("one", "three")
+        story.join("three", policy=Policy.OFFLINE)
+        await shows(story, "three", {b"old"})
+
+
+@simulated
+async def test_what_all_had_is_left_for_who_has_lost_its_index_under_offline() -> None:
+    async with mailed() as story:
+        await story.start("one", "two")
+        await story.share("one", two="owner")
+        story.join("one", "two", policy=Policy.OFFLINE)
+        story.user("one").write(b"old", b"1")
+        story.user("one").write(b"gone", b"2")
+        await story.settle("one")
+        story.user("one").delete(b"gone")
+        await story.settle("one")
+        await trio.sleep(60)
+        story.apart("one", "two")
+        await story.posted("one")
+        await story.posted("two")
+        await story.stop("two")
+        device = story.device("two")
+        (index,) = [path for path in device.database.paths() if path.endswith(b"/index")]
+        device.database.restore(index, None)
+        await story.again("two")
+        await story.until(lambda: root_of(story, "one") == root_of(story, "two"), timeout=900)
 
 
 @simulated
