@@ -163,8 +163,7 @@ class Bench:
         return (box.waiting, box.activity) == (0, "idle") and box.sent >= size
 
     async def _is_found(self, node: Node, left: Path, right: Path) -> bool:
-        status = (await node.operations.status()).folders[0]
-        return status.need_files == 0 and _sizes(left) == _sizes(right)
+        return _sizes(left) == _sizes(right) and (await node.operations.status()).folders[0].need_files == 0
 
     # ── measuring ───────────────────────────────────────────────────────────────────────────────────────────────────
     @contextmanager
@@ -201,7 +200,7 @@ async def _some(ask: Callable[[], Awaitable[object]]) -> bool:
 async def _until(look: Callable[[], Awaitable[bool]]) -> None:
     with trio.fail_after(TIMEOUT_S):
         while not await look():
-            await trio.sleep(0.02)
+            await trio.sleep(0.05)
 
 
 def _sizes(root: Path) -> dict[str, int]:

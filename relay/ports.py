@@ -45,7 +45,7 @@ class StoredBlock:
 class BlockStore(Protocol):
     """A store of immutable objects of some MiB by key; keys are ASCII, made by the block service, with `/` in them."""
 
-    def put(self, key: str, data: bytes) -> None:
+    def put(self, key: str, data: bytes | bytearray) -> None:
         """Store an object, durably before this returns; the same key always comes with the same bytes."""
         ...
 

@@ -274,17 +274,20 @@ def _fields(headers: list[tuple[bytes, bytes]]) -> dict[str, str]:
     return {name.decode("latin-1").lower(): value.decode("latin-1") for name, value in headers}
 
 
-async def _read(response: httpcore2.Response, method: str, fields: Mapping[str, str], limit: int) -> bytes:
+async def _read(response: httpcore2.Response, method: str, fields: Mapping[str, str], limit: int) -> bytearray:
     length = fields.get("content-length", "0")
-    pieces, size = [], 0 if method == "HEAD" else int(length) if length.isdecimal() and len(length) < 19 else limit + 1
+    size = 0 if method == "HEAD" else int(length) if length.isdecimal() and len(length) < 19 else limit + 1
     if size <= limit:
-        size = 0
+        # In its place at once: large bodies are not in memory twice.
+        body, size = bytearray(size), 0
         async with aclosing(response.aiter_stream()) as stream:
             async for piece in stream:
-                size += len(piece)
-                if size > limit:
+                end = size + len(piece)
+                if end > limit:
                     break
-                pieces.append(piece)
-    if size > limit:
-        raise ProtocolError(f"a relay's answer has more than the {limit} bytes that were asked for")
-    return b"".join(pieces)
+                body[size:end] = piece
+                size = end
+            else:
+                del body[size:]
+                return body
+    raise ProtocolError(f"a relay's answer has more than the {limit} bytes that were asked for")

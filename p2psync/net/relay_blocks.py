@@ -32,7 +32,7 @@ class BlockCalls:
         )
         return await self._caller.fetch(request, api.StoredChunk)
 
-    async def get(self, folder: FolderId, chunk_id: bytes, start: int = 0) -> bytes:
+    async def get(self, folder: FolderId, chunk_id: bytes, start: int = 0) -> bytes | bytearray:
         """The sealed bytes of a chunk, from `start` on. RelayRefusal `not-found`, `unavailable`.
 
         Nothing in them is proven before they are opened.

@@ -183,7 +183,7 @@ class RelayFolder:
         async with self._client() as client:
             await client.blocks.put(self._folder, chunk_id, memoryview(sealed))
 
-    async def get_chunk(self, chunk_id: bytes) -> bytes | None:
+    async def get_chunk(self, chunk_id: bytes) -> bytes | bytearray | None:
         """See `MailboxService.get_chunk`."""
         async with self._client() as client:
             try:

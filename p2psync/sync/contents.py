@@ -341,7 +341,7 @@ class ContentJobs:
                 self._context.progress.reused += length
         return []
 
-    def _local(self, chunk: bytes, length: int) -> bytes | None:
+    def _local(self, chunk: bytes, length: int) -> bytes | memoryview | None:
         """A chunk from any file of this device, synced or still being assembled in this folder, verified."""
         for context in (self._context, *self._others()):
             if context.has_root and (data := find_chunk(context, chunk, length)) is not None:
@@ -465,22 +465,29 @@ class ContentJobs:
 
 
 def find_chunk(
-    context: FolderContext, chunk: bytes, length: int, suspects: list[RelPath] | None = None
-) -> bytes | None:
-    """A chunk from a file of this folder that still holds it (I14); files that do not any more go to `suspects`."""
+    context: FolderContext,
+    chunk: bytes,
+    length: int,
+    suspects: list[RelPath] | None = None,
+    out: memoryview | None = None,
+) -> memoryview | None:
+    """A chunk from a file of this folder that still holds it (I14), in `out` where that is given.
+
+    Files that do not hold it any more go to `suspects`.
+    """
     with context.index.read() as reader:
         places = reader.locate(chunk)
     for place in places:
         if place.length != length:
             continue
+        if out is None:
+            out = memoryview(bytearray(length))
         try:
-            data = chunker.read_chunk(
-                context.root, place.path, place.offset, length, expected=chunk, algorithm=context.algorithm
-            )
+            whole = chunker.read_chunk_into(context.root, place.path, place.offset, out, chunk, context.algorithm)
         except (OSError, EscapeError, StateError):
-            data = None
-        if data is not None:
-            return data
+            whole = False
+        if whole:
+            return out
         if suspects is not None:
             suspects.append(place.path)
     return None

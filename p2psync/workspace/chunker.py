@@ -139,15 +139,22 @@ def verify_file(root: Root, path: bytes, manifest: Manifest, indices: Sequence[i
 
 def read_chunk(  # noqa: PLR0917 - a place and what must be there
     root: Root, path: bytes, offset: int, length: int, expected: bytes, algorithm: Algorithm
-) -> bytes | None:
+) -> memoryview | None:
     """`length` bytes at `offset` if their hash is `expected`, else None: the file is not what it was."""
+    data = memoryview(bytearray(length))
+    return data if read_chunk_into(root, path, offset, data, expected, algorithm) else None
+
+
+def read_chunk_into(  # noqa: PLR0917 - a place and what must be there
+    root: Root, path: bytes, offset: int, out: memoryview, expected: bytes, algorithm: Algorithm
+) -> bool:
+    """Fill `out` from `offset` on; whether its hash is `expected` then. If not, the file is not what it was."""
     file = root.open(path)
     try:
-        data = bytearray(length)
-        count = file.pread_into(memoryview(data), offset)
+        count = file.pread_into(out, offset)
     finally:
         file.close()
-    return bytes(data) if count == length and digest(algorithm, data) == expected else None
+    return count == len(out) and digest(algorithm, out) == expected
 
 
 @lru_cache(maxsize=64)

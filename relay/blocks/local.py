@@ -33,7 +33,7 @@ class LocalStore:
         _make_directories(root / PARTIAL)
         self._sweep_partial()
 
-    def put(self, key: str, data: bytes) -> None:
+    def put(self, key: str, data: bytes | bytearray) -> None:
         """See `BlockStore.put`. OSError ENOSPC also when less than `min_free` would be left."""
         self._check_space(len(data))
         target = self._path(key)
@@ -100,7 +100,7 @@ class LocalStore:
             raise ValueError(f"{key!r} is no key of an object")
         return self._root.joinpath(*parts)
 
-    def _write_partial(self, data: bytes) -> Path:
+    def _write_partial(self, data: bytes | bytearray) -> Path:
         self._made += 1
         path = self._root / PARTIAL / f"{os.getpid()}-{time.monotonic_ns()}-{self._made}"
         descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)

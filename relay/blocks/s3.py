@@ -36,7 +36,7 @@ class S3Store:
         self._bucket = bucket
         self._presigned = presigned
 
-    def put(self, key: str, data: bytes) -> None:
+    def put(self, key: str, data: bytes | bytearray) -> None:
         """See `BlockStore.put`."""
         with _as_os_error():
             self._api.put(self._bucket, key, data, use_multipart=False)

@@ -91,7 +91,7 @@ class Body:
     size: int
     digest: bytes
     """Their SHA-256, with which what comes is compared."""
-    read: Callable[[], Awaitable[bytes]]
+    read: Callable[[], Awaitable[bytes | bytearray]]
 
 
 class Blocks:
@@ -267,13 +267,13 @@ async def on_store(world: World, work: Callable[[BlockStore], T]) -> T:
         raise ApiError(503, "unavailable", "the chunk store does not answer, or is full; try again later") from error
 
 
-def _put_checked(store: BlockStore, upload: Chunk, data: bytes) -> None:
+def _put_checked(store: BlockStore, upload: Chunk, data: bytes | bytearray) -> None:
     if hashlib.sha256(data).digest() != upload.digest:
         raise ApiError(400, "digest-mismatch")
     store.put(upload.key, data)
 
 
-async def _arrived(body: Body) -> bytes:
+async def _arrived(body: Body) -> bytes | bytearray:
     """The bytes of an upload, which must not trickle in: they have memory that others wait for."""
     with trio.move_on_after(BODY_GRACE_S + body.size / MIN_RATE):
         data = await body.read()

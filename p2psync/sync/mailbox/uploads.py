@@ -9,7 +9,15 @@ from functools import partial
 import trio
 
 from p2psync.crypto.epochs import EpochKey
-from p2psync.crypto.seal import ChunkKind, ChunkName, chunk_id, ref_id, seal_chunk
+from p2psync.crypto.seal import (
+    CONTENT_AT,
+    ChunkKind,
+    ChunkName,
+    chunk_id,
+    ref_id,
+    seal_chunk_into,
+    sealed_chunk_size,
+)
 from p2psync.errors import P2PSyncError, StateError
 from p2psync.index.mailbox import MailboxView, MailboxWriter
 from p2psync.index.writer import Writer
@@ -172,9 +180,15 @@ class Uploader:
         """Seal and send one chunk, in a slot that was taken for it; `failed` when no file here holds it any more."""
         context, key = self._context, work.key
 
-        def seal() -> bytearray | None:
-            data = piece.manifest or find_chunk(context, piece.name.hash, piece.length)
-            return None if data is None else seal_chunk(key, piece.name, data)
+        def seal() -> memoryview | None:
+            # Read to where it is sealed: large contents are not in memory twice.
+            sealed = memoryview(bytearray(sealed_chunk_size(piece.length)))
+            inside = sealed[CONTENT_AT : CONTENT_AT + piece.length]
+            if piece.manifest:
+                inside[:] = piece.manifest
+            elif find_chunk(context, piece.name.hash, piece.length, out=inside) is None:
+                return None
+            return sealed[: seal_chunk_into(key, piece.name, inside, sealed)]
 
         try:
             if work.errors or root in work.failed:
