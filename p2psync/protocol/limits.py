@@ -46,6 +46,9 @@ MAX_LINKS_PER_MESSAGE = 100
 MAX_GRANTS_PER_MESSAGE = 64
 """Grants of epoch keys in one message: a device is given one or two at a time."""
 
+MAX_HEADERS_PER_MESSAGE = 64
+"""Heads of chains of a mailbox in one message: their signatures are verified on the event loop (about 5 ms)."""
+
 MAX_HEADS = 256
 """Heads of a membership DAG in one message; honest folders have one or two."""
 

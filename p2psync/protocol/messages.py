@@ -20,6 +20,7 @@ from p2psync.model.hashing import DIGEST_SIZE
 from p2psync.model.ids import FOLDER_ID_SIZE
 from p2psync.model.paths import KEY_SIZE
 from p2psync.protocol import limits
+from p2psync.protocol.mailbox import MAX_HEADER
 from p2psync.protocol.relay_address import MAX_URL
 
 U16 = Annotated[int, Meta(ge=0, lt=2**16)]
@@ -169,6 +170,19 @@ class Grants(Struct, frozen=True, array_like=True, tag=14):
     folder: Folder
     grants: Annotated[
         list[Annotated[bytes, Meta(max_length=MAX_GRANT)]], Meta(max_length=limits.MAX_GRANTS_PER_MESSAGE)
+    ]
+
+
+class MailboxHeads(Struct, frozen=True, array_like=True, tag=15):
+    """Headers of entries that a relay has shown or acknowledged to the sender, the newest of some chains of a mailbox.
+
+    `relay` is the 32-byte name of the mailbox's relay, the same for all devices of the account that it belongs to.
+    """
+
+    folder: Folder
+    relay: Digest
+    headers: Annotated[
+        list[Annotated[bytes, Meta(max_length=MAX_HEADER)]], Meta(max_length=limits.MAX_HEADERS_PER_MESSAGE)
     ]
 
 
@@ -336,6 +350,7 @@ Message = (
     | LinksRequest
     | Links
     | Grants
+    | MailboxHeads
     | Records
     | Possession
     | RecordsRequest

@@ -70,11 +70,13 @@ class Exchange:
         absorb_links: Callable[[Sequence[bytes]], Awaitable[None]],
         possesses: Callable[[bytes, Sequence[bytes]], None],
         keys: KeyKeeper,
+        tell_heads: Callable[[Link], Awaitable[None]],
+        hear_heads: Callable[[m.MailboxHeads], None],
     ) -> None:
         """`announce(cursor_index_id, cursor_sequence)` builds our announcement.
 
         `rescan` scans and gives the generation; `absorb_links` adds membership links to the folder; `possesses` hears
-        which contents the peer says it holds; `keys` takes and has grants.
+        which contents the peer says it holds; `keys` takes and has grants; heads are what relays have shown.
         """
         self._context = context
         self._link = link
@@ -83,6 +85,8 @@ class Exchange:
         self._absorb_links = absorb_links
         self._possesses = possesses
         self._keys = keys
+        self._tell_heads = tell_heads
+        self._hear_heads = hear_heads
         self._granted: set[bytes] = set()
         """Grants that were sent to the peer."""
         self.since = trio.current_time()
@@ -132,6 +136,7 @@ class Exchange:
             nursery.start_soon(self._answer_queries)
             nursery.start_soon(self._announce_changes)
             nursery.start_soon(self._send)
+            nursery.start_soon(self._tell_heads, self._link)
 
     async def part(self) -> None:
         """Let a member that has been removed know, as the last thing it hears of this folder."""
@@ -157,6 +162,8 @@ class Exchange:
                     await self._absorb_links(links)
                 case m.Grants(grants=grants):
                     await self._keys.take(grants)
+                case m.MailboxHeads() if self.peer_reads:
+                    self._hear_heads(message)
                 case m.RescanDone(request=request):
                     self.theirs.scanned = max(self.theirs.scanned, request)
                     self.changed.fire()

@@ -436,6 +436,8 @@ class Folder:
             absorb_links=self.absorb_links,
             possesses=self._possesses,
             keys=self.mailroom.keys,
+            tell_heads=self.mailroom.tell_heads,
+            hear_heads=self.mailroom.hear_heads,
         )
         device = link.device
         self.exchanges[device] = exchange

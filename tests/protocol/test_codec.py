@@ -25,6 +25,7 @@ from p2psync.protocol.messages import (
     Hello,
     Links,
     LinksRequest,
+    MailboxHeads,
     MerkleAnswer,
     MerkleQuery,
     Message,
@@ -68,6 +69,7 @@ EXAMPLES: list[Message] = [
     PairAccount(b"a" * 16, ["https://relay.example:443/"], "me@example.org", 3, b"h" * 32),
     Grants(F, [b"grant"]),
     AccountHead(b"a" * 16, 3, H),
+    MailboxHeads(F, H, [b"header"]),
 ]
 
 

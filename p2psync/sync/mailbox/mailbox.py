@@ -14,6 +14,7 @@ from p2psync.errors import P2PSyncError, StoreFailedError, cause
 from p2psync.index.seal import DamagedRowError
 from p2psync.index.writer import Writer
 from p2psync.model.ids import DeviceId
+from p2psync.protocol.mailbox import Header
 from p2psync.protocol.messages import FolderAnnounce
 from p2psync.sync.contents import ContentJobs
 from p2psync.sync.context import FolderContext
@@ -140,6 +141,16 @@ class Mailbox:
             None if self.reader.read_at is None else trio.current_time() - self.reader.read_at,
         )
 
+    @property
+    def relay(self) -> bytes:
+        """The relay's name, as devices of one account call it."""
+        return self._service.id
+
+    @property
+    def heads(self) -> list[Header]:
+        """The newest entry of every chain that the relay has shown or acknowledged."""
+        return list(self.journal.chains.tips.values())
+
     # ── life ────────────────────────────────────────────────────────────────────────────────────────────────────────
     async def run(self) -> None:
         """Keep mailbox and folder together until cancelled. What the relay does never ends this."""
@@ -229,13 +240,14 @@ class Mailbox:
         while True:
             self.activity = Activity.IDLE
             seen, cursor = self._keys.changed.count, self.journal.row.cursor
+            heard = self.reader.heard.count
             await trio.sleep(pause)
             with trio.move_on_after(JUDGE_EVERY):
-                await self._wait_for_news(seen)
+                await self._wait_for_news(seen, heard)
             await self._fetch_grants()
             if trio.current_time() - judged < JUDGE_EVERY:
                 await self.reader.read_to_end()
-            if trio.current_time() - judged >= JUDGE_EVERY or self.reader.went_back:
+            if trio.current_time() - judged >= JUDGE_EVERY or self.reader.went_back or self.reader.misses_heard:
                 await self.reader.judge()
                 judged = trio.current_time()
             await self._read_with_new_keys()
@@ -257,8 +269,8 @@ class Mailbox:
         self._contents.detach(self.holder)
         self._attached = False
 
-    async def _wait_for_news(self, seen: int) -> None:
-        """Until there is something at the relay, or keys came by which more can be read."""
+    async def _wait_for_news(self, seen: int, heard: int) -> None:
+        """Until there is something at the relay, keys came by which more can be read, or a member has read more."""
         async with trio.open_nursery() as nursery:
 
             async def wait(asks: Callable[[], Awaitable[object]]) -> None:
@@ -267,6 +279,7 @@ class Mailbox:
 
             nursery.start_soon(wait, lambda: self._service.wait(self.journal.row.cursor))
             nursery.start_soon(wait, lambda: self._keys.changed.wait_beyond(seen))
+            nursery.start_soon(wait, lambda: self.reader.heard.wait_beyond(heard))
 
     async def _read_with_new_keys(self) -> None:
         """What could not be read for want of a key may be readable with what was left for this device."""

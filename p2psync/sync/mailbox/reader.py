@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable, Iterable, Sequence
 from functools import partial
 
 import msgspec
@@ -18,7 +18,7 @@ from p2psync.membership.links import decode_link
 from p2psync.model.ids import DeviceId, device_id_of, short_id
 from p2psync.model.records import FileRecord, SignedBatch, record_id
 from p2psync.protocol.chains import Finding, Fork, ForkProof, OwnRollback, RolledBack, Withheld
-from p2psync.protocol.mailbox import ChainKey, EntryKind, Header, decode_header
+from p2psync.protocol.mailbox import MAX_HEADS, ChainKey, EntryKind, Head, Header, decode_header
 from p2psync.sync.context import FolderContext
 from p2psync.sync.mailbox import troubles
 from p2psync.sync.mailbox.digest import Stretch, digest, is_known
@@ -68,6 +68,12 @@ class FeedReader:
         """Whether the feed has been read to its end since the start: nothing is posted before."""
         self.read_at: float | None = None
         """When the end was reached last; None before that."""
+        self._heard: dict[ChainKey, Header] = {}
+        """The newest entries of chains that members were shown and this device was not."""
+        self._withheld: frozenset[bytes] = frozenset()
+        """Hashes of those that the relay has not shown when it was judged."""
+        self.heard = Pulse()
+        """Fires when a member tells of an entry that was not shown here."""
         self.progressed = Pulse()
         """Fires when something was taken in, or the end was reached."""
 
@@ -234,6 +240,32 @@ class FeedReader:
                 stretch.refused.append(str(error))
         stretch.records = good
 
+    # ── what members say ────────────────────────────────────────────────────────────────────────────────────────────
+    def hear(self, headers: Iterable[Header]) -> None:
+        """A member has been shown these entries; what proves nothing new is passed over."""
+        for header in headers:
+            try:
+                is_news = bool(self._judge_heard([header], caught_up=False))
+            except (InputError, AuthenticationError) as error:
+                _log.info("a head that proves nothing", folder=self._context.name, error=str(error))
+                continue
+            known = self._heard.get(header.key)
+            if is_news and (known.seq < header.seq if known is not None else len(self._heard) < MAX_HEADS):
+                self._heard[header.key] = header
+                self.heard.fire()
+
+    @property
+    def misses_heard(self) -> bool:
+        """Whether there is an entry that a member was shown, and this device was not, and that was not told yet."""
+        missing = self._judge_heard(self._heard.values(), caught_up=True)
+        return any(not isinstance(finding, Withheld) or finding.head.hash not in self._withheld for finding in missing)
+
+    def _judge_heard(self, headers: Iterable[Header], *, caught_up: bool) -> list[Finding]:
+        known = tuple(header for header in headers if is_known(self._context.membership, header))
+        if not known:
+            return []
+        return self._journal.chains.judge_heads(known[0].key, Head(0, 0, known), caught_up=caught_up)
+
     # ── the relay itself ────────────────────────────────────────────────────────────────────────────────────────────
     async def judge(self) -> None:
         """Read to the end and compare with what the relay says its newest entries are."""
@@ -243,12 +275,17 @@ class FeedReader:
             listed = [decode_header(data) for data in await self._service.heads()]
             listed = [header for header in listed if is_known(context.membership, header)]
             await self.read_to_end()
-            findings = journal.chains.judge_relay(listed, asked_with=asked_with, caught_up=True)
+
+            def judged() -> list[Finding]:
+                shown = journal.chains.judge_relay(listed, asked_with=asked_with, caught_up=True)
+                return shown + self._judge_heard(self._heard.values(), caught_up=True)
+
+            findings = judged()
             if any(isinstance(finding, Withheld) for finding in findings):
                 # They may stand where this device has read already, if the relay numbers anew what it shows.
                 await self._set_cursor(0)
                 await self.read_to_end()
-                findings = journal.chains.judge_relay(listed, asked_with=asked_with, caught_up=True)
+                findings = judged()
         except (InputError, AuthenticationError) as error:
             raise MailboxUnavailable(f"its list of heads does not verify: {error}") from error
         lost = [finding for finding in findings if isinstance(finding, RolledBack)]
@@ -262,6 +299,8 @@ class FeedReader:
             self._told.withholds(f"entries of {short_id(first.head.author)} after number {first.have}")
         elif not self._has_gap:
             self._told.clear(troubles.WITHHOLDS)
+        self._withheld = frozenset(finding.head.hash for finding in withheld)
+        self._heard = {key: header for key, header in self._heard.items() if header.hash in self._withheld}
         self._seen_at_gap = None
         self.went_back = False
         await self._act_on(findings)

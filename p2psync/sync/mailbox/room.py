@@ -3,13 +3,19 @@
 from __future__ import annotations
 
 from collections.abc import Awaitable, Callable, Mapping, Sequence
+from contextlib import suppress
 
 import trio
 
+from p2psync.errors import InputError
 from p2psync.model.ids import DeviceId
+from p2psync.protocol import messages as m
+from p2psync.protocol.limits import MAX_HEADERS_PER_MESSAGE
+from p2psync.protocol.mailbox import ChainKey, Header, decode_header
 from p2psync.sync.contents import ContentJobs
 from p2psync.sync.context import FolderContext
 from p2psync.sync.exchange import Exchange
+from p2psync.sync.link import Link
 from p2psync.sync.mailbox import troubles
 from p2psync.sync.mailbox.backlog import Policy
 from p2psync.sync.mailbox.journal import Journal
@@ -17,6 +23,9 @@ from p2psync.sync.mailbox.keys import KeyKeeper
 from p2psync.sync.mailbox.mailbox import Mailbox, MailboxStatus
 from p2psync.sync.mailbox.service import MailboxService
 from p2psync.sync.pulse import Pulse
+
+HEADS_EVERY = 60.0
+"""Seconds between two looks at what a connected member may be told of the relays' heads."""
 
 
 class MailRoom:
@@ -69,6 +78,28 @@ class MailRoom:
         """See `Mailbox.try_again`."""
         for mailbox in self.mailboxes:
             mailbox.try_again()
+
+    async def tell_heads(self, link: Link) -> None:
+        """Tell a connected member what relays have shown here, until cancelled. ConnectionLost comes through."""
+        told: dict[tuple[bytes, ChainKey], bytes] = {}
+        while True:
+            for mailbox in list(self.mailboxes) if self._context.membership.may_read(link.device) else ():
+                fresh = [head for head in mailbox.heads if told.get((mailbox.relay, head.key)) != head.hash]
+                for start in range(0, len(fresh), MAX_HEADERS_PER_MESSAGE):
+                    part = fresh[start : start + MAX_HEADERS_PER_MESSAGE]
+                    await link.send(m.MailboxHeads(self._context.folder, mailbox.relay, [h.encoded for h in part]))
+                    told |= {(mailbox.relay, head.key): head.hash for head in part}
+            await trio.sleep(HEADS_EVERY)
+
+    def hear_heads(self, message: m.MailboxHeads) -> None:
+        """A connected member who reads tells what a relay has shown it."""
+        heads: list[Header] = []
+        for encoded in message.headers:
+            with suppress(InputError):  # of a later version
+                heads.append(decode_header(encoded))
+        for mailbox in self.mailboxes:
+            if mailbox.relay == message.relay:
+                mailbox.reader.hear(heads)
 
     async def forget(self, relay: bytes) -> None:
         """Remember nothing of a mailbox that is not in use: it is left for good, or will be trusted anew."""
