@@ -164,12 +164,16 @@ class MailboxPoster:
             self._life = self._journal.lives
             self.backlog.clear()
             self._read = 0
+        records = records and self._context.membership.may_edit(self._context.device)
+        if records:
+            # Before anything is asked of the relay: what waits is to be seen also while it does not answer.
+            await self._look()
         await self.flush()
         await self._give_keys()
         if self._sealing_key() is None or self._context.membership.role(self._context.device) is None:
             return RETRY
         await self._post_links()
-        if records and self._context.membership.may_edit(self._context.device):
+        if records:
             await self._look()
             while await self._post_bundle():
                 await self._look()
