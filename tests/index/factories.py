@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from p2psync.index import Index, Problem
+from p2psync.index import Index, Problem, Totals
 from p2psync.model.entries import Fingerprint, Synced
 from p2psync.model.hashing import Algorithm, digest
 from p2psync.model.ids import device_id_of, replica
@@ -100,3 +100,13 @@ def shown(record: FileRecord, **changes: object) -> Synced:
 
 def problem(path: bytes, code: str = "busy") -> Problem:
     return Problem(path, code, "the file is open elsewhere", "close it", 17)
+
+
+def merge(index: Index, *records: FileRecord, author: bytes = THEM, origin: bytes = b"") -> list[bytes]:
+    signed, items = batch(author, records)
+    return list(index.write(lambda w: w.merge(signed, items, origin)))
+
+
+def totals(index: Index) -> Totals:
+    with index.read() as reader:
+        return reader.totals()
