@@ -18,7 +18,6 @@ import trio
 from trio import socket
 
 from p2psync.errors import InputError, Unreachable
-from p2psync.net import igd
 from p2psync.net.addresses import parse_address
 from p2psync.ports import PortMapping, Rng
 from p2psync.protocol import natpmp, ssdp
@@ -33,6 +32,7 @@ MAX_HEARD: Final = 64
 LIBRARY_S: Final = 20.0
 """For everything that the library asks of the router at one time."""
 MAX_LIFETIME_S: Final = 86_400
+_IGD: Final = Path(__file__).with_name("igd.py")
 _UP_GATEWAY: Final = 0x3
 _OTHER_PORTS: Final = 3
 
@@ -147,8 +147,8 @@ class GatewayMapper:
         raise Unreachable("the router does not speak UPnP")
 
     async def _library(self, router: IPv4Address, url: str, *words: str) -> str:
-        """See `igd`."""
-        command: Sequence[str] = [sys.executable, "-I", igd.__file__, str(router), url, *words]
+        """Run `igd.py`; what it printed."""
+        command: Sequence[str] = [sys.executable, "-I", str(_IGD), str(router), url, *words]
         try:
             with trio.fail_after(self._library_s):
                 done = await trio.run_process(

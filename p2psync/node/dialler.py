@@ -235,7 +235,7 @@ class Dialler:
         return bool(met)
 
     async def _meet_at(self, device: DeviceId, address: str, won: Callable[[Proven], None]) -> None:
-        port = parse_address(self._hall.listening[0]).port
+        port = parse_address(self._hall.listening[0]).port if self._hall.listening else 0
         deadline = trio.current_time() + MEET_S
         for _ in range(MEET_TRIES):
             try:
