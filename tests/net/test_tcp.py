@@ -249,3 +249,17 @@ async def test_meeting_over_ipv6() -> None:
         far = await theirs.accept()
     assert far.remote == f"[::1]:{port}"
     await close(near, far, ours, theirs)
+
+
+async def test_a_port_that_was_met_from_can_be_listened_on_again() -> None:
+    """One connection is over, which the kernel remembers for a while (TIME_WAIT), and one is not."""
+    network = TcpNetwork()
+    [ours], [theirs], [others] = [await network.listen("127.0.0.1:0") for _ in range(3)]
+    port = int(ours.addresses[0].rpartition(":")[2])
+    with trio.fail_after(5):
+        over, stays = [await network.meet(listener.addresses[0], port) for listener in (theirs, others)]
+        accepted = [await listener.accept() for listener in (theirs, others)]
+    await over.aclose()
+    await ours.aclose()
+    [again] = await network.listen(f"127.0.0.1:{port}")
+    await close(again, theirs, others, stays, *accepted)
