@@ -15,11 +15,13 @@ from p2psync.net.relay_client import RelayClient
 from p2psync.node.relay_folder import RelayFolder
 from p2psync.ports import World
 from p2psync.sync.mailbox.joining import Outcome, let_in
-from p2psync.sync.mailbox.service import MailboxRefused, OverQuota
+from p2psync.sync.mailbox.service import MailboxError, MailboxUnavailable
 from p2psync.sync.pulse import Pulse
 
 JOIN_FOLDERS_S: Final = 900.0
 """How long a relay may take over all folders together."""
+MAX_UNANSWERED: Final = 2
+"""Folders that the relay may fail to show; with one more it is down, and left alone."""
 
 
 @dataclass
@@ -36,6 +38,7 @@ class Joining:
     """IDs of folders that somebody has removed it from."""
     failures: list[str] = field(default_factory=list)
     """In words, what kept it out of a folder: worth another try."""
+    _unanswered: int = 0
 
     async def run(self, client: RelayClient, recovery: DeviceKeys, chain: AccountChain) -> None:
         """Let the device into every folder that `recovery` finds at the relay; `client` is the recovery key's own.
@@ -47,6 +50,8 @@ class Joining:
             try:
                 for entry in await client.mailbox.folders():
                     await self._join(FolderId(entry.folder_id), client, recovery, chain)
+                    if self._unanswered > MAX_UNANSWERED:
+                        break
             except P2PSyncError as error:
                 self.failures.append(str(error))
         if time.cancelled_caught:
@@ -56,7 +61,8 @@ class Joining:
         service = RelayFolder(lambda: client, chain.account_id, folder, Pulse(), is_there=True)
         try:
             outcome = await let_in(service, recovery, folder, self.card, self.name, chain=chain, world=self.world)
-        except (MailboxRefused, OverQuota) as error:
+        except MailboxError as error:
+            self._unanswered += isinstance(error, MailboxUnavailable)
             self.failures.append(str(error))
             return
         if outcome is Outcome.MEMBER:
