@@ -13,26 +13,13 @@ from functools import partial
 from typing import Final
 
 import msgspec
+import structlog
 import trio
 
 from p2psync.crypto.identity import DeviceKeys
 from p2psync.crypto.recovery import RECOVERY_KEY_SIZE, format_recovery_key, founding_random, recovery_keys
-from p2psync.errors import (
-    AuthenticationError,
-    InputError,
-    IntegrityError,
-    RelayRefusal,
-    StateError,
-)
-from p2psync.membership.sigchain import (
-    AccountChain,
-    Add,
-    DeviceKind,
-    Genesis,
-    Remove,
-    begin_account,
-    fold_chain,
-)
+from p2psync.errors import AuthenticationError, InputError, IntegrityError, RelayRefusal, StateError
+from p2psync.membership.sigchain import AccountChain, Add, DeviceKind, Genesis, Remove, begin_account, fold_chain
 from p2psync.model.ids import DeviceId
 from p2psync.net.relay_client import RelayClient
 from p2psync.node.account_store import AccountStore, StoredAccount
@@ -40,6 +27,8 @@ from p2psync.ports import World
 from p2psync.protocol.relay_address import parse_relay_address
 from p2psync.protocol.relay_api import Session
 from p2psync.sync.pulse import Pulse
+
+_log = structlog.get_logger(__name__)
 
 JOIN_S: Final = 60.0
 """How long a device that was taken in waits until the relay knows it."""
@@ -144,7 +133,11 @@ class Account:
             stored = self.stored
             if stored is None or stored.state == "logged-out" or session.account_id != stored.account_id:
                 return
-            await self._write(msgspec.structs.replace(stored, session=session), None)
+            try:
+                await self._write(msgspec.structs.replace(stored, session=session), None)
+            except OSError as error:
+                # It is as good as ever until the next start, which opens another one by the device's key.
+                _log.warning("the session at the relay cannot be stored", error=str(error))
 
     async def _change(self, chain: AccountChain | None = None, **fields: object) -> None:
         """Change some of what is stored, and the chain when one is given."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 from collections.abc import AsyncIterator
 
 import pytest
@@ -90,6 +91,24 @@ async def test_a_relay_put_back_from_before_the_folder_is_told_of_and_filled_aga
             await until(lambda: is_posted(desk), timeout=900)
             assert [key for key in relay.store.objects if key.startswith("chunks/")]
     relay.close()
+
+
+async def test_a_home_that_is_full_keeps_no_session_from_being_used(
+    autojump_clock: MockClock, home: Home, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    await begun(home)
+    async with home.node("a") as desk:
+        tried = []
+
+        def save_account(*_: object) -> None:
+            tried.append(True)
+            raise OSError(errno.ENOSPC, "no space left on device")
+
+        monkeypatch.setattr(desk.home, "save_account", save_account)
+        client = desk.account.client
+        client._caller.session = None
+        await client.mailbox.folders()
+        assert tried
 
 
 async def test_a_mailbox_is_set_seen_and_left(autojump_clock: MockClock, home: Home) -> None:
