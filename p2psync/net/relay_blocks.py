@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Final
 
 from p2psync.crypto.seal import MAX_SEALED_CHUNK
@@ -68,13 +68,23 @@ class BlockCalls:
         """Keep these chunks from now on, all or none. RelayRefusal `conflict` names those that are missing."""
         await self._caller.call(Request("PUT", _ref(folder, ref_id), bulk=True), api.NewRef(list(chunk_ids)))
 
+    async def put_refs(self, folder: FolderId, refs: Mapping[bytes, Sequence[bytes]]) -> None:
+        """As `put_ref` for up to `MAX_REFS`, which name `MAX_REFS_CHUNKS` chunks at most, all or none."""
+        named = [api.NamedRef(ref_id, list(chunk_ids)) for ref_id, chunk_ids in refs.items()]
+        await self._caller.call(Request("POST", f"{_folder(folder)}/refs", bulk=True), api.NewRefs(named))
+
     async def ref(self, folder: FolderId, ref_id: bytes) -> api.FullRef:
         """What a reference keeps. RelayRefusal `not-found`."""
         return await self._caller.fetch(Request("GET", _ref(folder, ref_id), max_body=_FULL_REF), api.FullRef)
 
-    async def delete_ref(self, folder: FolderId, ref_id: bytes) -> None:
-        """Keep its chunks no longer; harmless when there is no such reference."""
-        await self._caller.call(Request("DELETE", _ref(folder, ref_id)))
+    async def delete_ref(self, folder: FolderId, ref_id: bytes, modified: int | None = None) -> None:
+        """Keep its chunks no longer; harmless when there is no such reference.
+
+        RelayRefusal `conflict` when it was put anew since `modified`, where that is given.
+        """
+        await self._caller.call(
+            Request("DELETE", _ref(folder, ref_id), {} if modified is None else {"modified": modified})
+        )
 
     async def refs(self, folder: FolderId, after: bytes = b"") -> list[api.RefLine]:
         """The references of a folder by name after `after`; fewer than `MAX_LIST` are the last."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import binascii
 from base64 import urlsafe_b64decode
-from collections.abc import AsyncIterator, Callable, Sequence
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from contextlib import asynccontextmanager
 
 import trio
@@ -23,6 +23,7 @@ from p2psync.sync.mailbox.service import (
     MailboxRefused,
     MailboxUnavailable,
     OverQuota,
+    RefChanged,
     StoredRef,
     StoredSnapshot,
     Superseded,
@@ -193,15 +194,18 @@ class RelayFolder:
                     raise
                 return None
 
-    async def put_ref(self, ref_id: bytes, chunk_ids: Sequence[bytes]) -> None:
-        """See `MailboxService.put_ref`."""
+    async def put_refs(self, refs: Mapping[bytes, Sequence[bytes]]) -> None:
+        """See `MailboxService.put_refs`."""
         async with self._client(conflict=lambda refusal: ChunksMissing(str(refusal))) as client:
-            await client.blocks.put_ref(self._folder, ref_id, chunk_ids)
+            if len(refs) == 1:
+                await client.blocks.put_ref(self._folder, *next(iter(refs.items())))
+            else:
+                await client.blocks.put_refs(self._folder, refs)
 
-    async def delete_ref(self, ref_id: bytes) -> None:
+    async def delete_ref(self, ref_id: bytes, modified: int | None = None) -> None:
         """See `MailboxService.delete_ref`."""
-        async with self._client() as client:
-            await client.blocks.delete_ref(self._folder, ref_id)
+        async with self._client(conflict=lambda refusal: RefChanged(str(refusal))) as client:
+            await client.blocks.delete_ref(self._folder, ref_id, modified)
 
     async def refs(self, after: bytes) -> Sequence[StoredRef]:
         """See `MailboxService.refs`."""

@@ -34,6 +34,9 @@ MAX_LIST: Final = 1000
 """Names of chunks or references in one answer."""
 MAX_REF_CHUNKS: Final = MAX_CHUNKS + 1
 """The chunks of a file, and its list of them."""
+MAX_REFS: Final = 500
+"""References in one request, which together name at most `MAX_REFS_CHUNKS` chunks."""
+MAX_REFS_CHUNKS: Final = 10_000
 MAX_LINK_LIFETIME_S: Final = 15 * 60
 MAX_ACCOUNTS: Final = 256
 """Of one folder."""
@@ -251,6 +254,19 @@ class NewRef(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """All that a reference is to keep; it takes the place of what it kept before."""
 
     chunk_ids: Annotated[list[Digest], Meta(max_length=MAX_REF_CHUNKS)]
+
+
+class NamedRef(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """All that one of several references is to keep."""
+
+    ref_id: Digest
+    chunk_ids: Annotated[list[Digest], Meta(max_length=MAX_REFS_CHUNKS)]
+
+
+class NewRefs(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """References, each named once, with at most 10,000 chunks together; all of them or none."""
+
+    refs: Annotated[list[NamedRef], Meta(max_length=MAX_REFS)]
 
 
 class FullRef(msgspec.Struct, frozen=True):

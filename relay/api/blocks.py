@@ -16,11 +16,13 @@ from p2psync.model.hashing import DIGEST_SIZE
 from p2psync.model.ids import FolderId, parse_folder_id
 from p2psync.protocol.relay_api import (
     MAX_LIST,
+    MAX_REFS_CHUNKS,
     ChunkList,
     ChunkQuestion,
     FullRef,
     LinkWish,
     NewRef,
+    NewRefs,
     PresignedLink,
     RefLine,
     RefPage,
@@ -158,7 +160,21 @@ async def put_ref(call: Call) -> None:
     refs, now = _blocks(call).refs, call.now
 
     def work(c: Any) -> None:
-        refs.put(c, require(c, folder_id, account_id, Rights.APPEND, lock=True), ref_id, new.chunk_ids, now)
+        refs.put(c, require(c, folder_id, account_id, Rights.APPEND, lock=True), {ref_id: new.chunk_ids}, now)
+
+    await call.services.database.write(work)
+
+
+async def put_refs(call: Call) -> None:
+    """As `put_ref` for several references at once, all or none."""
+    folder_id, account_id, refs, now = call.folder_id(), call.caller.account_id, _blocks(call).refs, call.now
+    new: NewRefs = call.body
+    wanted = {ref.ref_id: ref.chunk_ids for ref in new.refs}
+    if len(wanted) != len(new.refs) or sum(map(len, wanted.values())) > MAX_REFS_CHUNKS:
+        raise ApiError(400, "bad-request", f"name each reference once, and at most {MAX_REFS_CHUNKS} chunks")
+
+    def work(c: Any) -> None:
+        refs.put(c, require(c, folder_id, account_id, Rights.APPEND, lock=True), wanted, now)
 
     await call.services.database.write(work)
 
@@ -176,13 +192,19 @@ async def get_ref(call: Call) -> FullRef:
     return FullRef(ref.modified, chunk_ids)
 
 
+class Unchanged(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """When the reference was last put, as a list or `get_ref` told; put anew since, it stays."""
+
+    modified: Annotated[int, Meta(ge=0, le=1 << 53)] | None = None
+
+
 async def delete_ref(call: Call) -> None:
     """Keep its chunks no longer; that there is no such reference is no error."""
     folder_id, ref_id, account_id = call.folder_id(), call.id("ref_id", DIGEST_SIZE), call.caller.account_id
-    refs, now = _blocks(call).refs, call.now
+    refs, now, unchanged = _blocks(call).refs, call.now, call.query.modified
 
     def work(c: Any) -> None:
-        refs.delete(c, require(c, folder_id, account_id, Rights.APPEND, lock=True), ref_id, now)
+        refs.delete(c, require(c, folder_id, account_id, Rights.APPEND, lock=True), ref_id, now, unchanged)
 
     await call.services.database.write(work)
 
@@ -274,7 +296,8 @@ def _length(call: Call) -> int:
 
 
 _CHUNK: Final = "/api/v1/chunks/{chunk_id}"
-_REF: Final = "/api/v1/folders/{folder_id}/refs/{ref_id}"
+_REFS: Final = "/api/v1/folders/{folder_id}/refs"
+_REF: Final = f"{_REFS}/{{ref_id}}"
 _SEEN: Final = ("not-found", "forbidden")
 _UPLOAD: Final = (*_SEEN, "conflict", "over-quota", "length-required", "digest-mismatch", "timeout", "unavailable")
 _DOWNLOAD: Final = (*_SEEN, "range-not-satisfiable", "unavailable")
@@ -309,9 +332,16 @@ ROUTES = (
         body=NewRef, limit=8 << 20, rate=Rate.BULK, problems=(*_SEEN, "conflict", "over-quota"),
     ),
     Route("GET", _REF, get_ref, "What a reference keeps", answer=FullRef, problems=_SEEN),
-    Route("DELETE", _REF, delete_ref, "Drop a reference", rate=Rate.BULK, problems=_SEEN),
     Route(
-        "GET", "/api/v1/folders/{folder_id}/refs", list_refs, "The references of a folder",
+        "DELETE", _REF, delete_ref, "Drop a reference, if it is unchanged",
+        query=Unchanged, rate=Rate.BULK, problems=(*_SEEN, "conflict"),
+    ),
+    Route(
+        "POST", _REFS, put_refs, "Let several references keep chunks",
+        body=NewRefs, limit=1 << 20, rate=Rate.BULK, problems=(*_SEEN, "conflict", "over-quota"),
+    ),
+    Route(
+        "GET", _REFS, list_refs, "The references of a folder",
         answer=RefPage, query=Page, problems=_SEEN,
     ),
     Route(

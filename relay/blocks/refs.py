@@ -6,11 +6,26 @@ reference, under the folder's lock.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections import Counter
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Final
+from itertools import chain
+from typing import Any, Final
 
-from sqlalchemy import BigInteger, ColumnElement, Connection, case, delete, func, insert, literal, null, select, update
+from sqlalchemy import (
+    BigInteger,
+    ColumnElement,
+    Connection,
+    bindparam,
+    case,
+    delete,
+    func,
+    insert,
+    literal,
+    null,
+    select,
+    update,
+)
 
 from p2psync.model.hashing import DIGEST_SIZE
 from relay.accounts.ledger import Ledger
@@ -23,6 +38,11 @@ from relay.mailbox.tables import folders
 
 MAX_NAMED: Final = 1000
 """Missing chunks that one refusal names."""
+_ROW: Final[dict[str, Any]] = {name: bindparam(name) for name in ("modified", "chunk_count", "chunk_ids")}
+_INSERT: Final = insert(refs).values(folder_id=bindparam("folder"), ref_id=bindparam("ref"), **_ROW)
+_REPLACE: Final = (
+    update(refs).where(refs.c.folder_id == bindparam("folder"), refs.c.ref_id == bindparam("ref")).values(**_ROW)
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,32 +62,46 @@ class References:
     def __init__(self, ledger: Ledger) -> None:
         self._ledger = ledger
 
-    def put(self, c: Connection, folder: Folder, ref_id: bytes, chunk_ids: Sequence[bytes], now: int) -> None:
-        """Let a reference name these chunks and no others. `folder` is locked; a chunk named twice counts once.
+    def put(self, c: Connection, folder: Folder, wanted: Mapping[bytes, Sequence[bytes]], now: int) -> None:
+        """Let each of these references name its chunks and no others, all or none.
+
+        `folder` is locked; a chunk that one reference names twice counts once.
 
         Raises:
             ApiError: 409 `conflict` with the first `MAX_NAMED` `missing` chunks, 507 `over-quota`.
         """
-        wanted = dict.fromkeys(chunk_ids)
-        lacking = missing(c, folder.folder_id, list(wanted))
+        named = {ref_id: dict.fromkeys(chunk_ids) for ref_id, chunk_ids in wanted.items()}
+        lacking = missing(c, folder.folder_id, list(dict.fromkeys(chain.from_iterable(named.values()))))
         if lacking:
             raise _lacking(lacking)
-        before = self.read(c, folder.folder_id, ref_id)
-        held = dict.fromkeys(before or ())
-        # In one order, so that nobody who takes several chunks waits for somebody who waits for them.
-        added = sorted(chunk_id for chunk_id in wanted if chunk_id not in held)
-        _raise(c, folder.folder_id, added)
-        _lower(c, folder.folder_id, sorted(chunk_id for chunk_id in held if chunk_id not in wanted), now)
-        growth = ref_cost(len(wanted)) - (ref_cost(len(held)) if before is not None else 0)
-        values = {"modified": now, "chunk_count": len(wanted), "chunk_ids": b"".join(wanted)}
-        if before is None:
-            c.execute(insert(refs).values(folder_id=folder.folder_id, ref_id=ref_id, **values))
-        else:
-            c.execute(update(refs).where(_is(folder.folder_id, ref_id)).values(**values))
+        held = self._held(c, folder.folder_id, list(named))
+        changes: Counter[bytes] = Counter(chain.from_iterable(named.values()))
+        changes.subtract(chain.from_iterable(held.values()))
+        _count(c, folder.folder_id, changes, now)
+        rows = [
+            {"ref": ref_id, "modified": now, "chunk_count": len(ids), "chunk_ids": b"".join(ids)}
+            for ref_id, ids in named.items()
+        ]
+        for statement, part in (
+            (_REPLACE, [row for row in rows if row["ref"] in held]),
+            (_INSERT, [row for row in rows if row["ref"] not in held]),
+        ):
+            if part:
+                c.execute(statement, [{"folder": folder.folder_id, **row} for row in part])
+        growth = sum(ref_cost(len(ids)) for ids in named.values()) - sum(ref_cost(len(ids)) for ids in held.values())
         if growth > 0:
             self._ledger.charge(c, folder.owner, growth, now)
         else:
             self._ledger.refund(c, folder.owner, -growth, now)
+
+    def _held(self, c: Connection, folder_id: bytes, ref_ids: Sequence[bytes]) -> dict[bytes, list[bytes]]:
+        """What those of these references name that exist."""
+        held: dict[bytes, list[bytes]] = {}
+        for batch in batches(ref_ids):
+            there = (refs.c.folder_id == folder_id) & refs.c.ref_id.in_(batch)
+            for row in c.execute(select(refs.c.ref_id, refs.c.chunk_ids).where(there)):
+                held[row.ref_id] = unpack(row.chunk_ids)
+        return held
 
     def read(self, c: Connection, folder_id: bytes, ref_id: bytes) -> list[bytes] | None:
         """The chunks that a reference names, None when there is no such reference."""
@@ -88,8 +122,14 @@ class References:
         )
         return [Ref(*row) for row in c.execute(statement.order_by(refs.c.ref_id).limit(limit))]
 
-    def delete(self, c: Connection, folder: Folder, ref_id: bytes, now: int) -> None:
-        """Drop a reference; that it does not exist is no error. `folder` is locked."""
+    def delete(self, c: Connection, folder: Folder, ref_id: bytes, now: int, unchanged: int | None = None) -> None:
+        """Drop a reference; that it does not exist is no error. `folder` is locked.
+
+        ApiError 409 `conflict` when it was put anew since the second `unchanged`, where that is given.
+        """
+        modified = select(refs.c.modified).where(_is(folder.folder_id, ref_id))
+        if unchanged is not None and c.execute(modified).scalar_one_or_none() not in {None, unchanged}:
+            raise ApiError(409, "conflict", "somebody has put this reference again meanwhile; it stays")
         self._delete(c, folder.folder_id, folder.owner, ref_id, now)
 
     # ── for the mailbox ─────────────────────────────────────────────────────────────────────────────────────────────
@@ -112,7 +152,7 @@ class References:
         held = self.read(c, folder_id, ref_id)
         if held is not None:
             c.execute(delete(refs).where(_is(folder_id, ref_id)))
-            _lower(c, folder_id, sorted(held), now)
+            _count(c, folder_id, Counter(dict.fromkeys(held, -1)), now)
             self._ledger.refund(c, owner, ref_cost(len(held)), now)
 
 
@@ -137,22 +177,22 @@ def unpack(packed: bytes) -> list[bytes]:
     return [packed[start : start + DIGEST_SIZE] for start in range(0, len(packed), DIGEST_SIZE)]
 
 
-def _raise(c: Connection, folder_id: bytes, chunk_ids: Sequence[bytes]) -> None:
-    for batch in batches(chunk_ids):
-        named = (chunks.c.folder_id == folder_id) & chunks.c.chunk_id.in_(batch) & chunks.c.upload_id.is_not(None)
-        raised = c.execute(update(chunks).where(named).values(refs=chunks.c.refs + 1, unreferenced=null()))
-        if raised.rowcount != len(batch):  # swept since `missing` looked
-            raise _lacking(missing(c, folder_id, batch))
-
-
-def _lower(c: Connection, folder_id: bytes, chunk_ids: Sequence[bytes], now: int) -> None:
-    mark = case((chunks.c.refs == 1, literal(now, BigInteger)), else_=null())
-    for batch in batches(chunk_ids):
-        c.execute(
-            update(chunks)
-            .where(chunks.c.folder_id == folder_id, chunks.c.chunk_id.in_(batch))
-            .values(refs=chunks.c.refs - 1, unreferenced=mark)
-        )
+def _count(c: Connection, folder_id: bytes, changes: Mapping[bytes, int], now: int) -> None:
+    """Change how many references name each of these chunks. ApiError 409 when one that gains some is not there."""
+    by_change: dict[int, list[bytes]] = {}
+    # In one order, so that nobody who takes several chunks waits for somebody who waits for them.
+    for chunk_id, change in sorted(changes.items()):
+        by_change.setdefault(change, []).append(chunk_id)
+    by_change.pop(0, None)
+    for change, chunk_ids in sorted(by_change.items(), reverse=True):
+        mark = null() if change > 0 else case((chunks.c.refs == -change, literal(now, BigInteger)), else_=null())
+        for batch in batches(chunk_ids):
+            named = (chunks.c.folder_id == folder_id) & chunks.c.chunk_id.in_(batch)
+            if change > 0:
+                named &= chunks.c.upload_id.is_not(None)
+            counted = c.execute(update(chunks).where(named).values(refs=chunks.c.refs + change, unreferenced=mark))
+            if change > 0 and counted.rowcount != len(batch):  # swept since `missing` looked
+                raise _lacking(missing(c, folder_id, batch))
 
 
 def _lacking(chunk_ids: Sequence[bytes]) -> ApiError:

@@ -77,7 +77,7 @@ async def test_conflicts_mean_what_the_call_says(autojump_clock: MockClock) -> N
         (ApiError(409, "conflict", least=3, last=9), lambda f: f.post_snapshot(b"e", 2, bytes(32)), Superseded),
         (
             ApiError(409, "conflict", missing=["00"], count=1),
-            lambda f: f.put_ref(bytes(32), [bytes(32)]),
+            lambda f: f.put_refs({bytes(32): [bytes(32)]}),
             ChunksMissing,
         ),
     ]

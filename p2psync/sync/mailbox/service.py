@@ -6,7 +6,7 @@ relay says and proves nothing: callers verify.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -17,6 +17,9 @@ MAX_APPEND = 256
 MAX_APPEND_BYTES = 8 * 1024 * 1024
 MAX_ASKED = 1000
 """Chunks that one question names."""
+MAX_REFS = 500
+"""References in one request, and the chunks that they name."""
+MAX_REFS_CHUNKS = 10_000
 MAX_GIVEN = 256
 """Grants in one request."""
 
@@ -55,6 +58,10 @@ class Contradicted(MailboxError):  # noqa: N818
 
 class Superseded(MailboxError):  # noqa: N818
     """A snapshot is refused, as another one covers more."""
+
+
+class RefChanged(MailboxError):  # noqa: N818
+    """A reference is not deleted, as somebody has put it anew."""
 
 
 class ChunksMissing(MailboxError):  # noqa: N818
@@ -158,12 +165,15 @@ class MailboxService(Protocol):
         """A chunk; None when it is not there."""
         ...
 
-    async def put_ref(self, ref_id: bytes, chunk_ids: Sequence[bytes]) -> None:
-        """Let a reference keep these chunks and no others. ChunksMissing."""
+    async def put_refs(self, refs: Mapping[bytes, Sequence[bytes]]) -> None:
+        """Let each reference keep its chunks and no others, all or none. ChunksMissing.
+
+        Up to `MAX_REFS`, which name up to `MAX_REFS_CHUNKS` chunks; or one, with the chunks of any content.
+        """
         ...
 
-    async def delete_ref(self, ref_id: bytes) -> None:
-        """Drop a reference; that there is none is no error."""
+    async def delete_ref(self, ref_id: bytes, modified: int | None = None) -> None:
+        """Drop a reference; that there is none is no error. RefChanged when it was put anew since `modified`."""
         ...
 
     async def refs(self, after: bytes) -> Sequence[StoredRef]:

@@ -189,7 +189,7 @@ async def make_snapshot(
         await cut(len(buffer))
     root = await offload.run(lambda: _root(context))
     snapshot = Snapshot(position, root, tuple(parts), heads)
-    await service.put_ref(snapshot_ref(key, snapshot), names)
+    await service.put_refs({snapshot_ref(key, snapshot): names})
     return snapshot, snapshot_ref(key, snapshot)
 
 

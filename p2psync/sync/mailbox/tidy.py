@@ -12,7 +12,7 @@ from p2psync.index.mailbox import MailboxView, MailboxWriter, key_ring
 from p2psync.index.writer import Writer
 from p2psync.sync.context import FolderContext
 from p2psync.sync.mailbox.journal import Journal
-from p2psync.sync.mailbox.service import MailboxService
+from p2psync.sync.mailbox.service import MailboxService, RefChanged
 from p2psync.sync.mailbox.uploads import has_content
 
 _log = structlog.get_logger(__name__)
@@ -55,7 +55,10 @@ async def tidy(context: FolderContext, service: MailboxService, journal: Journal
         for ref in page:
             # Somebody may have referred to it since, for a record that has not come here yet.
             if ref.ref_id in idle and ref.modified + KEPT_S <= now:
-                await service.delete_ref(ref.ref_id)
+                try:
+                    await service.delete_ref(ref.ref_id, ref.modified)
+                except RefChanged:
+                    continue
                 await journal.commit(partial(_forget, idle[ref.ref_id]))
                 dropped += 1
     if dropped:

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+import contextlib
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 
@@ -27,12 +28,20 @@ from p2psync.ports import Kind
 from p2psync.sync.contents import find_chunk
 from p2psync.sync.context import FolderContext
 from p2psync.sync.mailbox.journal import Journal
-from p2psync.sync.mailbox.service import MAX_ASKED, ChunksMissing, MailboxError, MailboxService
+from p2psync.sync.mailbox.service import (
+    MAX_ASKED,
+    MAX_REFS,
+    MAX_REFS_CHUNKS,
+    ChunksMissing,
+    MailboxError,
+    MailboxService,
+    OverQuota,
+)
 
 PARALLEL = 6
 """Requests at a time: with 4 MiB a chunk, and as much sealed, this bounds the memory too."""
 ATTEMPTS = 3
-"""Times a reference is tried whose chunks have gone meanwhile."""
+"""Times references are tried whose chunks have gone meanwhile."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -74,15 +83,34 @@ def content_of(key: EpochKey, root: bytes, encoded: bytes, *, inline: bool) -> C
     return Content(root, pieces)
 
 
+def ref_batches(contents: Sequence[Content]) -> Iterator[list[Content]]:
+    """What one request each refers to; a content of more chunks than that takes goes alone."""
+    batch: list[Content] = []
+    chunks = 0
+    for content in contents:
+        if batch and (len(batch) == MAX_REFS or chunks + len(content.pieces) > MAX_REFS_CHUNKS):
+            yield batch
+            batch, chunks = [], 0
+        batch.append(content)
+        chunks += len(content.pieces)
+    if batch:
+        yield batch
+
+
 @dataclass(frozen=True, slots=True)
 class _Work:
     """A round of uploads. After the first error nothing new is begun, and what is under way is finished."""
 
     key: EpochKey
     missing: set[bytes]
+    """Chunks that are still to be brought."""
     failed: set[bytes]
     give_way: Callable[[], bool]
     errors: list[P2PSyncError] = field(default_factory=list)
+
+    def is_brought(self, content: Content) -> bool:
+        """Whether all of a content is there."""
+        return content.root not in self.failed and not any(piece.id in self.missing for piece in content.pieces)
 
 
 class InterruptedByNewsError(StateError):
@@ -133,48 +161,52 @@ class Uploader:
             return contents, unknown
 
         contents, failed = await self._journal.look(plan)
-        missing = await self._missing([piece.id for content in contents for piece in content.pieces])
-        work = _Work(key, missing, failed, give_way)
-        async with trio.open_nursery() as nursery:
-            for content in contents:
-                nursery.start_soon(self._keep, work, content)
-        if work.errors:
-            raise work.errors[0]
-        return failed
+        work = _Work(key, await self._missing(contents), failed, give_way)
+        for attempts_left in reversed(range(ATTEMPTS)):
+            await self._bring(work, contents)
+            brought = [content for content in contents if work.is_brought(content)]
+            if work.errors:
+                if isinstance(work.errors[0], InterruptedByNewsError | OverQuota):
+                    # What is whole by now is not sent again.
+                    with contextlib.suppress(MailboxError):
+                        await self._refer(key, brought)
+                raise work.errors[0]
+            try:
+                await self._refer(key, brought)
+            except ChunksMissing:  # they were collected meanwhile
+                if not attempts_left:
+                    raise
+                work.missing.update(await self._missing(brought))
+            else:
+                break
+        # Also those that share with another one what could not be read.
+        return failed.union(content.root for content in contents if not work.is_brought(content))
 
-    async def _missing(self, ids: Sequence[bytes]) -> set[bytes]:
-        asked = list(dict.fromkeys(ids))
+    async def _missing(self, contents: Iterable[Content]) -> set[bytes]:
+        asked = list(dict.fromkeys(piece.id for content in contents for piece in content.pieces))
         found: set[bytes] = set()
         for start in range(0, len(asked), MAX_ASKED):
             found.update(await self._service.missing(asked[start : start + MAX_ASKED]))
         return found
 
-    async def _keep(self, work: _Work, content: Content) -> None:
-        """Upload what is missing of one content, then refer to it. Errors end up in `work`."""
-        ids = [piece.id for piece in content.pieces]
-        for attempt in range(ATTEMPTS):
-            async with trio.open_nursery() as nursery:
+    async def _bring(self, work: _Work, contents: Iterable[Content]) -> None:
+        """Upload what is missing. Errors end up in `work`."""
+        begun: set[bytes] = set()
+        async with trio.open_nursery() as nursery:
+            for content in contents:
                 for piece in content.pieces:
-                    if piece.id in work.missing:
-                        work.missing.discard(piece.id)
+                    if piece.id in work.missing and piece.id not in begun:
+                        begun.add(piece.id)
                         await self._slots.acquire()
                         nursery.start_soon(self._upload, work, content.root, piece)
-            if work.errors or content.root in work.failed:
-                return
-            try:
-                async with self._slots:
-                    await self._service.put_ref(ref_id(work.key, content.root), ids)
-                await self._journal.commit(partial(_note, content.root, work.key.id, self._journal.now))
-                return
-            except ChunksMissing as error:
-                # Another content of this bundle shares a chunk and has not finished, or it was collected meanwhile.
-                if attempt == ATTEMPTS - 1:
-                    work.errors.append(error)
-                    return
-                work.missing.update(await self._missing(ids))
-            except MailboxError as error:
-                work.errors.append(error)
-                return
+
+    async def _refer(self, key: EpochKey, contents: Sequence[Content]) -> None:
+        """Have contents kept whose chunks are all there, and take note of it. Errors of the service."""
+        for batch in ref_batches(contents):
+            await self._service.put_refs(
+                {ref_id(key, each.root): [piece.id for piece in each.pieces] for each in batch}
+            )
+            await self._journal.commit(partial(_note, [each.root for each in batch], key.id, self._journal.now))
 
     async def _upload(self, work: _Work, root: bytes, piece: Piece) -> None:
         """Seal and send one chunk, in a slot that was taken for it; `failed` when no file here holds it any more."""
@@ -202,6 +234,7 @@ class Uploader:
                 work.failed.add(root)
                 return
             await self._service.put_chunk(piece.id, sealed)
+            work.missing.discard(piece.id)
         except (MailboxError, StateError) as error:
             work.errors.append(error)
             return
@@ -212,5 +245,6 @@ class Uploader:
         context.state_changed.fire()
 
 
-def _note(root: bytes, key_id: bytes, now: int, _: Writer, rows: MailboxWriter) -> None:
-    rows.put_upload(root, key_id, now)
+def _note(roots: Sequence[bytes], key_id: bytes, now: int, _: Writer, rows: MailboxWriter) -> None:
+    for root in roots:
+        rows.put_upload(root, key_id, now)

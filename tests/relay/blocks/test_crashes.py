@@ -226,7 +226,7 @@ class CrashMachine(RuleBasedStateMachine):
         def work(c: Connection) -> None:
             folder = folders.require(c, FOLDER, ALICE, Rights.APPEND, lock=True)
             wanted = [name(number) for number in sorted(numbers)]
-            self.blocks.refs.put(c, folder, bytes([ref]) * 32, wanted, int(self.clock.now))
+            self.blocks.refs.put(c, folder, {bytes([ref]) * 32: wanted}, int(self.clock.now))
 
         if all(self.upload(number) for number in sorted(numbers)):
             before = self.refs.pop(ref, None)

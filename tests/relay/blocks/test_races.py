@@ -104,7 +104,7 @@ async def test_what_is_referred_to_survives_a_collector_that_never_waits(threade
 
             def work(c: Connection, wanted: list[bytes] = wanted) -> None:
                 folder = folders.require(c, FOLDER, ALICE, Rights.APPEND, lock=True)
-                refs.put(c, folder, ref_id, wanted, 0)
+                refs.put(c, folder, {ref_id: wanted}, 0)
 
             for _ in range(5):
                 with contextlib.suppress(ApiError):  # swept between upload and reference: do it again

@@ -6,7 +6,7 @@ import msgspec
 import pytest
 from sqlalchemy import Connection, select
 
-from p2psync.protocol.relay_api import MAX_REF_CHUNKS, FullRef, RefPage
+from p2psync.protocol.relay_api import MAX_REF_CHUNKS, MAX_REFS_CHUNKS, FullRef, NamedRef, NewRefs, RefPage
 from relay.accounts.ledger import Usage
 from relay.api.route import encode_id
 from relay.blocks.tables import chunks, dropped_folders
@@ -69,6 +69,58 @@ async def test_a_reference_is_replaced_as_a_whole(stack: Stack) -> None:
     assert counts(stack) == {name(1): 0, name(2): 1, name(3): 0}
     assert (await put(client, 3)).status == 204
     assert (await client.get(ref(3))).json() == {"modified": stack.services.now(), "chunk_ids": []}
+
+
+async def put_many(client: Client, wanted: dict[int, list[int]]) -> Answer:
+    lines = [NamedRef(ref_id(number), [name(chunk) for chunk in named]) for number, named in wanted.items()]
+    return await client.post(REFS, NewRefs(lines), msgpack=True)
+
+
+async def test_several_references_at_once_are_as_good_as_one_by_one(stack: Stack) -> None:
+    client = alice(stack)
+    await upload(client, 1, 2, 3, 4)
+    assert (await put(client, 1, 1, 2)).status == 204
+    assert (await put(client, 2, 2, 3)).status == 204
+    # New, replaced, given up by one and taken by two others, unchanged, named twice in one, empty.
+    assert (await put_many(client, {1: [2, 3], 2: [3, 3], 3: [3, 1], 4: [], 5: [1, 4]})).status == 204
+    assert counts(stack) == {name(1): 2, name(2): 1, name(3): 3, name(4): 1}
+    assert usage(stack) == Usage(4 * 3000 + 5 * 64 + 7 * 32, 0)
+    assert (await client.get(ref(2), msgpack=True)).decode(FullRef).chunk_ids == [name(3)]
+    assert (await put_many(client, {number: [] for number in range(1, 6)})).status == 204
+    assert set(counts(stack).values()) == {0}
+    assert (await put_many(client, {})).status == 204
+
+
+async def test_of_several_references_all_are_put_or_none(stack: Stack) -> None:
+    client = alice(stack)
+    await upload(client, 1)
+    refused = await put_many(client, {1: [1], 2: [1, 2]})
+    assert (refused.status, refused.problem, refused.json()["missing"]) == (409, "conflict", [name(2).hex()])
+    twice = NewRefs([NamedRef(ref_id(1), [name(1)])] * 2)
+    many = NewRefs([NamedRef(ref_id(number), [name(1)] * (MAX_REFS_CHUNKS // 2)) for number in range(3)])
+    for bad in (twice, many):
+        assert (await client.post(REFS, bad, msgpack=True)).problem == "bad-request"
+    bob = stack.client(BOB)
+    assert (await put_many(bob, {1: [1]})).problem == "not-found"
+    stack.services.database.write_now(lambda c: let_in(c, BOB, Rights.READ))
+    assert (await put_many(bob, {1: [1]})).problem == "forbidden"
+    assert counts(stack) == {name(1): 0}
+
+
+async def test_a_reference_that_somebody_put_again_stays(stack: Stack) -> None:
+    client = alice(stack)
+    await upload(client, 1)
+    assert (await put(client, 1, 1)).status == 204
+    (listed,) = (await client.get(REFS, msgpack=True)).decode(RefPage).refs
+    stack.clock.advance(1)
+    assert (await put(client, 1, 1)).status == 204
+    refused = await client.delete(ref(1), query={"modified": listed.modified})
+    assert (refused.status, refused.problem) == (409, "conflict")
+    assert counts(stack) == {name(1): 1}
+    assert (await client.delete(ref(1), query={"modified": listed.modified + 1})).status == 204
+    # As is a request whose answer was lost.
+    assert (await client.delete(ref(1), query={"modified": listed.modified + 1})).status == 204
+    assert counts(stack) == {name(1): 0}
 
 
 async def test_a_reference_to_what_is_missing(stack: Stack) -> None:

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import random
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass, field
 from functools import partial
 
@@ -64,7 +65,7 @@ class Worker:
         """Work until asked to stop, then end what is begun; that calls fail because the relay is dead is no reason."""
         async with self.device.client() as client:
             actions: list[Callable[[RelayClient], Awaitable[None]]] = [
-                self._upload, self._upload, self._append, self._append, self._drop, self._grant,
+                self._upload, self._upload_many, self._append, self._append, self._drop, self._grant,
             ]  # fmt: skip
             if self.guest is not None:
                 actions.append(self._let_in)
@@ -86,24 +87,40 @@ class Worker:
         if self.rng.random() < 0.1:
             await trio.sleep(self.rng.uniform(0, 3))  # long enough to be swept
         wanted = tuple(dict.fromkeys(ids))
+        await self._refer(client, {ref: wanted}, dict(zip(ids, numbers, strict=True)))
+
+    async def _upload_many(self, client: RelayClient) -> None:
+        """Some chunks, and several references to some of them in one request."""
+        numbers = {self._sealed(number)[0]: number for number in self.rng.sample(range(POOL), 4)}
+        await all_at_once([partial(self._put, client, number) for number in numbers.values()])
+        refs = self.rng.sample(self._refs, self.rng.randrange(2, len(self._refs) + 1))
+        wanted = {ref: tuple(self.rng.sample(list(numbers), self.rng.randrange(3))) for ref in refs}
+        await self._refer(client, wanted, numbers)
+
+    async def _refer(
+        self, client: RelayClient, wanted: Mapping[bytes, tuple[bytes, ...]], numbers: Mapping[bytes, int]
+    ) -> None:
+        """Put references, all or none, and send again what was swept before."""
         for _ in range(10):
             try:
-                async with self.book.refs[ref].becomes(wanted):
-                    await client.blocks.put_ref(self.book.folder, ref, wanted)
-                    if self.rng.random() < AGAIN:
-                        await client.blocks.put_ref(self.book.folder, ref, wanted)
-                        self.figures.repeated += 1
+                async with contextlib.AsyncExitStack() as stack:
+                    for ref, ids in wanted.items():
+                        await stack.enter_async_context(self.book.refs[ref].becomes(ids))
+                    for _ in range(2 if self.rng.random() < AGAIN else 1):
+                        if len(wanted) == 1:
+                            await client.blocks.put_ref(self.book.folder, *next(iter(wanted.items())))
+                        else:
+                            await client.blocks.put_refs(self.book.folder, wanted)
             except RelayRefusal as refusal:
                 if refusal.code != "conflict":
                     raise
                 lacking = refusal.figures["missing"]
                 assert isinstance(lacking, list)
                 self.figures.late += len(lacking)
-                for chunk, number in zip(ids, numbers, strict=True):
-                    if chunk.hex() in lacking:
-                        await self._put(client, number)
+                for chunk in lacking:
+                    await self._put(client, numbers[bytes.fromhex(chunk)])
             else:
-                self.figures.refs += 1
+                self.figures.refs += len(wanted)
                 return
         raise AssertionError("chunks are swept faster than they are referred to")
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
 import trio
@@ -12,12 +12,15 @@ from p2psync.crypto.identity import DeviceKeys
 from p2psync.membership.grants import decode_grant
 from p2psync.protocol.mailbox import NO_ENTRY, ChainKey, EntryKind, Header, decode_entry, decode_header
 from p2psync.sync.mailbox.service import (
+    MAX_REFS,
+    MAX_REFS_CHUNKS,
     ChunksMissing,
     Contradicted,
     FeedPage,
     MailboxRefused,
     MailboxUnavailable,
     OverQuota,
+    RefChanged,
     StoredRef,
     StoredSnapshot,
 )
@@ -217,15 +220,19 @@ class FakeService:
         self._answer()
         return self.relay.chunks.get(chunk_id)
 
-    async def put_ref(self, ref_id: bytes, chunk_ids: Sequence[bytes]) -> None:
+    async def put_refs(self, refs: Mapping[bytes, Sequence[bytes]]) -> None:
         await self._arrive()
-        if any(chunk_id not in self.relay.chunks for chunk_id in chunk_ids):
+        assert len(refs) == 1 or (len(refs) <= MAX_REFS and sum(map(len, refs.values())) <= MAX_REFS_CHUNKS)
+        if any(chunk_id not in self.relay.chunks for chunk_ids in refs.values() for chunk_id in chunk_ids):
             raise ChunksMissing("missing")
-        self.relay.refs[ref_id] = (tuple(chunk_ids), self.relay.now)
+        for ref_id, chunk_ids in refs.items():
+            self.relay.refs[ref_id] = (tuple(chunk_ids), self.relay.now)
         self._answer()
 
-    async def delete_ref(self, ref_id: bytes) -> None:
+    async def delete_ref(self, ref_id: bytes, modified: int | None = None) -> None:
         await self._arrive()
+        if modified is not None and self.relay.refs.get(ref_id, ((), modified))[1] != modified:
+            raise RefChanged("put anew")
         self.relay.refs.pop(ref_id, None)
         self._answer()
 

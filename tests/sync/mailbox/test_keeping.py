@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
+
 import pytest
 
 from p2psync.errors import InputError
@@ -11,10 +13,12 @@ from p2psync.protocol import messages as m
 from p2psync.protocol.mailbox import EntryKind
 from p2psync.sync.mailbox import snapshots, writer
 from p2psync.sync.mailbox.backlog import Backlog
+from p2psync.sync.mailbox.service import StoredRef
 from p2psync.sync.mailbox.snapshots import Assembler, is_due
 from p2psync.sync.mailbox.tidy import EVERY_S, KEPT_S, MAX_DROPPED, superfluous
 from p2psync.sync.mailbox.troubles import size
 from tests.sync.conftest import contents, simulated
+from tests.sync.mailbox.fake import FakeService
 from tests.sync.mailbox.stories import mailed
 from tests.sync.mailbox.test_mailbox import met_and_parted
 
@@ -143,3 +147,49 @@ async def test_a_content_that_no_record_names_leaves_after_a_day() -> None:
         await story.stop("one")
         await story.again("two")
         await story.until(lambda: contents(story, "two") == {b"a": b"new", b"kept": b"kept", b"b": b"another"})
+
+
+@simulated
+async def test_a_content_that_somebody_needs_again_stays_however_late_that_is_heard() -> None:
+    async with mailed() as story:
+        await met_and_parted(story)
+        user, device = story.user("one"), story.device("one")
+        user.write(b"a", b"old")
+        await story.posted("one")
+        user.write(b"a", b"new")
+        await story.posted("one")
+        listed = FakeService.refs
+
+        async def list_slowly(self: FakeService, after: bytes) -> Sequence[StoredRef]:
+            page = await listed(self, after)
+            # Between the list and what is deleted by it, another device refers to everything anew.
+            self.relay.refs = {name: (chunks, self.relay.now) for name, (chunks, _) in self.relay.refs.items()}
+            return page
+
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(FakeService, "refs", list_slowly)
+            device.clock.jump(EVERY_S + KEPT_S)
+            user.write(b"b", b"another")
+            await story.posted("one")
+            assert len(story.relay.refs) == 3
+
+
+@simulated
+async def test_small_files_are_referred_to_together() -> None:
+    async with mailed() as story:
+        await met_and_parted(story)
+        for number in range(40):
+            story.user("one").write(b"f%d" % number, b"%d" % number)
+        requests = 0
+        put_refs = FakeService.put_refs
+
+        async def counted(self: FakeService, refs: Mapping[bytes, Sequence[bytes]]) -> None:
+            nonlocal requests
+            requests += 1
+            await put_refs(self, refs)
+
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(FakeService, "put_refs", counted)
+            await story.posted("one")
+        assert len(story.relay.refs) == 40
+        assert requests <= 4
