@@ -110,6 +110,8 @@ def login(  # noqa: PLR0917
         print_json(view)
     else:
         say(f"Logged in as {plain(view.email)}; the account has {count(view.devices, 'device')}.")
+        if secret:
+            say("Its folders are offered to this device in a moment: p2psync folder offers")
         _print_problems(view)
 
 

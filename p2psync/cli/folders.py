@@ -125,7 +125,7 @@ def members(context: typer.Context, folder: Folder, json: AsJson = False) -> Non
 
 @app.command("offers")
 def offers(context: typer.Context, json: AsJson = False) -> None:
-    """List folders that other devices have shared with this one and that wait to be accepted."""
+    """List folders that wait to be accepted: shared by other devices, or found at the account's relay."""
     found = perform(context, lambda node: node.folder_offers())
     if json:
         print_json(found)
@@ -141,7 +141,7 @@ def accept(
     path: Annotated[str, typer.Argument(metavar="PATH", help="Where to keep it; made when it does not exist.")],
     json: AsJson = False,
 ) -> None:
-    """Take part in a folder that another device offers."""
+    """Take part in a folder that is offered."""
     accepted = perform(context, lambda node: node.folder_accept(folder, resolved(path)))
     if json:
         print_json(accepted)

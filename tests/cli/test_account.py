@@ -91,7 +91,7 @@ def test_a_recovery_key_goes_to_a_new_private_file(
     assert node.calls == calls
     assert RECOVERY_KEY in run("account", *words["email"]).out
 
-    run("account", *words["account_id"], "--recovery-file", str(file))
+    assert "folder offers" in run("account", *words["account_id"], "--recovery-file", str(file)).out
     assert node.calls[-1] == ("account_log_in", EMAIL, KEY, [], RECOVERY_KEY)
 
 
