@@ -1,5 +1,13 @@
 """The planted bugs, by what they endanger."""
 
-from tests.mutants.catalogue import account, agreement, disk, journal, sealing, trust
+from tests.mutants.catalogue import account, agreement, disk, journal, keeping, sealing, trust
 
-MUTANTS = (*disk.MUTANTS, *journal.MUTANTS, *agreement.MUTANTS, *trust.MUTANTS, *sealing.MUTANTS, *account.MUTANTS)
+MUTANTS = (
+    *disk.MUTANTS,
+    *journal.MUTANTS,
+    *agreement.MUTANTS,
+    *trust.MUTANTS,
+    *sealing.MUTANTS,
+    *account.MUTANTS,
+    *keeping.MUTANTS,
+)
