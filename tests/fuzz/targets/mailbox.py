@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
+
 from p2psync.errors import AuthenticationError, InputError
+from p2psync.protocol import codec
 from p2psync.protocol.chains import Chains, Duplicate, ForkProof, Fresh, decode_fork_proof
 from p2psync.protocol.mailbox import (
     Head,
@@ -13,6 +16,7 @@ from p2psync.protocol.mailbox import (
     decode_header,
     decode_snapshot,
 )
+from p2psync.protocol.messages import MailboxHeads
 from tests.fuzz.rules import Target
 from tests.fuzz.targets.signed import believing
 from tests.protocol.test_chains import ALICE, FOLDER, ME, OWN, history
@@ -65,6 +69,23 @@ def feed_statement(data: bytes) -> None:
     chains.stale_since(1_700_000_000, 0)
 
 
+def feed_told_heads(data: bytes) -> None:
+    """What a connected member says that a relay has shown it: what was judged alone can be judged together."""
+    message = codec.decode(data)
+    if not isinstance(message, MailboxHeads):
+        raise InputError("another message")
+    chains, news = view(), {}
+    for encoded in message.headers:
+        with contextlib.suppress(InputError, AuthenticationError):
+            header = decode_header(encoded)
+            if chains.judge_heads(header.key, Head(0, 0, (header,)), caught_up=False):
+                news[header.key] = header
+    found = chains.judge_heads(OWN, Head(0, 0, tuple(news.values())), caught_up=True)
+    assert len(found) == len(news)
+    for finding in found:
+        chains.apply(finding)
+
+
 def feed_snapshot(data: bytes) -> None:
     """What was sealed in a snapshot."""
     chains = view()
@@ -81,6 +102,11 @@ def feed_fork_proof(data: bytes) -> None:
 
 def _proofs() -> list[bytes]:
     return [ForkProof(OURS[1], THEIRS[1]).encoded, ForkProof(OURS[1], THEIRS[2]).encoded]
+
+
+def _told() -> list[bytes]:
+    messages = [MailboxHeads(FOLDER, b"r" * 32, [h.encoded for h in heads]) for heads in (OURS, THEIRS, OURS[3:])]
+    return [codec.encode(message) for message in messages]
 
 
 _DUE = (InputError, AuthenticationError)
@@ -106,6 +132,7 @@ TARGETS = (
         0.5,
     ),
     Target("mailbox-statement", feed_statement, _DUE, lambda: [HEAD.encode()], "msgpack", believing, 0.5),
+    Target("told-heads", feed_told_heads, _DUE, _told, "msgpack", believing, 0.5),
     Target("mailbox-snapshot", feed_snapshot, _DUE, lambda: [SNAPSHOT.encode()], "msgpack", believing, 0.5),
     Target("fork-proof", feed_fork_proof, _DUE, _proofs, "msgpack"),
     Target("fork-proof-believed", feed_fork_proof, _DUE, _proofs, "msgpack", believing, 0.5),
