@@ -43,8 +43,8 @@ class NewsCalls:
     async def subscribe(self, after: int | None = None) -> AsyncIterator[trio.MemoryReceiveChannel[News]]:
         """News after a cursor (None: from now on), at least once each; connects again by itself.
 
-        The first thing a new connection says may be a cursor alone. When going on is pointless, the block ends with a
-        group of one RelayRefusal or StateError; see `RelayCaller.call`.
+        The first thing a new connection says may be a cursor alone, and is when it follows another one. When going on
+        is pointless, the block ends with a group of one RelayRefusal or StateError; see `RelayCaller.call`.
         """
         send, receive = trio.open_memory_channel[News](MAX_UNREAD)
         async with trio.open_nursery() as nursery:
@@ -63,6 +63,8 @@ class _Subscription:
         self._backoff = backoff
         self._cursor = cursor
         self._send = send
+        self._broke = False
+        """Whether there was a connection before."""
 
     async def run(self) -> None:
         """Until cancelled, or until the relay lets this device in no more."""
@@ -80,6 +82,9 @@ class _Subscription:
     async def _connection(self) -> None:
         query: dict[str, object] = {} if self._cursor is None else {"after": self._cursor}
         async with self._caller.stream("/api/v1/notifications", query) as stream:
+            if self._broke and self._cursor is not None:
+                await self._send.send(News(self._cursor))
+            self._broke = True
             while (fields := await _block(stream)) is not None:
                 if fields:
                     news = _read(fields)

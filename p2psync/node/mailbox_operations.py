@@ -103,7 +103,7 @@ class MailboxOperations(DeviceOperations):
             self.connections.start_soon(self.news.run)
 
     def _try_mailboxes_again(self) -> None:
-        """There may be more room at the relay than there was."""
+        """The relay answers, or there may be more room there than there was."""
         for folder in self.synchronizer.folders.values():
             folder.mailroom.try_again()
 

@@ -45,12 +45,12 @@ def relay_name(account_id: bytes) -> bytes:
 class RelayNews:
     """Hears of everything new at the relay, on one connection for all folders."""
 
-    def __init__(self, client: Callable[[], RelayClient], on_room: Callable[[], None]) -> None:
-        """`client` gives the account's client, StateError while there is none; `on_room` hears that the account may
-        have more room than it had.
+    def __init__(self, client: Callable[[], RelayClient], on_hope: Callable[[], None]) -> None:
+        """`client` gives the account's client, StateError while there is none; `on_hope` hears that the relay answers
+        again, or that the account may have more room than it had.
         """
         self._client = client
-        self._on_room = on_room
+        self._on_hope = on_hope
         self._pulses: dict[bytes, Pulse] = {}
         self.account = Pulse()
         """Fires when there is something new about the account's devices, its folders, or who is given their keys."""
@@ -80,8 +80,8 @@ class RelayNews:
             self._pulses[event.folder_id].fire()
         if event is not None and event.kind in _OF_THE_ACCOUNT:
             self.account.fire()
-        if item.reset or (event is not None and event.kind is EventKind.QUOTA):
-            self._on_room()
+        if event is None or event.kind is EventKind.QUOTA:
+            self._on_hope()
 
 
 class RelayFolder:

@@ -64,7 +64,7 @@ async def test_a_restarted_relay_has_everything(autojump_clock: MockClock) -> No
         await trio.sleep(300)
         assert "relay-unreachable" in the_folder(desk).context.problems
         async with relay.running():
-            await until(lambda: is_posted(desk), timeout=900)
+            await until(lambda: is_posted(desk), timeout=90)
             assert "relay-unreachable" not in the_folder(desk).context.problems
     async with relay.running(), home.node("b"):
         await until(lambda: home.files("b") == {b"f": b"1"})
