@@ -249,7 +249,8 @@ class KeyKeeper:
         for name, grant in ready:
             if not membership.has_edited(device_id_of(grant.signer)):
                 continue
-            del self._early[name]
+            if self._early.pop(name, None) is None:
+                continue  # reading and tending go on at the same time: the other one has it
             try:
                 opened.append(open_grant(context.keys, membership, grant))
             except AuthenticationError:
@@ -266,7 +267,8 @@ class KeyKeeper:
         fresh = [key for key in ring if key.id not in self.ring]
         if fresh:
             await context.world.offload.run(lambda: context.index.write(lambda writer: rows.put_keys(writer, fresh)))
-            self.ring = ring
+            # Others may have been kept meanwhile.
+            self.ring = self.ring.climb(context.membership.rungs, *keys)
             self.changed.fire()
             context.state_changed.fire()
 

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import trio
+
 from p2psync.crypto.epochs import EpochKey, KeyRing
 from p2psync.membership import Membership, Role, make_epoch
+from p2psync.membership.grants import decode_grant
 from p2psync.membership.links import Add, decode_link
 from p2psync.sync.mailbox.keys import (
     EDITOR_PATIENCE,
@@ -110,6 +113,22 @@ async def test_members_who_meet_are_granted_the_key_and_keep_it() -> None:
         await story.again("viewer")
         await story.until(lambda: held(story, "viewer") == held(story, "owner"))
         assert story.folder("owner").mailroom.keys.sealing_key() is not None
+
+
+@simulated
+async def test_grants_whose_epoch_becomes_known_are_settled_by_whoever_comes_first() -> None:
+    async with told() as story:
+        await story.start("owner", "friend")
+        await story.share("owner", friend="editor")
+        use_mailbox(story, "owner")
+        keys = story.folder("friend").mailroom.keys
+        await story.until(lambda: bool(keys.ring))
+        (grant,) = story.folder("owner").mailroom.keys.grants_for(story.folder("friend").context.device)
+        keys._early = {bytes([number]): decode_grant(grant) for number in range(3)}
+        async with trio.open_nursery() as nursery:
+            for _ in range(3):
+                nursery.start_soon(keys.take, ())
+        assert not keys.early
 
 
 @simulated
