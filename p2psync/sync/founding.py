@@ -17,6 +17,7 @@ from p2psync.model.ids import FolderId
 from p2psync.model.paths import display
 from p2psync.ports import Kind, Root, Stat, World
 from p2psync.reconcile.conflicts import parse_conflict_name
+from p2psync.sync import rights
 from p2psync.workspace import marker
 from p2psync.workspace.layout import MARKER, PRIVATE
 
@@ -135,14 +136,18 @@ def _marker_below(root: Root) -> bytes | None:
 
 
 def establish(world: World, keys: DeviceKeys, root: Root, membership: Membership, index_path: bytes) -> None:
-    """Make the opened directory a copy of this folder: index and links first, the marker last."""
+    """Make the opened directory a copy of this folder: index and links first, the marker last.
+
+    There may be an index from before, where the list of folders was lost: what its records are worth is judged anew.
+    """
     index = open_index(world, index_path, membership.folder, keys.device_id)
     try:
         place = Place(world.rng.token(marker.MARKER_ID_SIZE), world.clock.wall_ns(), root.identity().ino)
 
         def work(writer: Writer) -> None:
-            for encoded in membership.encoded_links():
-                writer.add_link(decode_link(encoded).hash, encoded)
+            links = [decode_link(encoded) for encoded in membership.encoded_links()]
+            fresh = [link for link in links if writer.add_link(link.hash, link.encoded)]
+            rights.take_effect(writer, fold(writer.links()), keys.device_id, fresh)
             writer.put_setting(_PLACE, msgspec.msgpack.encode(place))
 
         index.write(work)

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import replace
+from typing import TYPE_CHECKING
 
 from p2psync.index.reader import Reader
 from p2psync.index.writer import Writer
@@ -20,7 +21,9 @@ from p2psync.model.ids import DeviceId, replica_device_prefix
 from p2psync.model.paths import RelPath, depth, path_key
 from p2psync.ports import Kind
 from p2psync.reconcile import plan
-from p2psync.sync.context import FolderContext
+
+if TYPE_CHECKING:
+    from p2psync.sync.context import FolderContext
 
 _VOIDED = "voided"
 """Setting: the disk may show what no record stands for any more because its author had lost the right."""

@@ -7,6 +7,7 @@ import trio
 from p2psync.membership.links import Role
 from p2psync.testing.snapshot import Shown, content_id, kept, tree
 from p2psync.workspace.layout import MARKER
+from tests.simulation.nodes import PORT
 from tests.sync.conftest import FOLDER, LABEL, Story, simulated, told
 
 
@@ -191,6 +192,35 @@ async def test_who_loses_the_index_after_a_return_publishes_from_the_first_scan_
         await story.until(lambda: b"draft" in shown(story, "owner"))
         await story.settle("owner")
         assert shown(story, "owner") == shown(story, "other")
+
+
+@simulated
+async def test_who_takes_up_the_folder_with_its_old_index_gives_up_what_was_written_too_late() -> None:
+    """The list of folders was lost and the index was not: the removal is heard of only with the offer."""
+    async with told() as story:
+        await story.start("owner", "friend", "gone")
+        story.user("owner").write(b"shared", b"of all")
+        await story.share("owner", friend="editor", gone="editor")
+        apart(story, "owner", "friend", "gone")
+        story.user("gone").write(b"shared", b"changed")
+        story.user("gone").write(b"new", b"too late")
+        await scan(story, "gone")
+        await story.until(lambda: shown(story, "friend") == shown(story, "gone"))
+        await story.nodes["owner"].folder_unshare(LABEL, await id_of(story, "gone"))
+        await story.stop("friend")
+        story.device("friend").database.restore(b"/home/state", None)
+        story.user("friend").root.unlink(MARKER)
+        apart(story, "gone", "friend")
+        together(story, "owner", "friend")
+        await story.again("friend")
+        owner_at = f"{story.letter('owner')}:{PORT}"
+        await story.nodes["friend"].device_add(await id_of(story, "owner"), "owner", [owner_at])
+        await story.until(lambda: bool(story.nodes["friend"].synchronizer.offers))
+        await story.nodes["friend"].folder_accept(LABEL, FOLDER)
+        await story.settle("owner")
+        await story.until(lambda: shown(story, "friend") == shown(story, "owner"))
+        assert story.user("friend").read(b"shared") == b"of all"
+        assert {content_id(b"changed"), content_id(b"too late")} <= history(story, "friend")
 
 
 @simulated
