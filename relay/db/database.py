@@ -1,19 +1,23 @@
 """Transactions: plain functions over a connection, run off the loop, all or nothing, repeated when they collide.
 
 SQLite runs in WAL mode with `synchronous=FULL` and one writer at a time, which waits its turn here rather than in a
-busy loop of the engine. PostgreSQL writes READ COMMITTED; a function that decides on what it read locks those rows
-(`SELECT … FOR UPDATE`) or decides in the `WHERE` of its `UPDATE`.
+busy loop of the engine. Those that wait meanwhile go together, each in a savepoint of one transaction: what costs is to
+make it durable, and that is paid once for all of them. PostgreSQL writes READ COMMITTED; a function that decides on
+what it read locks those rows (`SELECT … FOR UPDATE`) or decides in the `WHERE` of its `UPDATE`.
 """
 
 from __future__ import annotations
 
 import contextlib
 import sqlite3
+from collections import deque
 from collections.abc import AsyncIterator, Callable
+from dataclasses import dataclass, field
 from typing import Any, Final, TypeVar
 
 import psycopg
 import trio
+from outcome import Error, Outcome, Value, acapture
 from sqlalchemy import Connection, Engine, create_engine, event, make_url
 from sqlalchemy.exc import DBAPIError, SQLAlchemyError
 from sqlalchemy.exc import TimeoutError as PoolTimeoutError
@@ -22,7 +26,9 @@ from sqlalchemy.pool import QueuePool, StaticPool
 from p2psync.errors import ConfigError
 from p2psync.ports import Offload, Rng
 from relay.errors import ApiError
+from relay.logs import get_logger
 
+_LOG = get_logger(__name__)
 T = TypeVar("T")
 
 MAX_ATTEMPTS = 8
@@ -32,11 +38,25 @@ BUSY_TIMEOUT_S = 10
 """How long SQLite waits for another process, such as `p2psync-relay admin`, to end its transaction."""
 POOL_TIMEOUT_S = 10
 DEFAULT_POOL = 8
+MAX_TOGETHER: Final = 32
+"""Functions in one transaction of SQLite."""
 IN_MEMORY: Final = "sqlite://"
 
 _SQLITE_COLLISIONS = {sqlite3.SQLITE_BUSY, sqlite3.SQLITE_LOCKED}
 _POSTGRES_COLLISIONS = {"40001", "40P01", "55P03"}
 """serialization_failure, deadlock_detected, lock_not_available."""
+
+
+@dataclass(eq=False, slots=True)
+class _Waiting:
+    """A function that waits to be run in a transaction, and its caller."""
+
+    work: Callable[[Connection], Any]
+    scope: trio.CancelScope = field(default_factory=trio.CancelScope)
+    """Of its caller's waiting, which cannot be given up once the function runs."""
+    woken: trio.Event = field(default_factory=trio.Event)
+    """It is done, or its caller's turn to run those that wait."""
+    outcome: Outcome[Any] | None = None
 
 
 class Database:
@@ -52,6 +72,8 @@ class Database:
         self._writer = trio.Lock() if sqlite else None
         # A database in memory is one connection, which readers and writers take in turns.
         self._reader = self._writer if isinstance(engine.pool, StaticPool) else None
+        self._waiting: deque[_Waiting] = deque()
+        self._is_led = False
 
     async def read(self, work: Callable[[Connection], T]) -> T:
         """Run `work` on one consistent view of the database; what it writes is undone.
@@ -69,7 +91,64 @@ class Database:
         Raises:
             ApiError: 503 `unavailable` when the database cannot be reached or collisions did not end.
         """
-        return await self._run(self._writer, lambda: self.write_now(work))
+        if self._writer is None:
+            return await self._run(None, lambda: self.write_now(work))
+        mine = _Waiting(work)
+        self._waiting.append(mine)
+        if self._is_led:
+            await self._wait(mine)
+        if mine.outcome is None:
+            self._is_led = True
+            try:
+                await self._lead()
+            finally:
+                self._pass_on()
+        assert mine.outcome is not None
+        result: T = mine.outcome.unwrap()
+        return result
+
+    async def _wait(self, mine: _Waiting) -> None:
+        try:
+            with mine.scope:
+                await mine.woken.wait()
+        except trio.Cancelled:
+            if mine in self._waiting:  # else it is being run at this moment
+                self._waiting.remove(mine)
+                if mine.woken.is_set():
+                    self._pass_on()
+            raise
+
+    def _pass_on(self) -> None:
+        """Have the next one that waits lead, if there is one."""
+        self._is_led = bool(self._waiting)
+        if self._waiting:
+            self._waiting[0].woken.set()
+
+    async def _lead(self) -> None:
+        """Run those that wait, as many as go together, and tell their callers."""
+        group = [self._waiting.popleft() for _ in range(min(len(self._waiting), MAX_TOGETHER))]
+        for each in group:
+            each.scope.shield = True
+        with trio.CancelScope(shield=True):
+            outcomes = await self._together([each.work for each in group])
+        for each, outcome in zip(group, outcomes, strict=True):
+            each.outcome = outcome
+            each.woken.set()
+
+    async def _together(self, works: list[Callable[[Connection], Any]]) -> list[Outcome[Any]]:
+        async def alone(work: Callable[[Connection], Any]) -> Outcome[Any]:
+            return await acapture(self._run, self._writer, lambda: self.write_now(work))
+
+        if len(works) > 1:
+            try:
+                return await self._run(self._writer, lambda: self.write_now(lambda c: [_nested(c, w) for w in works]))
+            except ApiError as error:
+                return [Error(ApiError(error.status, error.code, error.detail)) for _ in works]
+            except SQLAlchemyError as error:
+                _LOG.warning("several changes at once are made one by one", reason=type(error).__name__)
+            except BaseException as error:  # noqa: BLE001 -- nobody may wait for ever, whatever it is
+                return [Error(error) for _ in works]
+        return [await alone(work) for work in works]
 
     def read_now(self, work: Callable[[Connection], T]) -> T:
         """`read` in this very thread, without repetition: for the command line."""
@@ -101,6 +180,17 @@ class Database:
             await trio.sleep(self._rng.uniform(pause / 2, pause))
             pause *= 2
         raise AssertionError("the last attempt returns or raises")
+
+
+def _nested(connection: Connection, work: Callable[[Connection], T]) -> Outcome[T]:
+    """What comes of one function among others; nothing is left of it if it fails."""
+    try:
+        with connection.begin_nested():
+            return Value(work(connection))
+    except SQLAlchemyError:
+        raise  # the transaction may not be what it was
+    except Exception as error:  # noqa: BLE001 -- it is raised to who asked
+        return Error(error)
 
 
 @contextlib.asynccontextmanager

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import contextlib
 import sqlite3
+import threading
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 import trio
 import trio.testing
-from sqlalchemy import BigInteger, Column, Connection, MetaData, Table, insert, select, text, update
+from sqlalchemy import BigInteger, Column, Connection, MetaData, Table, delete, event, insert, select, text, update
 from sqlalchemy.exc import DBAPIError, IntegrityError, OperationalError
 
 from p2psync.errors import ConfigError
@@ -80,6 +81,72 @@ async def test_a_failed_transaction_leaves_nothing(threaded: Database) -> None:
     with pytest.raises(IntegrityError):
         await threaded.write(twice)
     assert await threaded.read(value) == 0
+
+
+async def test_those_that_wait_go_together_and_fail_alone(threaded: Database) -> None:
+    outcomes: dict[int, str] = {}
+    commits: list[object] = []
+    event.listen(threaded.engine, "commit", commits.append)
+    gate = threading.Event()
+
+    async def put(number: int, odd: bool) -> None:
+        def work(c: Connection) -> int:
+            if number == 10:
+                gate.wait(10)
+            c.execute(insert(numbers).values(id=number, value=number))
+            if number == 13:
+                raise ApiError(409, "conflict")
+            if number == 15 and odd:
+                c.execute(insert(numbers).values(id=1, value=0))
+            return number
+
+        try:
+            outcomes[number] = str(await threaded.write(work))
+        except (ApiError, IntegrityError) as error:
+            outcomes[number] = type(error).__name__
+
+    for odd in (False, True):
+        gate.clear()
+        commits.clear()
+        async with trio.open_nursery() as nursery:
+            for number in range(10, 20):
+                nursery.start_soon(put, number, odd)
+                await trio.testing.wait_all_tasks_blocked(0.01)
+            gate.set()
+        bad = {13: "ApiError"} | ({15: "IntegrityError"} if odd else {})
+        assert outcomes == {number: str(number) for number in range(10, 20)} | bad
+        if threaded.engine.dialect.name == "sqlite":
+            assert len(commits) == (2 if not odd else 1 + 7)
+        found = await threaded.read(lambda c: set(c.execute(select(numbers.c.id)).scalars()))
+        assert found == set(range(10, 20)) - set(bad) | {1}
+        await threaded.write(lambda c: c.execute(delete(numbers).where(numbers.c.id != 1)) and None)
+
+
+async def test_who_gives_up_waiting_changes_nothing_and_holds_nobody_up(threaded: Database) -> None:
+    gate, scopes = threading.Event(), [trio.CancelScope() for _ in range(6)]
+    done: list[int] = []
+
+    async def add(number: int) -> None:
+        def work(c: Connection) -> None:
+            if number == 0:
+                gate.wait(10)
+            c.execute(insert(numbers).values(id=100 + number, value=0))
+
+        with scopes[number]:
+            await threaded.write(work)
+            done.append(number)
+
+    async with trio.open_nursery() as nursery:
+        for number in range(6):
+            nursery.start_soon(add, number)
+            await trio.testing.wait_all_tasks_blocked(0.01)
+        for number in (1, 4):
+            scopes[number].cancel()
+        gate.set()
+    found = await threaded.read(lambda c: set(c.execute(select(numbers.c.id)).scalars()))
+    gone = {1, 4} if threaded.engine.dialect.name == "sqlite" else set()
+    assert found == {1} | {100 + number for number in range(6) if number not in gone}
+    assert {0, 2, 3, 5} <= set(done)
 
 
 async def test_a_reader_sees_one_moment_and_writes_nothing(threaded: Database) -> None:
