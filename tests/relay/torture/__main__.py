@@ -34,7 +34,8 @@ def main() -> int:
     print(
         f"{done.kills} kills ({done.startup_kills} while starting), {done.lives_with_sweeps} lives with sweeps, "
         f"{done.quiets} quiets, {done.chunks} chunks, {done.refs} references, {done.entries} entries, "
-        f"{done.grants} grants acknowledged, {done.repeated} sent again, {done.swept} chunks swept, "
+        f"{done.grants} grants acknowledged, {done.snapshots} snapshots, {done.deleted} folders deleted, "
+        f"{done.renewals} sessions renewed, {done.repeated} sent again, {done.swept} chunks swept, "
         f"{done.late} of them missed, {done.unknown} answers lost, {done.events} events, "
         f"{done.checked} chunks read back, {len(done.violations)} violations, {time.monotonic() - began:.0f} s",
         flush=True,

@@ -86,6 +86,11 @@ class Figures:
     entries: int = 0
     refs: int = 0
     grants: int = 0
+    snapshots: int = 0
+    deleted: int = 0
+    """Folders."""
+    renewals: int = 0
+    """Of sessions."""
     events: int = 0
     repeated: int = 0
     """Acknowledged things that were sent once more."""

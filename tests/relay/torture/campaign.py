@@ -18,6 +18,7 @@ from tests.relay.process import RelayProcess
 from tests.relay.torture.book import Book, Figures
 from tests.relay.torture.judge import Judge
 from tests.relay.torture.people import PATIENT, Account, restart, sign_up
+from tests.relay.torture.tenant import Tenant
 from tests.relay.torture.work import Listener, Worker
 
 LONGEST_LIFE = 200
@@ -38,6 +39,12 @@ class Scene:
     books: list[Book]
     workers: list[Worker]
     listeners: list[Listener]
+    tenant: Tenant
+
+    @property
+    def clients(self) -> list[Worker | Listener | Tenant]:
+        """Everybody who works."""
+        return [*self.workers, *self.listeners, self.tenant]
 
 
 async def set_up(relay: RelayProcess, rng: random.Random, figures: Figures) -> Scene:
@@ -59,7 +66,9 @@ async def set_up(relay: RelayProcess, rng: random.Random, figures: Figures) -> S
         owner = (ann, bob)[books.index(book)]
         lets_in = guest.account_id if device is owner.first else None
         workers.append(Worker(device, book, recipients, random.Random(rng.random()), figures, lets_in))
-    return Scene(relay, [ann, bob], books, workers, listeners)
+    tom = await sign_up(relay, "tom@example.org", rng.randbytes(32), ["tom"], rng)
+    tenant = Tenant(tom.first, random.Random(rng.random()), figures)
+    return Scene(relay, [ann, bob], books, workers, listeners, tenant)
 
 
 async def run_campaign(
@@ -111,7 +120,7 @@ async def _live(scene: Scene, rng: random.Random, figures: Figures, *, sweeping:
         book.loose.clear()
     async with trio.open_nursery() as nursery:
         never = trio.Event()
-        for client in (*scene.workers, *scene.listeners):
+        for client in scene.clients:
             nursery.start_soon(client.run, never)
         end = figures.acknowledged + rng.randrange(LONGEST_LIFE)
         collected = trio.Event()
@@ -171,7 +180,7 @@ async def work_for(scene: Scene, seconds: float, until: float = math.inf) -> Non
     """Everybody works for a while, or until so much is acknowledged, and ends what is begun."""
     stopping = trio.Event()
     async with trio.open_nursery() as nursery:
-        for client in (*scene.workers, *scene.listeners):
+        for client in scene.clients:
             nursery.start_soon(client.run, stopping)
         with trio.move_on_after(seconds):
             while scene.workers[0].figures.acknowledged < until:
@@ -187,4 +196,5 @@ async def judge_all(scene: Scene, judge: Judge) -> None:
     for account, book in zip(scene.accounts, scene.books, strict=True):
         async with account.first.client() as client:
             await judge.account(client, account.email, [book], recipients)
+    await scene.tenant.judge()
     await trio.to_thread.run_sync(judge.operator)

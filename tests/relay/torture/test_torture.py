@@ -32,7 +32,7 @@ async def test_the_judge_notices_what_is_lost_and_what_is_charged_twice(tmp_path
     try:
         await campaign.restart(relay)
         scene, judge = await campaign.set_up(relay, rng, figures), Judge(relay, figures)
-        await campaign.work_for(scene, 60, until=30)
+        await campaign.work_for(scene, 60, until=100)
         await campaign.judge_all(scene, judge)
         assert figures.violations == []
         _damage(relay.data, scene.books[0].folder)
