@@ -17,12 +17,12 @@ from p2psync.model.ids import FolderId
 from p2psync.ports import Offload
 from p2psync.protocol import codec
 from p2psync.protocol import messages as m
-from p2psync.protocol.mailbox import Entry, EntryKind, decode_entry, decode_snapshot
+from p2psync.protocol.mailbox import MAX_HEADER, Entry, EntryKind, decode_entry, decode_snapshot
 from p2psync.sync.mailbox.service import MailboxService, MailboxUnavailable
 from p2psync.sync.mailbox.snapshots import Assembler
 
-MAX_ENTRIES = 10_000
-"""Entries with links that are looked at: as many as a folder may have links."""
+MAX_HELD = 64 * 1024 * 1024
+"""Bytes of links, and of entries that wait for a key, that are held of one folder: a relay may have made them up."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,7 +54,7 @@ async def find_folder(service: MailboxService, keys: DeviceKeys, folder: FolderI
 
 
 async def _read_feed(service: MailboxService, finder: _Finder, offload: Offload, after: int) -> None:
-    while len(finder.waiting) < MAX_ENTRIES and (page := await service.read(after)).entries:
+    while finder.held < MAX_HELD and (page := await service.read(after)).entries:
         if page.entries[-1][0] <= after:
             raise MailboxUnavailable("its feed is not in order")
         after = page.entries[-1][0]
@@ -70,8 +70,14 @@ class _Finder:
         self._grants: list[Grant] = []
         self._links: dict[bytes, Link] = {}
         self.ring = KeyRing(folder)
-        self.waiting: list[Entry] = []
+        self._waiting: list[Entry] = []
         """Entries with links that have not been opened."""
+
+    @property
+    def held(self) -> int:
+        """Bytes that are held, about."""
+        links = sum(len(link.encoded) for link in self._links.values())
+        return links + sum(len(entry.body) + MAX_HEADER for entry in self._waiting)
 
     def take_grants(self, encoded: Iterable[bytes]) -> None:
         opened: list[EpochKey] = []
@@ -93,7 +99,7 @@ class _Finder:
             except InputError:
                 continue
             if entry.header.kind == EntryKind.LINKS and entry.header.folder == self._folder:
-                self.waiting.append(entry)
+                self._waiting.append(entry)
         self._open_more()
 
     def take_links(self, encoded: Iterable[bytes]) -> None:
@@ -123,8 +129,8 @@ class _Finder:
 
     def _open_more(self) -> None:
         """Open what can be opened, until that leads no further."""
-        while ready := [entry for entry in self.waiting if entry.header.key_id in self.ring]:
-            self.waiting = [entry for entry in self.waiting if entry.header.key_id not in self.ring]
+        while ready := [entry for entry in self._waiting if entry.header.key_id in self.ring]:
+            self._waiting = [entry for entry in self._waiting if entry.header.key_id not in self.ring]
             for entry in ready:
                 try:
                     self._open(entry)

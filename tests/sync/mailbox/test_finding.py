@@ -6,8 +6,10 @@ import pytest
 
 from p2psync.crypto.identity import DeviceKeys
 from p2psync.membership.links import Add, Role
-from p2psync.sync.mailbox import snapshots, writer
+from p2psync.protocol.mailbox import CHAIN_SIZE, ChainKey, EntryKind, next_slot
+from p2psync.sync.mailbox import finding, snapshots, writer
 from p2psync.sync.mailbox.finding import Found, find_folder
+from p2psync.sync.mailbox.service import FeedPage, MailboxUnavailable
 from tests.sync.conftest import LABEL, simulated
 from tests.sync.mailbox.fake import FakeService
 from tests.sync.mailbox.stories import Post, mailed
@@ -87,3 +89,42 @@ async def test_a_stranger_finds_nothing_and_garbage_is_no_folder() -> None:
         assert await found(story) is None
         story.relay.grants = dict.fromkeys(story.relay.grants, b"garbage")
         assert await found(story) is None
+
+
+@simulated
+async def test_a_relay_that_makes_up_entries_without_end_takes_no_more_than_its_share(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    async with mailed() as story:
+        await invited(story)
+        context = story.folder("one").context
+        service = FakeService(story.relay, PAPER)
+        slot = next_slot(
+            context.folder, ChainKey(PAPER.card.signing_key, bytes(CHAIN_SIZE)), None, EntryKind.LINKS, b"k" * 16
+        )
+        entry = slot.sign(PAPER, bytes(1000)).encoded
+        pages: list[int] = []
+
+        async def read(after: int) -> FeedPage:
+            pages.append(after)
+            return FeedPage([(after + 1, entry)], after + 2)
+
+        monkeypatch.setattr(service, "read", read)
+        monkeypatch.setattr(finding, "MAX_HELD", 100_000)
+        assert await find_folder(service, PAPER, context.folder, context.world.offload) is None
+        assert 50 < len(pages) < 100
+
+
+@simulated
+async def test_a_feed_that_goes_round_in_circles_is_no_feed(monkeypatch: pytest.MonkeyPatch) -> None:
+    async with mailed() as story:
+        await invited(story)
+        context = story.folder("one").context
+        service = FakeService(story.relay, PAPER)
+
+        async def read(after: int) -> FeedPage:
+            return FeedPage([(1, b"")], 2)
+
+        monkeypatch.setattr(service, "read", read)
+        with pytest.raises(MailboxUnavailable, match="in order"):
+            await find_folder(service, PAPER, context.folder, context.world.offload)
