@@ -55,7 +55,7 @@ def _makes(method: str, target: str) -> bool:
         (ApiError(409, "conflict", "too many chains", limit=64), MailboxRefused),
         (ApiError(507, "over-quota", "full", used=5, reserved=1, limit=6, asked=7, plan="free"), OverQuota),
         (ApiError(403, "forbidden"), MailboxRefused),
-        (ApiError(404, "not-found"), MailboxRefused),
+        (ApiError(404, "not-found"), MailboxUnavailable),  # put back from before it was made: it is made again
         (ApiError(500, "internal"), MailboxUnavailable),
         (ApiError(503, "unavailable"), MailboxUnavailable),
         (ConnectionLost("gone"), MailboxUnavailable),
