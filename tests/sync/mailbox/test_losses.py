@@ -108,7 +108,7 @@ async def test_a_relay_that_always_says_so_is_not_sent_it_over_and_over() -> Non
 
 @simulated
 async def test_errors_on_the_way_delay_it_only() -> None:
-    async with mailed(lost_request=0.2, lost_answer=0.2) as story:
+    async with mailed(lost_request=0.1, lost_answer=0.1) as story:
         await met_and_parted(story)
         for number in range(10):
             story.user("one").write(b"f%d" % number, b"%d" % number)
