@@ -15,20 +15,20 @@ from functools import partial
 import structlog
 import trio
 
-from p2psync.errors import ConnectionLost, EscapeError, InputError, IntegrityError, ProtocolError, StateError
+from p2psync.errors import ConnectionLost, InputError, IntegrityError, ProtocolError, StateError
 from p2psync.model.hashing import DIGEST_SIZE, digest
 from p2psync.model.manifest import MAX_MANIFEST, Manifest, content_root, decode_manifest
-from p2psync.model.paths import PathKey, RelPath
+from p2psync.model.paths import PathKey
 from p2psync.model.records import FileRecord
 from p2psync.protocol.bulk import Absent
 from p2psync.reconcile.guards import room_for
 from p2psync.sync.context import FolderContext
 from p2psync.sync.link import Link
+from p2psync.sync.local_chunks import find_chunk
 from p2psync.sync.pulse import Pulse
 from p2psync.transfer.pieces import Piece, Refusal, Request
 from p2psync.transfer.swarm import Swarm
 from p2psync.transfer.window import Window
-from p2psync.workspace import chunker
 from p2psync.workspace.staging import Stage, dress, file_mode, stage_small
 
 _log = structlog.get_logger(__name__)
@@ -462,35 +462,6 @@ class ContentJobs:
                 progress.received += len(item)
                 progress.completed(len(item), trio.current_time())
                 self._arrived.fire()
-
-
-def find_chunk(
-    context: FolderContext,
-    chunk: bytes,
-    length: int,
-    suspects: list[RelPath] | None = None,
-    out: memoryview | None = None,
-) -> memoryview | None:
-    """A chunk from a file of this folder that still holds it (I14), in `out` where that is given.
-
-    Files that do not hold it any more go to `suspects`.
-    """
-    with context.index.read() as reader:
-        places = reader.locate(chunk)
-    for place in places:
-        if place.length != length:
-            continue
-        if out is None:
-            out = memoryview(bytearray(length))
-        try:
-            whole = chunker.read_chunk_into(context.root, place.path, place.offset, out, chunk, context.algorithm)
-        except (OSError, EscapeError, StateError):
-            whole = False
-        if whole:
-            return out
-        if suspects is not None:
-            suspects.append(place.path)
-    return None
 
 
 def _dress(context: FolderContext, path: bytes, record: FileRecord) -> None:

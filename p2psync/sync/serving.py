@@ -7,8 +7,9 @@ import structlog
 from p2psync.model.paths import RelPath
 from p2psync.protocol.bulk import Absent, Item
 from p2psync.protocol.messages import ChunkRequest
-from p2psync.sync.contents import ContentJobs, find_chunk
+from p2psync.sync.contents import ContentJobs
 from p2psync.sync.context import FolderContext
+from p2psync.sync.local_chunks import find_chunk
 from p2psync.sync.observer import Observer
 
 _log = structlog.get_logger(__name__)

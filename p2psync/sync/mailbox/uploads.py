@@ -25,8 +25,8 @@ from p2psync.index.writer import Writer
 from p2psync.model.manifest import decode_manifest
 from p2psync.model.records import FileRecord
 from p2psync.ports import Kind
-from p2psync.sync.contents import find_chunk
 from p2psync.sync.context import FolderContext
+from p2psync.sync.local_chunks import find_chunk
 from p2psync.sync.mailbox.journal import Journal
 from p2psync.sync.mailbox.service import (
     MAX_ASKED,
