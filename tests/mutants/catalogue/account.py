@@ -14,7 +14,7 @@ MUTANTS = (
     Mutant(
         "any-certificate-is-the-relays",
         "The fingerprint in a relay's URL is read and never compared: whoever answers gets requests and tokens.",
-        (edit("net/http.py", "if self._fingerprint is not None:\n", "if self._fingerprint == b'':\n"),),
+        (edit("net/http.py", "if not is_pinned(tls.peer_certificate(), self._fingerprint):\n", "if False:\n"),),
         (f"{HTTP}::test_somebody_else_hears_nothing",),
     ),
     Mutant(
@@ -23,8 +23,8 @@ MUTANTS = (
         (
             edit(
                 "net/http.py",
-                "                if size > limit:\n                    break\n",
-                "                if size > 1000 * limit:\n                    break\n",
+                "                if end > limit:\n                    break\n",
+                "                if end > 1000 * limit:\n                    break\n",
             ),
         ),
         (f"{HTTP}::test_endless_answers_are_cut_off",),
