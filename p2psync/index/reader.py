@@ -226,6 +226,10 @@ class Reader:
         rows = [tables.decode(tables.link_rows, data) for _, data in self.txn.range(tables.LINKS)]
         return [encoded for _, encoded in sorted(rows)]
 
+    def link_count(self) -> int:
+        """How many there are."""
+        return self.txn.count(tables.LINKS)
+
     # ── history, journal, problems, settings ────────────────────────────────────────────────────────────────────────
     def history(self, path: RelPath) -> list[HistoryEntry]:
         """Kept versions of one path, oldest first."""

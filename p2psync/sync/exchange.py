@@ -26,6 +26,7 @@ from p2psync.model.paths import KEY_SIZE, PathKey
 from p2psync.protocol import messages as m
 from p2psync.protocol.batcher import pack
 from p2psync.protocol.limits import MAX_GRANTS_PER_MESSAGE, MAX_KEYS, MAX_LINKS_PER_MESSAGE
+from p2psync.sync import rights
 from p2psync.sync.bundles import open_groups, outgoing
 from p2psync.sync.compare import Trie, decode_answer, decode_query, encode_answer, encode_query
 from p2psync.sync.context import FolderContext
@@ -199,7 +200,7 @@ class Exchange:
 
             def commit(writer: Writer) -> list[PathKey]:
                 changed: list[PathKey] = []
-                for batch, items in opened:
+                for batch, items in rights.standing(writer, membership, opened):
                     changed += writer.merge(batch, items, origin=peer)
                 if message.upto_sequence and message.index_id:
                     writer.set_cursor(peer, message.index_id, message.upto_sequence)

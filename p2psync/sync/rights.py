@@ -14,16 +14,20 @@ from typing import TYPE_CHECKING
 
 from p2psync.index.reader import Reader
 from p2psync.index.writer import Writer
-from p2psync.membership.fold import Membership
+from p2psync.membership.fold import Membership, fold
 from p2psync.membership.links import Link
 from p2psync.model.entries import Synced
 from p2psync.model.ids import DeviceId, replica_device_prefix
 from p2psync.model.paths import RelPath, depth, path_key
+from p2psync.model.records import FileRecord, SignedBatch
 from p2psync.ports import Kind
 from p2psync.reconcile import plan
 
 if TYPE_CHECKING:
     from p2psync.sync.context import FolderContext
+
+Opened = tuple[SignedBatch, list[tuple[FileRecord, bytes]]]
+"""A verified batch with those of its records that came, and their bytes."""
 
 _VOIDED = "voided"
 """Setting: the disk may show what no record stands for any more because its author had lost the right."""
@@ -36,6 +40,22 @@ def take_effect(writer: Writer, membership: Membership, device: DeviceId, fresh:
         _withdraw(writer, membership, device)
     if membership.may_edit(device):
         _begin_writing(writer, membership, device)
+
+
+def standing(writer: Writer, judged_by: Membership, opened: Sequence[Opened]) -> list[Opened]:
+    """Of records that counted by the membership `judged_by`: those that count by the links that the index has by now.
+
+    A removal may have been taken in between. What it voids has left the index then, and must not come in after it.
+    """
+    if writer.link_count() == judged_by.link_count:
+        return list(opened)
+    now = fold(writer.links())
+    kept = []
+    for batch, items in opened:
+        counting = [(r, data) for r, data in items if now.may_write(batch.author, r.dot.replica, r.dot.counter)]
+        if counting:
+            kept.append((batch, counting))
+    return kept
 
 
 def ensure(context: FolderContext) -> None:

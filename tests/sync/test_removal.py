@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import pytest
 import trio
 
-from p2psync.membership.links import Role
+from p2psync.membership.links import Role, decode_link
+from p2psync.sync import exchange
 from p2psync.testing.snapshot import Shown, content_id, kept, tree
 from p2psync.workspace.layout import MARKER
 from tests.simulation.nodes import PORT
@@ -221,6 +223,33 @@ async def test_who_takes_up_the_folder_with_its_old_index_gives_up_what_was_writ
         await story.until(lambda: shown(story, "friend") == shown(story, "owner"))
         assert story.user("friend").read(b"shared") == b"of all"
         assert {content_id(b"changed"), content_id(b"too late")} <= history(story, "friend")
+
+
+@simulated
+async def test_a_removal_that_is_taken_in_while_records_are_verified_counts_for_these(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    async with told() as story:
+        await story.start("owner", "friend", "gone")
+        await story.share("owner", friend="editor", gone="editor")
+        apart(story, "owner", "friend", "gone")
+        await story.nodes["owner"].folder_unshare(LABEL, await id_of(story, "gone"))
+        removed = story.folder("owner").context.membership
+        friend = story.folder("friend").context
+        links = [decode_link(link) for link in removed.links_after(friend.membership.heads)]
+        verify = exchange.open_groups
+
+        def overtaken(*arguments: object) -> object:
+            opened = verify(*arguments)  # type: ignore[arg-type]
+            if arguments[-1] is friend.membership and not friend.membership.has(links[0].hash):
+                friend.index.write(lambda writer: [writer.add_link(link.hash, link.encoded) for link in links])
+            return opened
+
+        monkeypatch.setattr(exchange, "open_groups", overtaken)
+        story.user("gone").write(b"new", b"too late")
+        await scan(story, "gone")
+        await trio.sleep(30)
+        assert shown(story, "friend") == {}
 
 
 @simulated

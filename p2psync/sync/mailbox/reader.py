@@ -14,11 +14,13 @@ from p2psync.errors import AuthenticationError, InputError
 from p2psync.index.mailbox import MailboxWriter, Marks
 from p2psync.index.tables import MailboxRow
 from p2psync.index.writer import Writer
+from p2psync.membership.fold import Membership
 from p2psync.membership.links import decode_link
 from p2psync.model.ids import DeviceId, device_id_of, short_id
-from p2psync.model.records import FileRecord, SignedBatch, record_id
+from p2psync.model.records import record_id
 from p2psync.protocol.chains import Finding, Fork, ForkProof, OwnRollback, RolledBack, Withheld
 from p2psync.protocol.mailbox import MAX_HEADS, ChainKey, EntryKind, Head, Header, decode_header
+from p2psync.sync import rights
 from p2psync.sync.context import FolderContext
 from p2psync.sync.mailbox import troubles
 from p2psync.sync.mailbox.digest import Stretch, digest, is_known
@@ -166,7 +168,7 @@ class FeedReader:
             for header in stretch.tips.values():
                 if header.key not in known and header.key != journal.chains.own and header.author in authors:
                     await self._lost_track(DeviceId(header.author))
-            await self._store(stretch)
+            await self._store(stretch, membership)
         for text in stretch.refused:
             _log.info("not taken in", folder=context.name, relay=self._service.name, text=text)
         if stretch.broken:
@@ -186,8 +188,11 @@ class FeedReader:
             return self._keys.early_key(header.key_id)
         return key
 
-    async def _store(self, stretch: Stretch) -> None:
-        """Everything that a stretch says, and that it was read, in one transaction. Hold the lock."""
+    async def _store(self, stretch: Stretch, judged_by: Membership) -> None:
+        """Everything that a stretch says, and that it was read, in one transaction. Hold the lock.
+
+        Its records were `judged_by` the membership before its links.
+        """
         context, journal = self._context, self._journal
         old = journal.row
         skipped = min((number for number in (old.skipped, stretch.skipped) if number), default=0)
@@ -203,7 +208,7 @@ class FeedReader:
 
         def work(writer: Writer, rows: MailboxWriter) -> tuple[bool, bool]:
             changed = []
-            for batch, items in stretch.records:
+            for batch, items in rights.standing(writer, judged_by, stretch.records):
                 changed += writer.merge(batch, items, origin=self._service.id)
                 rows.mark_posted([(record.key, record_id(encoded)) for record, encoded in items])
             _store_chains(rows, stretch, mine, row)
@@ -215,7 +220,7 @@ class FeedReader:
         try:
             changed, renewed = await journal.commit(work)
         except InputError:
-            await self._merge_one_by_one(stretch)
+            await self._merge_one_by_one(stretch, judged_by)
             _, renewed = await journal.commit(work)
             changed = True
         journal.row, journal.chains = row, stretch.chains
@@ -229,12 +234,12 @@ class FeedReader:
             context.state_changed.fire()
             self.progressed.fire()
 
-    async def _merge_one_by_one(self, stretch: Stretch) -> None:
+    async def _merge_one_by_one(self, stretch: Stretch, judged_by: Membership) -> None:
         """Leave out the batches that no honest author made: they must not keep away what others wrote."""
         good = []
         for batch, items in stretch.records:
             try:
-                await self._journal.commit(partial(_merge, batch, items, self._service.id))
+                await self._journal.commit(partial(_merge, (batch, items), judged_by, self._service.id))
                 good.append((batch, items))
             except InputError as error:
                 stretch.refused.append(str(error))
@@ -333,10 +338,9 @@ class FeedReader:
             self._told.stale((journal.now - since) // 86400)
 
 
-def _merge(
-    batch: SignedBatch, items: Sequence[tuple[FileRecord, bytes]], origin: bytes, writer: Writer, _: MailboxWriter
-) -> None:
-    writer.merge(batch, items, origin=origin)
+def _merge(opened: rights.Opened, judged_by: Membership, origin: bytes, writer: Writer, _: MailboxWriter) -> None:
+    for batch, items in rights.standing(writer, judged_by, [opened]):
+        writer.merge(batch, items, origin=origin)
 
 
 def _put_fork(proof: ForkProof, _: Writer, rows: MailboxWriter) -> None:

@@ -22,6 +22,7 @@ from p2psync.protocol.batcher import pack
 from p2psync.protocol.chains import Fork, Fresh
 from p2psync.protocol.limits import MAX_CONTROL, MAX_LINKS_PER_MESSAGE
 from p2psync.protocol.mailbox import EntryKind, Header, Snapshot, decode_entry, decode_snapshot, sorted_heads
+from p2psync.sync import rights
 from p2psync.sync.bundles import open_groups, outgoing
 from p2psync.sync.context import FolderContext
 from p2psync.sync.mailbox.digest import copied, is_known
@@ -112,8 +113,9 @@ async def take_snapshot(
 
 async def _merge(context: FolderContext, service: MailboxService, journal: Journal, message: m.Records) -> None:
     def work(writer: Writer, rows: MailboxWriter) -> None:
-        opened, _ = open_groups(context.folder, message, context.membership)
-        for batch, items in opened:
+        membership = context.membership
+        opened, _ = open_groups(context.folder, message, membership)
+        for batch, items in rights.standing(writer, membership, opened):
             writer.merge(batch, items, origin=service.id)
             rows.mark_posted([(record.key, record_id(encoded)) for record, encoded in items])
         if writer.rolled_back:

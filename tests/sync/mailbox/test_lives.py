@@ -7,11 +7,12 @@ import random
 import pytest
 import trio
 
+from p2psync.crypto.identity import SEED_SIZE, DeviceKeys
 from p2psync.model.ids import parse_device_id
-from p2psync.protocol.mailbox import EntryKind, decode_entry
+from p2psync.protocol.mailbox import ChainKey, EntryKind, decode_entry, next_slot
 from p2psync.sync.mailbox import writer
 from p2psync.sync.mailbox.mailbox import REFUSED_AGAIN
-from tests.sync.conftest import FOLDER, LABEL, contents, simulated
+from tests.sync.conftest import FOLDER, LABEL, Story, contents, simulated
 from tests.sync.mailbox.stories import Post, mailed
 from tests.sync.mailbox.test_mailbox import met_and_parted
 
@@ -46,6 +47,37 @@ async def test_who_was_away_during_a_removal_learns_the_new_key_and_what_is_seal
         await story.until(lambda: b"secret" in contents(story, "two"))
         assert story.folder("two").context.membership.epoch == 2
         assert not story.folder("two").context.membership.epoch_stale
+
+
+@simulated
+async def test_what_is_read_together_with_the_removal_of_its_author_is_judged_by_that() -> None:
+    """The removed left it there before anybody could tell; who removed it had not seen it.
+
+    What a stranger has left is read again, with all that follows, as soon as new keys or members may explain it.
+    """
+    async with mailed() as story:
+        await three(story)
+        gone = await id_of(story, "three")
+        strange = DeviceKeys(bytes(SEED_SIZE))
+        sample = decode_entry(story.relay.feed[0]).header
+        slot = next_slot(sample.folder, ChainKey(strange.card.signing_key, b"strange!"), None, 1, sample.key_id)
+        story.relay.feed.append(slot.sign(strange, b"whatever").encoded)
+        await story.stop("one")
+        await story.stop("two")
+        story.user("three").write(b"late", b"by the removed")
+        await story.posted("three")
+        await story.stop("three")
+        await Story.again(story, "one")
+        await story.nodes["one"].folder_unshare(LABEL, gone)
+        story.join("one")
+        await story.posted("one")
+        await story.stop("one")
+        await story.again("two")
+        await story.until(lambda: len(story.folder("two").context.membership.members) == 2)
+        await story.until(lambda: story.mailbox("two").reader.caught_up)
+        await story.again("one")
+        await story.settle("two")
+        assert contents(story, "one") == contents(story, "two") == {}
 
 
 @simulated
