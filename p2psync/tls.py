@@ -35,6 +35,7 @@ class TlsStream(trio.abc.Stream):
             self._incoming, self._outgoing, server_side=server_side, server_hostname=server_hostname
         )
         self._sending = trio.Lock()
+        self._is_cut = False
         self._most = FIRST
         self._end: ssl.SSLError | None = None
         """Why nothing follows what was received; SSLEOFError when the other side has ended."""
@@ -81,7 +82,7 @@ class TlsStream(trio.abc.Stream):
                     self._tls.write(view[start : start + PIECE])
                 except ssl.SSLError as error:
                     raise trio.BrokenResourceError("the TLS connection failed") from error
-                await self.transport_stream.send_all(self._outgoing.read())
+                await self._send()
 
     async def wait_send_all_might_not_block(self) -> None:
         """See `trio.abc.SendStream`."""
@@ -131,4 +132,12 @@ class TlsStream(trio.abc.Stream):
     async def _flush(self) -> None:
         async with self._sending:
             if self._outgoing.pending:
-                await self.transport_stream.send_all(self._outgoing.read())
+                await self._send()
+
+    async def _send(self) -> None:
+        """What is sealed goes out whole, or nothing after it does."""
+        if self._is_cut:
+            raise trio.BrokenResourceError("something was sent in part on this connection")
+        self._is_cut = True
+        await self.transport_stream.send_all(self._outgoing.read())
+        self._is_cut = False

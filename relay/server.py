@@ -188,7 +188,8 @@ class HttpConnection:
         """As much as has come, which is bounded; a head must be complete in time after its first byte."""
         try:
             with trio.fail_at(self._head_deadline):
-                data = await self._tls.receive_some()
+                # h11 looks at the length of a head only when a piece does not end it.
+                data = await self._tls.receive_some(MAX_HEAD if self._awaited else None)
         except trio.TooSlowError:
             await trio.aclose_forcefully(self._tls)
             raise trio.BrokenResourceError("the head of a request took too long") from None

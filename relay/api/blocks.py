@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from dataclasses import replace
+from functools import partial
 from typing import Annotated, Any, Final
 
 import msgspec
@@ -59,7 +60,9 @@ async def put_chunk(call: Call) -> StoredChunk:
         raise ApiError(400, "bad-request", "a chunk has at least one byte")
     size = _length(call)
     folder, chunk_id = _folder(call), call.hex_id("chunk_id", DIGEST_SIZE)
-    new = await _blocks(call).put(call.caller.account_id, folder, chunk_id, Body(size, digest, call.arrived))
+    new = await _blocks(call).put(
+        call.caller.account_id, folder, chunk_id, Body(size, digest, partial(call.arrived, size))
+    )
     return StoredChunk(size, new)
 
 
@@ -268,7 +271,9 @@ async def put_by_link(call: Call) -> StoredChunk:
     if _length(call) != link.size:
         raise ApiError(400, "bad-request", f"this link is for {link.size} bytes")
 
-    new = await blocks.put(link.account_id, link.folder_id, link.chunk_id, Body(link.size, link.digest, call.arrived))
+    new = await blocks.put(
+        link.account_id, link.folder_id, link.chunk_id, Body(link.size, link.digest, partial(call.arrived, link.size))
+    )
     return StoredChunk(link.size, new)
 
 

@@ -185,13 +185,15 @@ class Call:
             raise not_found()
         return bytes.fromhex(text)
 
-    async def arrived(self) -> bytearray:
+    async def arrived(self, room: int = 0) -> bytearray:
         """The whole body. Who asks for it compares its digest with what was signed; `read` does.
+
+        Where the caller has `room` bytes for it, it is put together in them, and never in memory twice.
 
         Raises:
             ApiError: 413 as soon as it is longer than the route takes.
         """
-        body, size, more = bytearray(int(self.headers.get("content-length", "0"))), 0, True
+        body, size, more = bytearray(room), 0, True
         while more:
             message = await self.receive()
             if message["type"] == "http.disconnect":
@@ -200,7 +202,6 @@ class Call:
             end = size + len(piece)
             if end > self.route.limit:
                 raise too_large(self.route.limit)
-            # In its place at once: a large body is not in memory twice.
             body[size:end] = piece
             size, more = end, message.get("more_body", False)
         del body[size:]

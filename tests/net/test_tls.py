@@ -175,3 +175,13 @@ async def test_cancelling_loses_nothing(connect: Connect) -> None:
             with trio.move_on_after(rng.choice([0, 0, 0.0001, 0.001])):
                 got += await server.receive_some()
     assert got == content
+
+
+async def test_after_something_was_sent_in_part_nothing_is_sent(connect: Connect) -> None:
+    client, server = await connect("server")
+    with trio.move_on_after(0.1) as cut:
+        await server.send_all(bytes(1 << 26))
+    assert cut.cancelled_caught
+    with pytest.raises(trio.BrokenResourceError):
+        await server.send_all(b"more")
+    await client.aclose()

@@ -17,6 +17,7 @@ from p2psync.protocol.relay_address import parse_relay_address
 
 READY_TIMEOUT = 60.0
 STOP_TIMEOUT = 30.0
+COMMAND_TIMEOUT = 180.0
 
 
 class RelayProcess:
@@ -45,7 +46,7 @@ class RelayProcess:
         if arguments[0] != "config":
             places += ("--data", str(self.data))
         return subprocess.run(
-            self.command(*arguments, *places), capture_output=True, text=True, timeout=60, check=False
+            self.command(*arguments, *places), capture_output=True, text=True, timeout=COMMAND_TIMEOUT, check=False
         )
 
     def start(self) -> None:
