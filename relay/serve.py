@@ -44,15 +44,15 @@ def serve(config: Config, directory: Path) -> None:
     """
     configure_logging(config.log.level)
     os.umask(0o077)
-    _raise_file_limit(config.server.max_connections)
+    raise_file_limit(config.server.max_connections)
     data = DataDirectory(directory.absolute())
     data.create()
     with data.locked():
         trio.run(_serve, config, data)
 
 
-def _raise_file_limit(connections: int) -> None:
-    """Each connection is an open file, and few systems allow many by default."""
+def raise_file_limit(connections: int) -> None:
+    """Let this process have so many connections: each is an open file, and few systems allow many by default."""
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     wanted = connections + SPARE_FILES
     if soft != resource.RLIM_INFINITY and soft < wanted:

@@ -1,0 +1,152 @@
+"""One run: the relay and the bare server do the same work in turns, and what they did becomes rows."""
+
+from __future__ import annotations
+
+import random
+import statistics
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from typing import Final
+
+from benchmarks.relay import chunks, slow, streams
+from benchmarks.relay.load import Client, Load
+from benchmarks.relay.rows import Row
+from benchmarks.relay.stage import FOLDERS, PRESENCE, Ask, Device, Stage, address_of
+from benchmarks.report import percentile
+from tests.relay.process import RelayProcess
+
+MAX_STREAM: Final = 100.0
+"""Kilobytes."""
+LEAST_OF_BARE: Final = 0.5
+MAX_P99: Final = 100.0
+"""Milliseconds, at half of the rate that was measured before."""
+LEAST_RATE: Final = 300.0
+"""MB/s of chunks each way, on two idle cores."""
+MAX_SLOWDOWN: Final = 2.0
+"""By how much slow clients may stretch the p99 of others."""
+
+Say = Callable[[str], None]
+
+
+@dataclass(frozen=True, slots=True)
+class Scale:
+    """How much work."""
+
+    streams: int
+    hold_s: float
+    """The relay says something on each stream every 30 s."""
+    connections: int
+    """Of clients that ask; each is a device of its own."""
+    rounds: int
+    seconds: float
+    """Of asking, in each round."""
+    chunks: int
+    slow: int
+
+
+FULL: Final = Scale(streams=5000, hold_s=35, connections=16, rounds=3, seconds=6, chunks=256, slow=1000)
+QUICK: Final = Scale(streams=200, hold_s=1, connections=8, rounds=1, seconds=1.5, chunks=12, slow=60)
+
+
+class Run:
+    """Measures at the two servers of a stage."""
+
+    def __init__(self, stage: Stage, scale: Scale, seed: int, say: Say) -> None:
+        """`say` is told of progress."""
+        self._stage = stage
+        self._scale = scale
+        self._rng = random.Random(seed)
+        self._say = say
+        self._asking = stage.devices[: scale.connections]
+
+    def parts(self) -> Mapping[str, Callable[[], Iterator[Row]]]:
+        """What can be measured, by name."""
+        return {"requests": self.requests, "slow": self.slow, "chunks": self.chunks, "streams": self.streams}
+
+    def streams(self) -> Iterator[Row]:
+        """Idle streams of notifications."""
+        held = []
+        for server in self._stage.servers:
+            self._say(f"{self._scale.streams} streams at the {server.data.name} server")
+            held.append(streams.hold(server, self._stage.devices, self._scale.hold_s))
+        relay, bare = held
+        yield Row("idle streams held", "streams", relay.alive, bare.alive, least=self._scale.streams)
+        yield Row("memory of an idle stream", "kB", relay.each / 1e3, bare.each / 1e3, most=MAX_STREAM)
+        yield Row("CPU of 1,000 idle streams", "% of a core", relay.cpu * 1e5, bare.cpu * 1e5)
+
+    def requests(self) -> Iterator[Row]:
+        """Signed requests, as many as are answered, and half as many."""
+        for name, ask in (("from memory", PRESENCE), ("from the database", FOLDERS)):
+            self._say(f"signed requests, answered {name}")
+            relay, bare = (_Clients(server, self._asking, ask) for server in self._stage.servers)
+            with relay, bare:
+                for _ in range(self._scale.rounds):
+                    for clients in (relay, bare):
+                        clients.press(self._scale.seconds)
+                paced = [clients.pace_half(self._scale.seconds) for clients in (relay, bare)]
+            what = f"signed requests answered {name}"
+            yield Row(what, "per second", relay.rate, bare.rate, least_ratio=LEAST_OF_BARE)
+            yield Row(what, "per second of the server's CPU", 1 / relay.cost, 1 / bare.cost, least_ratio=LEAST_OF_BARE)
+            yield Row("p99 of them at half the rate", "ms", _p99(paced[0]), _p99(paced[1]), most=MAX_P99)
+
+    def slow(self) -> Iterator[Row]:
+        """What others notice of slow clients."""
+        calm, held_up = [], []
+        for server in self._stage.servers:
+            self._say(f"{self._scale.slow} slow clients at the {server.data.name} server")
+            with _Clients(server, self._asking, PRESENCE) as clients:
+                clients.press(self._scale.seconds)
+                calm.append(_p99(clients.pace_half(2 * self._scale.seconds)))
+                with slow.slow_clients(address_of(server), self._asking, self._scale.slow):
+                    held_up.append(_p99(clients.pace_half(2 * self._scale.seconds)))
+        slowdown = [after / before for before, after in zip(calm, held_up, strict=True)]
+        yield Row("p99 of others without slow clients", "ms", *calm)
+        yield Row(f"p99 of others beside {self._scale.slow} slow clients", "ms", *held_up)
+        yield Row("slow clients stretch it", "times", *slowdown, most=MAX_SLOWDOWN)
+
+    def chunks(self) -> Iterator[Row]:
+        """Chunks of 4 MiB by the client that nodes use."""
+        moved = []
+        for server in self._stage.servers:
+            self._say(f"{self._scale.chunks} chunks at the {server.data.name} server")
+            moved.append(chunks.move(server, self._asking[0], self._scale.chunks, self._rng))
+        for what, relay, bare in zip(("chunks up", "chunks down"), *moved, strict=True):
+            yield Row(what, "MB/s", relay.rate, bare.rate, least=LEAST_RATE)
+            yield Row(f"{what}: CPU of the server", "ms per MiB", relay.server_cost, bare.server_cost)
+            yield Row(f"{what}: CPU of the client", "ms per MiB", relay.client_cost, bare.client_cost)
+
+
+class _Clients:
+    """Clients of one server that ask one thing."""
+
+    def __init__(self, server: RelayProcess, devices: list[Device], ask: Ask) -> None:
+        self._client = Client(server, devices)
+        self._ask = ask
+        self._loads: list[Load] = []
+
+    def __enter__(self) -> _Clients:
+        self._client.warm(self._ask)
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._client.close()
+
+    def press(self, seconds: float) -> None:
+        self._loads.append(self._client.press(self._ask, seconds))
+
+    def pace_half(self, seconds: float) -> Load:
+        return self._client.pace(self._ask, self.rate / 2, seconds)
+
+    @property
+    def rate(self) -> float:
+        """The median of all rounds."""
+        return statistics.median(load.rate for load in self._loads)
+
+    @property
+    def cost(self) -> float:
+        """Seconds of CPU for one request, the median of all rounds."""
+        return statistics.median(load.cost for load in self._loads)
+
+
+def _p99(load: Load) -> float:
+    return 1000 * percentile(load.latencies, 0.99)
