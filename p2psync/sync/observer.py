@@ -41,6 +41,7 @@ from p2psync.reconcile.observe import (
     observe,
 )
 from p2psync.reconcile.resolve import resolution
+from p2psync.sync import rights
 from p2psync.sync.context import FolderContext
 from p2psync.sync.hints import HintInbox
 from p2psync.sync.pulse import Pulse
@@ -175,6 +176,9 @@ class Observer:
         finally:
             self._busy = False
             self._context.progress.scanning -= 1
+        if context.may_write():
+            for path in await context.world.offload.run(lambda: rights.passed_over(context)):
+                self.look_at(path)
         self._done = max(self._done, asked)
         self._context.confirmed_outgoing = False
         self._derive_removals = True

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import replace
+from itertools import islice
 from typing import TYPE_CHECKING
 
 from p2psync.index.reader import Reader
@@ -18,7 +19,7 @@ from p2psync.membership.fold import Membership, fold
 from p2psync.membership.links import Link
 from p2psync.model.entries import Synced
 from p2psync.model.ids import DeviceId, replica_device_prefix
-from p2psync.model.paths import RelPath, depth, path_key
+from p2psync.model.paths import ROOT, RelPath, depth, parent, path_key
 from p2psync.model.records import FileRecord, SignedBatch
 from p2psync.ports import Kind
 from p2psync.reconcile import plan
@@ -29,6 +30,8 @@ if TYPE_CHECKING:
 Opened = tuple[SignedBatch, list[tuple[FileRecord, bytes]]]
 """A verified batch with those of its records that came, and their bytes."""
 
+MAX_PASSED_OVER = 10_000
+"""Paths that are looked at after one scan; the next one brings more."""
 _VOIDED = "voided"
 """Setting: the disk may show what no record stands for any more because its author had lost the right."""
 _REASON = "written by a device after it had lost the right to; kept in history"
@@ -65,6 +68,20 @@ def ensure(context: FolderContext) -> None:
         begun = reader.clock() >= membership.floor(device) and not reader.totals().diverged
     if membership.may_edit(device) and not begun:
         context.index.write(lambda writer: _begin_writing(writer, membership, device))
+
+
+def passed_over(context: FolderContext) -> list[RelPath]:
+    """What no scan comes upon, though it waits to be published: it is below what is no directory any more. Blocks."""
+    with context.index.read() as reader:
+        if not reader.totals().diverged:
+            return []
+
+        def is_entered(directory: RelPath) -> bool:
+            entry = reader.synced(directory)
+            return directory == ROOT or (entry is not None and entry.kind is Kind.DIRECTORY and not entry.absent)
+
+        waiting = (entry.path for entry in reader.entries() if entry.diverged)
+        return list(islice((path for path in waiting if not is_entered(parent(path))), MAX_PASSED_OVER))
 
 
 def cut(reader: Reader, device: bytes) -> list[tuple[bytes, int]]:

@@ -123,6 +123,28 @@ async def test_who_is_let_in_again_publishes_what_it_did_meanwhile() -> None:
 
 
 @simulated
+async def test_who_is_let_in_again_publishes_what_it_deleted_below_what_is_no_directory_now() -> None:
+    async with told() as story:
+        await story.start("owner", "other")
+        owner, other = story.user("owner"), story.user("other")
+        owner.mkdir(b"d")
+        owner.write(b"d/x", b"1")
+        await story.share("owner", other="editor")
+        device = await id_of(story, "other")
+        await story.nodes["owner"].folder_unshare(LABEL, device)
+        await story.until(lambda: story.folder("other").role is None)
+        other.delete_tree(b"d")
+        await trio.sleep(60)
+        other.write(b"d", b"a file")
+        await trio.sleep(3600)
+        await story.nodes["owner"].folder_share(LABEL, device, "editor")
+        await story.until(lambda: story.folder("other").role is Role.EDITOR)
+        await story.until(lambda: set(shown(story, "owner")) == set(shown(story, "other")) == {b"d"}, 300)
+        await story.settle("owner")
+        assert owner.read(b"d") == b"a file"
+
+
+@simulated
 async def test_who_hears_of_its_removal_and_return_at_once_publishes_what_was_cut_off() -> None:
     async with told() as story:
         await story.start("owner", "other")
