@@ -6,7 +6,7 @@ Safety is judged always, convergence only in the second phase, after every fault
 from collections import Counter
 from collections.abc import Awaitable, Callable, Collection, Mapping
 from contextlib import AbstractAsyncContextManager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, Protocol
 
 import trio
@@ -22,6 +22,7 @@ from tests.simulation.logs import LogBook, captured
 from tests.simulation.mishaps import relent, unfold
 from tests.simulation.people import ALL_ACTIONS, Person
 from tests.simulation.plan import Plan
+from tests.simulation.relay import MOST_ACTIONS, Station
 from tests.simulation.weather import disturb
 
 HOME = b"/home/node"
@@ -141,6 +142,8 @@ class Host:
         shown = tree(self.top)
         self.touched.update(shown)
         self.story.oracle.lost_track(self.device.name, (entry.content for entry in shown.values()))
+        if self.story.station is not None:
+            self.story.station.excuse(self.device.name)
 
     def order(self, what: str) -> None:
         """Have the keeper do something soon."""
@@ -165,7 +168,10 @@ class Host:
         self._scope = trio.CancelScope()
         try:
             with self._scope:
-                async with self.story.scenario.make_node(self.device.world(), HOME, self.device.name) as node:
+                world = self.device.world()
+                if self.story.station is not None:
+                    world = self.story.station.world(self, world)
+                async with self.story.scenario.make_node(world, HOME, self.device.name) as node:
                     self.node = node
                     self.up.set()
                     await self.story.introduced.wait()
@@ -199,6 +205,11 @@ class Story:
         self.calm = False
         self.introduced = trio.Event()
         self.cast = plan.cast.within(scenario.faults)
+        relay = plan.relay if "relay" in scenario.faults else None
+        if relay is not None:
+            self.cast = relay.recast(self.cast)
+            self.plan = replace(plan, pause_s=max(plan.pause_s, plan.duration_s * len(plan.devices) / MOST_ACTIONS))
+        self.station = None if relay is None else Station(self, relay)
         self.members = {name: "editor" for name in self.cast.devices if name not in self.cast.late}
         """Who is to take part now, and in which role."""
         self.members |= {name: "viewer" for name in self.cast.viewers if name in self.members}
@@ -222,6 +233,8 @@ class Story:
     async def tell(self) -> Outcome:
         """The whole story, to the verdict."""
         async with trio.open_nursery() as nursery:
+            if self.station is not None:
+                nursery.start_soon(self.station.run)
             for host in self.hosts.values():
                 nursery.start_soon(host.run)
             for host in self.hosts.values():
@@ -239,8 +252,13 @@ class Story:
                         troubles.start_soon(self.person(host).live, host, self.note)
                     if self.plan.trouble_s != float("inf"):
                         troubles.start_soon(disturb, self)
+                    if self.station is not None:
+                        troubles.start_soon(self.station.disturb)
+                        troubles.start_soon(self.station.take_turns)
             self._calm()
             violations = await self._settle()
+            if self.station is not None:
+                self.station.count_epochs()
             nursery.cancel_scope.cancel()
         for name, host in self.hosts.items():
             self.counters.update({f"fault: {kind}": n for kind, n in host.device.disk.faults.happened.items()})
@@ -252,8 +270,19 @@ class Story:
             self.plan, trace.digest(), violations, self.counters, trace.count, trio.current_time(), trace.lines
         )
 
+    @property
+    def relay_alone(self) -> bool:
+        """Whether devices that do not meet each other must come to an end through the relay."""
+        return self.station is not None and self.station.plan.ending == "relay"
+
+    def apart(self) -> list[tuple[str, str]]:
+        """Pairs of devices that do not meet now, whatever else cuts links."""
+        return [*self.cast.apart(), *(self.station.apart() if self.station is not None else ())]
+
     def may_orphan(self, host: Host) -> bool:
         """Whether somebody is left who can offer the folder if this device must join again."""
+        if self.relay_alone:
+            return False
         return any(not self.hosts[name].orphaned for name in self.members if name != host.device.name)
 
     def elsewhere(self, name: str) -> set[bytes]:
@@ -274,6 +303,8 @@ class Story:
             host.device.watcher.loss = host.device.watcher.overflow = 0.0
             host.resting_s = min(host.resting_s, 1.0)
             host.called.set()
+        if self.station is not None:
+            self.station.calm()
         relent(self)
 
     async def _settle(self) -> list[Violation]:

@@ -43,6 +43,8 @@ async def introduce(story: "Story") -> None:
     founder, *_ = story.cast.devices
     for host in story.hosts.values():
         await _know_all(host)
+    if story.station is not None:
+        await story.station.introduce()
     await story.hosts[founder].node.folder_add(FOLDER, LABEL)
     await _keep_members(story.hosts[founder])
     for name, role in story.members.items():
@@ -52,6 +54,9 @@ async def introduce(story: "Story") -> None:
                 while not await host.node.folder_offers():
                     await trio.sleep(0.1)
             await host.node.folder_accept(LABEL, FOLDER)
+    if story.station is not None:
+        for host in story.hosts.values():
+            await story.station.tend(host)
 
 
 async def keep(host: "Host") -> None:
@@ -69,6 +74,8 @@ async def keep(host: "Host") -> None:
                 for order in orders:
                     await _obey(host, order)
                 seen = await _tend(host, rng, seen)
+                if story.station is not None:
+                    await story.station.tend(host)
         except (P2PSyncError, OSError) as error:
             story.note(host.device.name, "keeper failed", error=type(error).__name__)
 
@@ -78,6 +85,8 @@ async def _obey(host: "Host", order: str) -> None:
     if not node.state.folders:
         return
     match order:
+        case "log out":
+            await node.account_log_out(forget=True)
         case "pause":
             await node.folder_pause(LABEL)
         case "resume":
@@ -191,6 +200,7 @@ async def unrest(story: "Story") -> list[str]:
     found: list[str] = []
     roots: dict[str, str] = {}
     listed: dict[str, list[str]] = {}
+    told: dict[str, list[str]] = {}
     for name in story.members:
         host = story.hosts[name]
         if host.dead or not host.up.is_set():
@@ -202,6 +212,7 @@ async def unrest(story: "Story") -> list[str]:
             continue
         (view,) = views
         roots[name] = view.root
+        told[name] = [problem.code for problem in view.problems]
         listed[name] = [problem.path for problem in view.problems if problem.path is not None]
         if view.state != "idle":
             texts = "; ".join(problem.text for problem in view.problems)
@@ -210,6 +221,8 @@ async def unrest(story: "Story") -> list[str]:
             )
     if len(set(roots.values())) > 1:
         found.append(f"the roots differ: {roots}")
+    if story.station is not None:
+        found += story.station.unrest(told)
     if len(listed) == len(story.members):
         found += [str(violation) for violation in story.silence(listed)]
     return found

@@ -5,6 +5,7 @@ from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import replace
 from functools import partial
+from itertools import combinations
 from typing import TYPE_CHECKING
 
 import trio
@@ -32,7 +33,7 @@ async def unfold(story: "Story") -> None:
     cast, began = story.cast, trio.current_time()
     for aspect in cast.aspects():
         story.note("world", f"fault {aspect}")
-    for one, other in cast.apart():
+    for one, other in story.apart():
         story.sim.network.part(one, other)
     for name in cast.viewers:
         story.oracle.mute(name)
@@ -52,6 +53,7 @@ def relent(story: "Story") -> None:
             _admit(story, name)
     for name in story.cast.away:
         _come_back(story, name)
+    _meet_again(story)
     if story.expelled:
         # Those who are left may have met through the removed only.
         for one, other in story.cast.apart():
@@ -64,7 +66,9 @@ def relent(story: "Story") -> None:
 
 
 def _admit(story: "Story", name: str) -> None:
-    story.members.setdefault(name, "viewer" if name in story.cast.viewers else "editor")
+    # The devices of an account let each other in as what they are themselves.
+    role = "editor" if story.station is None else "owner"
+    story.members.setdefault(name, "viewer" if name in story.cast.viewers else role)
     story.note(name, "invited")
     for host in story.hosts.values():
         host.called.set()
@@ -82,8 +86,16 @@ def _come_back(story: "Story", name: str) -> None:
     for other in story.cast.devices:
         if other != name:
             story.sim.network.unite(name, other)
-    for pair in story.cast.apart():
+    for pair in story.apart():
         story.sim.network.part(*pair)
+
+
+def _meet_again(story: "Story") -> None:
+    """Those whom only a relay has joined meet as the cast has it, unless that is not to be."""
+    if story.station is not None:
+        apart = story.apart()
+        for pair in combinations(story.cast.devices, 2):
+            (story.sim.network.part if pair in apart else story.sim.network.unite)(*pair)
 
 
 def _later(story: "Story", delay_s: float, act: Callable[[], None]) -> None:
@@ -258,7 +270,7 @@ def _expel(story: "Story", host: "Host", rng: random.Random) -> None:
     del rng
     founder, *_ = story.cast.devices
     name = host.device.name
-    if name == founder:
+    if name == founder or story.relay_alone:
         return
     if name in story.members:
         del story.members[name]

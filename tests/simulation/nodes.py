@@ -1,5 +1,6 @@
 """The nodes that ship, unchanged, in a story: each with keys, settings and a home made from its name."""
 
+import errno
 import os
 from collections.abc import AsyncIterator, Callable, Mapping
 from contextlib import AsyncExitStack, asynccontextmanager, suppress
@@ -18,7 +19,7 @@ from p2psync.ports import Database, KvStore, World, WriteTxn
 from p2psync.sync.members_file import MEMBERS
 from p2psync.testing.kv import MemoryDatabase
 from p2psync.workspace.layout import MARKER
-from tests.simulation import keeper
+from tests.simulation import keeper, relay
 from tests.simulation.cast import ASPECTS
 from tests.simulation.harness import Scenario
 from tests.simulation.weather import FAULTS
@@ -90,7 +91,12 @@ class StoredHome:
                 txn.put("home", _ACCOUNT, msgspec.msgpack.encode((account, kept)))
 
         assert self._store is not None
-        self._store.write(change)
+        try:
+            self._store.write(change)
+        except StoreFailedError as error:
+            self._store.close()
+            self._store = None
+            raise OSError(errno.EIO, str(error)) from error
 
     def forget_folder(self, folder_id: str) -> None:
         """As `Home.forget_folder`."""
@@ -174,6 +180,6 @@ async def introduce(nodes: Mapping[str, NodeOperations], folder: bytes) -> None:
         await nodes[other].folder_accept(shared.id, folder)
 
 
-EVERY_FAULT = ASPECTS | FAULTS.keys()
-SCENARIO = Scenario(make_node, introduce, faults=EVERY_FAULT, keeper=keeper)
+EVERY_FAULT = ASPECTS | FAULTS.keys() | relay.ASPECTS
+SCENARIO = Scenario(make_node, introduce, faults=EVERY_FAULT, keeper=keeper, branches=relay.BRANCHES)
 GENTLE = Scenario(make_node, introduce, faults=frozenset())

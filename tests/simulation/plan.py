@@ -5,6 +5,7 @@ from dataclasses import dataclass
 
 from p2psync.model.manifest import MAX_CHUNK
 from tests.simulation.cast import Cast
+from tests.simulation.relay import RelayPlan
 
 YEARS_S = 10 * 365 * 86_400.0
 LONG_SHARE = 0.04
@@ -37,6 +38,7 @@ class Plan:
     longest_chunk: int
     """Where files are cut: the smallest makes manifests that are too long to travel inside a record."""
     cast: Cast
+    relay: RelayPlan | None = None
 
     @staticmethod
     def draw(seed: int) -> "Plan":
@@ -62,6 +64,7 @@ class Plan:
             slow_s=rng.choice((0.002, 0.02, 0.2)),
             longest_chunk=rng.choice((1000, 4096, MAX_CHUNK)),
             cast=cast,
+            relay=RelayPlan.draw(seed, devices),
         )
 
 
