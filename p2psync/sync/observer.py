@@ -344,7 +344,6 @@ class Observer:
 
     async def _commit(self, states: list[tuple[Finding, DiskState | None]], found: _Pass) -> None:
         context = self._context
-        may_write = context.may_write()
         flags = CONFIRMED if context.confirmed_outgoing else 0
 
         def work(writer: Writer) -> tuple[list[FileRecord], list[bytes]]:
@@ -383,6 +382,8 @@ class Observer:
             return records, overtaken
 
         async with context.commit_lock:
+            # Not before: whoever held the lock may have taken in that the right is lost.
+            may_write = context.may_write()
             records, overtaken = await context.world.offload.run(lambda: context.index.write(work))
         found.retry.extend(overtaken)
         found.published += len(records)

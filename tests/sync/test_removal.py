@@ -275,6 +275,24 @@ async def test_a_removal_that_is_taken_in_while_records_are_verified_counts_for_
 
 
 @simulated
+async def test_what_waits_to_be_recorded_while_the_right_is_lost_stays_local() -> None:
+    async with told() as story:
+        await story.start("owner", "other")
+        await story.share("owner", other="editor")
+        other = story.folder("other").context
+        async with other.commit_lock:
+            await story.nodes["owner"].folder_share(LABEL, await id_of(story, "other"), "viewer")
+            await trio.sleep(30)
+            story.user("other").write(b"late", b"1")
+            await trio.sleep(30)
+            assert other.commit_lock.statistics().tasks_waiting == 2, "the links, then what was seen on the disk"
+        await story.until(lambda: story.folder("other").totals().diverged == 1)
+        assert story.folder("other").role is Role.VIEWER
+        assert b"late" not in shown(story, "owner")
+        assert story.folder("other").totals().files == 0
+
+
+@simulated
 async def test_a_viewer_who_is_promoted_later_publishes_what_it_had_done_long_ago() -> None:
     async with told() as story:
         await story.start("owner", "viewer")
