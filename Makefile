@@ -18,7 +18,7 @@ define debian
 endef
 
 .DEFAULT_GOAL := help
-.PHONY: help setup test test-large engines lint format demo demo-relay bench bench-quick sim crash mutants fuzz oracle torture lock docs clean
+.PHONY: help setup test test-large engines lint format demo demo-relay bench bench-quick bench-relay sim crash mutants fuzz oracle torture lock docs clean
 
 help: ## show the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-12s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -77,6 +77,9 @@ bench: $(VENV)/.dev ## measure beside rsync and Syncthing
 bench-quick: $(VENV)/.dev ## the same, small: under two minutes
 	-$(call debian,command -v rsync && command -v syncthing && command -v ip,rsync syncthing iproute2)
 	$(BIN)/python -m benchmarks --quick
+
+bench-relay: $(VENV)/.dev ## measure a relay beside the same stack serving a bare handler
+	$(BIN)/python -m benchmarks.relay
 
 sim: $(VENV)/.dev ## simulate SEEDS=200 histories of nodes, crashes and lost links
 	$(BIN)/python -m tests.simulation --seeds $(SEEDS)

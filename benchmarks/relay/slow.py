@@ -46,7 +46,7 @@ class _Client:
 @contextlib.contextmanager
 def slow_clients(address: RelayAddress, devices: list[Device], count: int) -> Iterator[None]:
     """`count` of them at work on a server: half of them send heads, half bodies. FailedError when they do not start."""
-    context = multiprocessing.get_context("spawn")
+    context = multiprocessing.get_context("fork")  # a fresh interpreter would take a second to come
     ready, stop = context.Event(), context.Event()
     process = context.Process(target=_run, args=(address, devices, count, ready, stop), daemon=True)
     process.start()

@@ -9,6 +9,7 @@ import time
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 
+from benchmarks.processes import cpu_seconds
 from benchmarks.relay.stage import Ask, Device, FailedError, Signer, address_of, client_context, connect
 from tests.relay.process import RelayProcess
 
@@ -55,8 +56,6 @@ def hold(server: RelayProcess, devices: list[Device], hold_s: float) -> Held:
         streams = list(pool.map(listen, devices[:first]))
         before = server.resident()
         streams += pool.map(listen, devices[first:])
-    from benchmarks.processes import cpu_seconds
-
     cpu = cpu_seconds(server.pid)
     time.sleep(hold_s)
     cpu = cpu_seconds(server.pid) - cpu
