@@ -224,7 +224,7 @@ ROUTES: Final = (
     ),
     Route(
         "POST", "/api/v1/sessions", log_in, "Log in by password", auth=Auth.SIGNED, body=LogIn, answer=Session,
-        limit=_BODY, rate=Rate.SENSITIVE, problems=("device-unknown", "suspended"),
+        limit=_BODY, rate=Rate.SENSITIVE, problems=("bad-request", "device-unknown", "suspended"),
     ),
     Route(
         "POST", "/api/v1/sessions/key", log_in_by_key, "Open a session by the device's key", auth=Auth.SIGNED,

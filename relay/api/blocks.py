@@ -304,8 +304,17 @@ _CHUNK: Final = "/api/v1/chunks/{chunk_id}"
 _REFS: Final = "/api/v1/folders/{folder_id}/refs"
 _REF: Final = f"{_REFS}/{{ref_id}}"
 _SEEN: Final = ("not-found", "forbidden")
-_UPLOAD: Final = (*_SEEN, "conflict", "over-quota", "length-required", "digest-mismatch", "timeout", "unavailable")
-_DOWNLOAD: Final = (*_SEEN, "range-not-satisfiable", "unavailable")
+_UPLOAD: Final = (
+    *_SEEN,
+    "bad-request",
+    "conflict",
+    "over-quota",
+    "length-required",
+    "digest-mismatch",
+    "timeout",
+    "unavailable",
+)
+_DOWNLOAD: Final = (*_SEEN, "bad-request", "range-not-satisfiable", "unavailable")
 
 _put = Route(
     "PUT", _CHUNK, put_chunk, "Store a sealed chunk",
@@ -343,7 +352,7 @@ ROUTES = (
     ),
     Route(
         "POST", _REFS, put_refs, "Let several references keep chunks",
-        body=NewRefs, limit=1 << 20, rate=Rate.BULK, problems=(*_SEEN, "conflict", "over-quota"),
+        body=NewRefs, limit=1 << 20, rate=Rate.BULK, problems=(*_SEEN, "bad-request", "conflict", "over-quota"),
     ),
     Route(
         "GET", _REFS, list_refs, "The references of a folder",
@@ -351,8 +360,14 @@ ROUTES = (
     ),
     Route(
         "POST", _PRESIGNED, make_link, "A link for one chunk, good without token or key",
-        body=LinkWish, answer=PresignedLink, rate=Rate.BULK, problems=(*_SEEN, "unavailable"),
+        body=LinkWish, answer=PresignedLink, rate=Rate.BULK, problems=(*_SEEN, "bad-request", "unavailable"),
     ),
-    replace(_get, path=_PRESIGNED, handler=get_by_link, summary="Fetch by a link", auth=Auth.NONE, query=LinkQuery),
-    replace(_put, path=_PRESIGNED, handler=put_by_link, summary="Store by a link", auth=Auth.NONE, query=LinkQuery),
+    replace(
+        _get, path=_PRESIGNED, handler=get_by_link, summary="Fetch by a link", auth=Auth.NONE, query=LinkQuery,
+        problems=(*_DOWNLOAD, "unauthorized"),
+    ),
+    replace(
+        _put, path=_PRESIGNED, handler=put_by_link, summary="Store by a link", auth=Auth.NONE, query=LinkQuery,
+        problems=(*_UPLOAD, "unauthorized"),
+    ),
 )  # fmt: skip

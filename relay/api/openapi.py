@@ -7,12 +7,15 @@ from collections.abc import Iterable, Mapping
 from typing import Any, Final
 
 import msgspec
+from msgspec import inspect
 from starlette.responses import Response
 
 import p2psync
+from p2psync.membership.sigchain import ACCOUNT_ID_SIZE
+from p2psync.model.hashing import DIGEST_SIZE
 from relay import errors
 from relay.api.limits import per_minute
-from relay.api.route import JSON, MAX_SEGMENT_CHARS, MSGPACK, Auth, Call, Raw, Route
+from relay.api.route import JSON, MSGPACK, Auth, Call, Raw, Route, encode_id
 from relay.config import Limits
 from relay.errors import PROBLEMS, TYPE_PREFIX
 
@@ -20,6 +23,16 @@ Schema = dict[str, Any]
 
 _REF: Final = "#/components/schemas/{name}"
 _PARAMETER = re.compile(r"\{(\w+)\}")
+_FOLDER_ID: Final = {"type": "string", "pattern": "^[A-Za-z2-7]{26}$"}
+_PATH_PARAMETERS: Final[Mapping[str, Schema]] = {
+    "folder_id": _FOLDER_ID,
+    "account_id": {"type": "string", "pattern": f"^[A-Za-z0-9_-]{{{len(encode_id(bytes(ACCOUNT_ID_SIZE)))}}}$"},
+    "ref_id": {"type": "string", "pattern": f"^[A-Za-z0-9_-]{{{len(encode_id(bytes(DIGEST_SIZE)))}}}$"},
+    "chunk_id": {"type": "string", "pattern": f"^[0-9a-f]{{{2 * DIGEST_SIZE}}}$"},
+    "seq": {"type": "string", "pattern": "^[0-9]{1,18}$"},
+}
+"""What a segment of a path looks like; another is not found."""
+_BASE64: Final = "^([A-Za-z0-9+/]{4})*([A-Za-z0-9+/]{2}==|[A-Za-z0-9+/]{3}=)?$"
 _ALWAYS: Final = ("bad-request", "timeout", "rate-limited", "internal", "unavailable")
 _DESCRIPTION: Final = """\
 What a p2psync relay offers to devices: accounts, sealed chunks, sealed entries, and news of them.
@@ -38,6 +51,8 @@ def make_document(routes: Iterable[Route], limits: Limits) -> Schema:
     kinds = sorted(bodies, key=lambda kind: kind.__qualname__)
     references, components = msgspec.json.schema_components(kinds, ref_template=_REF)
     schemas = dict(zip(kinds, references, strict=True))
+    for kind in inspect.multi_type_info(kinds):
+        _describe_bytes(kind, {}, components)
     paths: dict[str, Schema] = {}
     for route in routes:
         operation = _Operation(route, schemas, components, limits).document()
@@ -98,9 +113,8 @@ class _Operation:
         return made
 
     def _path_parameters(self) -> list[Schema]:
-        schema = {"type": "string", "minLength": 1, "maxLength": MAX_SEGMENT_CHARS}
         names = _PARAMETER.findall(self._route.path)
-        return [{"name": name, "in": "path", "required": True, "schema": schema} for name in names]
+        return [{"name": name, "in": "path", "required": True, "schema": _PATH_PARAMETERS[name]} for name in names]
 
     def _query_parameters(self) -> list[Schema]:
         if self._route.query is None:
@@ -114,7 +128,7 @@ class _Operation:
 
     def _content(self, kind: type[msgspec.Struct] | Raw) -> Schema:
         if isinstance(kind, Raw):
-            text = kind.media_type.startswith("text/")
+            text = kind.media_type == "text/plain"
             return {kind.media_type: {"schema": {"type": "string"} if text else {}}}
         return {media_type: {"schema": self._schemas[kind]} for media_type in (JSON, MSGPACK)}
 
@@ -135,6 +149,25 @@ class _Operation:
             str(status): _refusal(codes, has_body=self._route.method != "HEAD")
             for status, codes in sorted(by_status.items())
         }
+
+
+def _describe_bytes(kind: inspect.Type, schema: Schema, components: Mapping[str, Schema]) -> None:
+    """Say what base64 is: `contentEncoding` alone binds nobody."""
+    match kind:
+        case inspect.StructType(cls=struct, fields=fields):
+            for field in fields:
+                _describe_bytes(field.type, components[struct.__name__]["properties"][field.encode_name], components)
+        case inspect.ListType(item_type=item):
+            _describe_bytes(item, schema.get("items", {}), components)
+        case inspect.Metadata(type=inner):
+            _describe_bytes(inner, schema, components)
+        case inspect.BytesType(min_length=least, max_length=most):
+            schema["pattern"] = _base64_of(most) if most and least == most else _BASE64
+
+
+def _base64_of(size: int) -> str:
+    characters, padding = (size * 4 + 2) // 3, "=" * (-size % 3)
+    return f"^[A-Za-z0-9+/]{{{characters}}}{padding}$"
 
 
 def _codes(route: Route) -> set[str]:

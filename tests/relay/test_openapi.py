@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import base64
+import re
 from collections.abc import Iterator
 from typing import Annotated, Any
 
@@ -57,6 +59,40 @@ def test_a_part_of_a_chunk_is_in_the_document(document: Json) -> None:
     answers = document["paths"]["/api/v1/chunks/{chunk_id}"]
     assert {"200", "206", "416"} <= answers["get"]["responses"].keys()
     assert not any("content" in answer for answer in answers["head"]["responses"].values())
+
+
+def encoded(value: Any) -> Iterator[Json]:
+    """Everything that is bytes, as base64."""
+    if isinstance(value, dict):
+        if "contentEncoding" in value:
+            yield value
+        value = list(value.values())
+    for inner in value if isinstance(value, list) else ():
+        yield from encoded(inner)
+
+
+def test_what_base64_may_be_is_in_the_document(document: Json) -> None:
+    schemas = document["components"]["schemas"]
+    found = list(encoded(schemas))
+    assert len(found) > 30
+    assert all("pattern" in schema for schema in found)
+    kinds = {
+        16: schemas["KeyLogIn"]["properties"]["account_id"],
+        32: schemas["NewRef"]["properties"]["chunk_ids"]["items"],
+    }
+    for size, schema in kinds.items():
+        for other in range(50):
+            text = base64.b64encode(bytes(other)).decode()
+            assert bool(re.search(schema["pattern"], text)) == (other == size)
+    some = schemas["NewLink"]["properties"]["link"]["pattern"]
+    assert all(re.search(some, base64.b64encode(bytes(size)).decode()) for size in range(50))
+    assert not [text for text in ("QQ", "Q===", "QQ==QQ==", "QQ=a", "-_==", "QQ==\n\n") if re.search(some, text)]
+
+
+def test_every_segment_of_a_path_has_its_form(document: Json) -> None:
+    for name, operation in operations(document):
+        for parameter in operation.get("parameters", ()):
+            assert parameter["in"] == "query" or "pattern" in parameter["schema"], name
 
 
 def test_every_problem_is_one_of_the_table() -> None:
