@@ -86,10 +86,14 @@ class RelayPlan:
         rng = random.Random(f"{seed} relay")
         if rng.random() >= SHARE:
             return None
+        policy: MailboxPolicy = rng.choice(("always", "offline"))
+        meeting = rng.choice(("free", "one", "none", "turns"))
+        ending = rng.choice(("together", "relay"))
         return RelayPlan(
-            policy=rng.choice(("always", "offline")),
-            meeting=rng.choice(("free", "one", "none", "turns")),
-            ending=rng.choice(("together", "relay")),
+            policy=policy,
+            meeting=meeting,
+            # What some have from each other need not be at the relay when they part for good.
+            ending="together" if meeting == "free" else ending,
             lonely=rng.choice(devices),
             troubles=0.0 if rng.random() < 0.15 else 2 * 8 ** rng.random(),
             quota=int(20_000 * 10 ** rng.random()) if rng.random() < 0.25 else 0,
