@@ -90,6 +90,10 @@ _LOCKED_FOLDER = _FOLDER.with_for_update()
 _RIGHTS = select(folder_access.c.rights, folder_access.c.granted_object).where(
     folder_access.c.folder_id == bindparam("folder"), folder_access.c.account_id == bindparam("account")
 )
+_LISTED = select(folder_access).where(folder_access.c.account_id == bindparam("account"))
+_FOLDERS = (
+    select(folders).where(folders.c.folder_id.in_(bindparam("listed", expanding=True))).order_by(folders.c.folder_id)
+)
 
 
 def require(c: Connection, folder_id: bytes, account_id: bytes, rights: Rights, *, lock: bool = False) -> Folder:
@@ -119,11 +123,10 @@ def require(c: Connection, folder_id: bytes, account_id: bytes, rights: Rights, 
 def visible(c: Connection, account_id: bytes) -> list[Folder]:
     """All folders an account may see, by id."""
     # Two statements: an account's list may be in another shard than the folders.
-    listed = {
-        row.folder_id: row
-        for row in c.execute(select(folder_access).where(folder_access.c.account_id == account_id)).all()
-    }
-    found = c.execute(select(folders).where(folders.c.folder_id.in_(listed)).order_by(folders.c.folder_id)).all()
+    listed = {row.folder_id: row for row in c.execute(_LISTED, {"account": account_id})}
+    if not listed:
+        return []
+    found = c.execute(_FOLDERS, {"listed": list(listed)})
     return [
         Folder(
             row.folder_id,

@@ -19,6 +19,7 @@ from sqlalchemy import (
     String,
     Table,
     UniqueConstraint,
+    bindparam,
     select,
     update,
 )
@@ -144,6 +145,9 @@ def take_numbers(c: Connection, count: int) -> int:
     raise AssertionError("the counter was just made")
 
 
+_LAST = select(counters.c.value).where(counters.c.name == bindparam("name"))
+
+
 def last_number(c: Connection, name: str = OBJECTS) -> int:
     """A counter's value; everything numbered up to it is visible to what is read afterwards."""
-    return int(c.execute(select(counters.c.value).where(counters.c.name == name)).scalar_one_or_none() or 0)
+    return int(c.execute(_LAST, {"name": name}).scalar_one_or_none() or 0)
