@@ -5,6 +5,7 @@ BIN    := $(VENV)/bin
 SEEDS  ?= 200
 INPUTS ?= 1000000
 KILLS  ?= 100
+EXAMPLES ?= 100
 PYTEST := $(BIN)/python -m pytest
 
 # $(call debian,COMMAND OR TEST,PACKAGES): install Debian packages when the test fails, if we may.
@@ -18,7 +19,7 @@ define debian
 endef
 
 .DEFAULT_GOAL := help
-.PHONY: help setup test test-large engines lint format demo demo-relay bench bench-quick bench-relay sim crash mutants fuzz oracle torture lock docs clean
+.PHONY: help setup test test-large engines lint format demo demo-relay bench bench-quick bench-relay sim crash mutants fuzz oracle torture schema lock docs clean
 
 help: ## show the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-12s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -99,6 +100,9 @@ oracle: $(VENV)/.dev ## KILLS=100 kill -9 of real nodes at work, cut links, fail
 
 torture: $(VENV)/.dev ## KILLS=100 kill -9 of a real relay under load
 	$(BIN)/python -m tests.relay.torture --kills $(KILLS)
+
+schema: $(VENV)/.dev ## EXAMPLES=100 generated requests for each operation of the relay and phase
+	$(BIN)/python -m tests.relay.schema --examples $(EXAMPLES)
 
 lock: $(VENV)/.dev ## resolve the dependencies anew
 	$(BIN)/uv pip compile $(LOCK) pyproject.toml tools/build.in -o requirements.lock

@@ -409,10 +409,15 @@ class Stack:
         return Client(self, keys, token, account_id)
 
 
-def make_stack(database: Database, offload: Offload | None = None, secret: bytes = b"s" * 32) -> Stack:
+def make_stack(
+    database: Database,
+    offload: Offload | None = None,
+    secret: bytes = b"s" * 32,
+    config: Config = Config(),  # noqa: B008
+) -> Stack:
     """The app over this database, whose blocking work is done at once unless `offload` says otherwise."""
     clock, sessions = ManualClock(), MemorySessions()
-    config = msgspec.structs.replace(Config(), accounts=CHEAP)
+    config = msgspec.structs.replace(config, accounts=CHEAP)
     ports = Ports(
         clock=clock,
         rng=SimRng("relay"),

@@ -1,0 +1,1 @@
+"""What the API document says and what the relay does, compared by schemathesis on generated requests."""
