@@ -13,7 +13,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import msgspec
-from sqlalchemy import Connection, delete, func, insert, or_, select, update
+from sqlalchemy import Connection, bindparam, delete, func, insert, or_, select, update
 
 from p2psync.protocol.relay_api import MAX_EVENTS, Batch, Event
 from relay.db.upsert import insert_if_missing
@@ -59,27 +59,32 @@ def emit(
     )
 
 
+# Built once: every subscription asks this when its bell rings, and building takes longer than asking.
+_SHARED = select(folder_access.c.folder_id).where(folder_access.c.account_id == bindparam("account"))
+_NEWS = (
+    select(events.c.event_id, events.c.data)
+    .where(
+        events.c.audience.in_(bindparam("audiences", expanding=True)),
+        events.c.event_id > bindparam("after"),
+        events.c.event_id <= bindparam("present"),
+        events.c.expires > bindparam("now"),
+        or_(events.c.device_id.is_(None), events.c.device_id == bindparam("device")),
+    )
+    .order_by(events.c.event_id)
+    .limit(MAX_EVENTS)
+)
+
+
 def read(c: Connection, account_id: bytes, device_id: bytes, after: int | None, now: int) -> Found:
     """Up to `MAX_EVENTS` events after a cursor (None: from now on)."""
     present = last_number(c)  # before everything else: what is numbered up to here can be seen below
-    shared = select(folder_access.c.folder_id).where(folder_access.c.account_id == account_id)
-    audiences = frozenset((account_id, *c.execute(shared).scalars()))
+    audiences = frozenset((account_id, *c.execute(_SHARED, {"account": account_id}).scalars()))
     if after is None:
         return Found(Batch([], present), audiences)
     if after > present or after < last_number(c, EVENTS_FLOOR):
         return Found(Batch([], present, reset=True), audiences)
-    rows = c.execute(
-        select(events.c.event_id, events.c.data)
-        .where(
-            events.c.audience.in_(sorted(audiences)),
-            events.c.event_id > after,
-            events.c.event_id <= present,
-            events.c.expires > now,
-            or_(events.c.device_id.is_(None), events.c.device_id == device_id),
-        )
-        .order_by(events.c.event_id)
-        .limit(MAX_EVENTS)
-    ).all()
+    place = {"audiences": sorted(audiences), "after": after, "present": present, "now": now, "device": device_id}
+    rows = c.execute(_NEWS, place).all()
     found = [msgspec.structs.replace(_decoder.decode(row.data), event_id=row.event_id) for row in rows]
     return Found(Batch(found, found[-1].event_id if len(found) == MAX_EVENTS else present), audiences)
 
