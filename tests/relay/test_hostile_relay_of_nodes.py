@@ -1,0 +1,135 @@
+"""Whole nodes and a whole relay, between which somebody changes what the relay says and what it keeps.
+
+The twelve attacks of `docs/security.md` are here as far as they need the relay's own answers.
+"""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
+from typing import Any
+
+import msgspec
+import pytest
+from trio.testing import MockClock
+
+from p2psync.node.node import NodeOperations
+from tests.relay.homes import FOLDER, LABEL, Home, begun, is_posted, the_folder, until
+from tests.relay.simulated import VirtualRelay
+
+Answer = dict[str, Any]
+Lie = Callable[[Answer], Answer]
+FILES = {b"f%d" % n: bytes([n]) * (300_000 + n) for n in range(3)}
+
+
+class Liar:
+    """Stands where the relay's application does; honest until it is told a lie."""
+
+    def __init__(self, home: Home) -> None:
+        self.app = home.relay.line.app
+        assert self.app is not None
+        self.pages: Lie | None = None
+        """What becomes of a page of a folder's feed."""
+        self.told = 0
+        """How often it has lied."""
+
+    def be_honest(self) -> None:
+        self.pages = None
+
+    async def __call__(self, scope: Any, receive: Any, send: Any) -> None:
+        assert self.app is not None
+        method, path = scope.get("method"), scope["path"]
+        if self.pages and method == "GET" and path.startswith("/api/v1/folders/") and path.endswith("/objects"):
+            lie = self.pages
+            await self._change(scope, receive, send, lambda body: _pack(lie(msgspec.msgpack.decode(body))))
+        else:
+            await self.app(scope, receive, send)
+
+    async def _change(self, scope: Any, receive: Any, send: Any, lie: Callable[[bytes], bytes]) -> None:
+        assert self.app is not None
+        head: Any = None
+        body = b""
+
+        async def take(message: Any) -> None:
+            nonlocal head, body
+            if message["type"] == "http.response.start":
+                head = message
+            else:
+                body += message["body"]
+
+        await self.app(scope, receive, take)
+        headers = [(name, value) for name, value in head["headers"] if name != b"content-length"]
+        await self._say(send, head["status"], lie(body) if head["status"] == 200 else body, headers)
+
+    async def _say(self, send: Any, status: int, body: bytes, headers: list[tuple[bytes, bytes]]) -> None:
+        self.told += 1
+        headers = [*headers, (b"content-length", b"%d" % len(body))]
+        await send({"type": "http.response.start", "status": status, "headers": headers})
+        await send({"type": "http.response.body", "body": body, "more_body": False})
+
+
+def _pack(answer: Answer) -> bytes:
+    return msgspec.msgpack.encode(answer)
+
+
+@pytest.fixture
+async def home(autojump_clock: MockClock) -> AsyncIterator[Home]:
+    relay = VirtualRelay()
+    async with relay.running():
+        home = Home(relay)
+        await begun(home)
+        yield home
+    relay.close()
+
+
+@pytest.fixture
+async def liar(home: Home) -> Liar:
+    liar = Liar(home)
+    home.relay.line.start(liar)
+    return liar
+
+
+async def left_by_the_desk(home: Home) -> None:
+    """One device has left some files and is gone."""
+    async with home.node("a") as desk:
+        for name, content in FILES.items():
+            home.device("a").user(FOLDER).write(name, content)
+            await desk.folder_scan(LABEL)
+            await until(lambda: is_posted(desk))
+
+
+@asynccontextmanager
+async def returning(home: Home) -> AsyncIterator[NodeOperations]:
+    """The other device comes back when nobody is there but the relay."""
+    async with home.node("b") as laptop:
+        await until(lambda: bool(the_folder(laptop).mailroom.mailboxes))
+        yield laptop
+
+
+def problems(node: NodeOperations) -> set[str]:
+    return set(the_folder(node).context.problems)
+
+
+async def test_entries_in_another_order_under_other_numbers_are_put_right(home: Home, liar: Liar) -> None:
+    await left_by_the_desk(home)
+
+    def turned(page: Answer) -> Answer:
+        entries = [place["entry"] for place in reversed(page["objects"])]
+        objects = [place | {"entry": entry} for place, entry in zip(page["objects"], entries, strict=True)]
+        return page | {"objects": objects}
+
+    liar.pages = turned
+    async with returning(home):
+        await until(lambda: home.files("b") == FILES, timeout=900)
+    assert liar.told
+
+
+async def test_numbers_that_make_no_sense_hide_nothing_for_good(home: Home, liar: Liar) -> None:
+    """It says that everything is gone, and that there is more than anybody could read."""
+    await left_by_the_desk(home)
+    liar.pages = lambda page: page | {"objects": [], "pruned_seq": 1 << 40, "last_seq": 1 << 40}
+    async with returning(home) as laptop:
+        await until(lambda: "relay-withholds" in problems(laptop), timeout=900)
+        assert home.files("b") == {}
+        liar.be_honest()
+        await until(lambda: home.files("b") == FILES, timeout=4000)
