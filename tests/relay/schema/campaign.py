@@ -24,8 +24,8 @@ _BODIES: Final[dict[str, Any]] = {
 }
 _LIKELY: Final = 0.7
 """How often a parameter names something that exists."""
-_REFUSED: Final = ["400", "401", "403", "404", "405", "409", "411", "413", "415", "416", "507"]
-_ACCEPTED: Final = ["2xx", "401", "403", "404", "409", "411", "507"]
+_REFUSED: Final = ["400", "401", "403", "404", "405", "409", "411", "413", "415", "416", "429", "507"]
+_ACCEPTED: Final = ["2xx", "401", "403", "404", "409", "411", "429", "507"]
 
 
 @schemathesis.serializer(MSGPACK)
