@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import random
 import statistics
+import time
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Final
 
+from benchmarks.processes import cpu_seconds
 from benchmarks.relay import chunks, slow, streams
 from benchmarks.relay.load import Client, Load
 from benchmarks.relay.rows import Row
@@ -91,18 +93,22 @@ class Run:
 
     def slow(self) -> Iterator[Row]:
         """What others notice of slow clients."""
-        calm, held_up = [], []
+        calm, held_up, costs = [], [], []
         for server in self._stage.servers:
             self._say(f"{self._scale.slow} slow clients at the {server.data.name} server")
             with _Clients(server, self._asking, PRESENCE) as clients:
                 clients.press(self._scale.seconds)
                 calm.append(_p99(clients.pace_half(2 * self._scale.seconds)))
                 with slow.slow_clients(address_of(server), self._asking, self._scale.slow):
+                    before = cpu_seconds(server.pid)
+                    time.sleep(self._scale.seconds)
+                    costs.append((cpu_seconds(server.pid) - before) / self._scale.seconds)
                     held_up.append(_p99(clients.pace_half(2 * self._scale.seconds)))
         slowdown = [after / before for before, after in zip(calm, held_up, strict=True)]
         yield Row("p99 of others without slow clients", "ms", *calm)
         yield Row(f"p99 of others beside {self._scale.slow} slow clients", "ms", *held_up)
         yield Row("slow clients stretch it", "times", *slowdown, most=MAX_SLOWDOWN)
+        yield Row("CPU of the slow clients by themselves", "% of a core", *(100 * cost for cost in costs))
 
     def chunks(self) -> Iterator[Row]:
         """Chunks of 4 MiB by the client that nodes use."""
