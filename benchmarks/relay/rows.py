@@ -25,9 +25,9 @@ class Row:
     """Aim: it is that much or less."""
 
     @property
-    def ratio(self) -> float:
-        """The relay's figure over the bare one."""
-        return self.relay / self.bare if self.bare else float("nan")
+    def ratio(self) -> float | None:
+        """The relay's figure over the bare one; None where that is nothing."""
+        return self.relay / self.bare if self.bare else None
 
     @property
     def aim(self) -> str:
@@ -45,7 +45,7 @@ class Row:
         if not self.aim:
             return None
         return (
-            (self.least_ratio is None or self.ratio >= self.least_ratio)
+            (self.least_ratio is None or (self.ratio or 0) >= self.least_ratio)
             and (self.least is None or self.relay >= self.least)
             and (self.most is None or self.relay <= self.most)
         )
@@ -62,8 +62,9 @@ def show(rows: Iterable[Row], console: Console) -> None:
     for name in ("relay", "bare", "relay/bare", "aim", "met"):
         table.add_column(name, justify="right")
     for row in rows:
+        ratio = "–" if row.ratio is None else f"{row.ratio:.2f}"
         met = {None: "", True: "yes", False: "NO"}[row.met]
-        table.add_row(f"{row.what}, {row.unit}", _text(row.relay), _text(row.bare), f"{row.ratio:.2f}", row.aim, met)
+        table.add_row(f"{row.what}, {row.unit}", _text(row.relay), _text(row.bare), ratio, row.aim, met)
     console.print(table)
 
 
