@@ -32,9 +32,12 @@ _ACCEPTED: Final = ["2xx", "401", "403", "404", "409", "411", "429", "507"]
 def _msgpack(context: Any, value: Any) -> bytes:
     """What the JSON would say; bytes are bytes here, and base64 there."""
     kind = _BODIES.get(context.case.operation.label)
-    with suppress(msgspec.MsgspecError, ValueError):
+    with suppress(msgspec.MsgspecError, ValueError, OverflowError):
         return msgspec.msgpack.encode(msgspec.json.decode(msgspec.json.encode(value), type=kind))
-    return msgspec.msgpack.encode(value)
+    try:
+        return msgspec.msgpack.encode(value)
+    except OverflowError:
+        return b"\xc1"  # the byte that is no MessagePack: it has no such integers
 
 
 @dataclass
