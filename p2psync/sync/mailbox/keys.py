@@ -69,10 +69,13 @@ def keys_to_grant(membership: Membership, ring: KeyRing) -> list[EpochKey]:
     return chosen
 
 
-def recipients(membership: Membership, device: bytes, known: Iterable[bytes]) -> list[DeviceId]:
-    """Members who read and, as far as is `known`, have not been given a key."""
+def recipients(membership: Membership, known: Iterable[bytes]) -> list[DeviceId]:
+    """Members who read and, as far as is `known`, have not been given a key.
+
+    Who makes one gives it to itself as well: what it has left at a relay is then not lost to it with its index.
+    """
     given = frozenset(known)
-    return [d for d in membership.members if membership.may_read(d) and d != device and d not in given]
+    return [d for d in membership.members if membership.may_read(d) and d not in given]
 
 
 # ── effects ─────────────────────────────────────────────────────────────────────────────────────────────────────────
@@ -156,7 +159,8 @@ class KeyKeeper:
         if key is None:
             return []
         with self._context.index.read() as reader:
-            return recipients(self._context.membership, self._context.device, rows.grants(reader, key.id))
+            given = {self._context.device, *rows.grants(reader, key.id)}
+            return recipients(self._context.membership, given)
 
     # ── epochs ──────────────────────────────────────────────────────────────────────────────────────────────────────
     def sealing_key(self) -> EpochKey | None:
@@ -245,7 +249,7 @@ class KeyKeeper:
         if not self.ready.is_set():
             return
         ready = [(name, grant) for name, grant in self._early.items() if grant.key_id in membership.epochs]
-        opened = []
+        opened, holders = [], []
         for name, grant in ready:
             if not membership.has_edited(device_id_of(grant.signer)):
                 continue
@@ -256,9 +260,11 @@ class KeyKeeper:
             except AuthenticationError:
                 _log.warning("a grant does not count", folder=context.name, signer=grant.signer.hex()[:8])
                 continue
-            await self.note_holder(grant.key_id, device_id_of(grant.signer))
+            holders += [(grant.key_id, device_id_of(grant.signer)), (grant.key_id, context.device)]
         if opened:
             await self._keep(opened)
+        for key_id, device in holders:
+            await self.note_holder(key_id, device)
 
     async def _keep(self, keys: Sequence[EpochKey]) -> None:
         """Keep keys, and the earlier ones that they open."""
@@ -306,6 +312,6 @@ class KeyKeeper:
             return [
                 (key, card)
                 for key in keys_to_grant(membership, self.ring)
-                for device in recipients(membership, self._context.device, rows.grants(reader, key.id))
+                for device in recipients(membership, rows.grants(reader, key.id))
                 if (card := membership.members[device].card or self._context.card_of(device)) is not None
             ]

@@ -71,8 +71,8 @@ def test_who_is_given_the_newest_key_and_those_it_does_not_open_reaches_all() ->
 def test_keys_go_to_readers_who_have_not_got_them() -> None:
     folder = team(EDITOR, VIEWER, VAULT)
     me, other, viewer = (device(n).device_id for n in range(3))
-    assert recipients(folder, me, []) == [other, viewer]
-    assert recipients(folder, me, [other]) == [viewer]
+    assert recipients(folder, []) == [me, other, viewer]
+    assert recipients(folder, [me, other]) == [viewer]
 
 
 # ── stories ─────────────────────────────────────────────────────────────────────────────────────────────────────────

@@ -240,6 +240,23 @@ async def test_a_lost_index_is_filled_again_from_the_mailbox() -> None:
 
 
 @simulated
+async def test_who_made_the_key_and_lost_it_with_the_index_has_it_from_the_relay() -> None:
+    async with mailed() as story:
+        await met_and_parted(story)
+        await story.posted("one")
+        await story.stop("one")
+        await story.again("two")
+        story.user("two").write(b"mine", b"2")
+        await story.posted("two")
+        await story.stop("two")
+        database = story.device("one").database
+        (index,) = [path for path in database.paths() if path.endswith(b"/index")]
+        database.restore(index, None)
+        await story.again("one")
+        await story.until(lambda: contents(story, "one").get(b"mine") == b"2", timeout=600)
+
+
+@simulated
 async def test_a_small_file_does_not_wait_for_a_big_one() -> None:
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(writer, "BUNDLE_BYTES", 1024 * 1024)
