@@ -36,6 +36,7 @@ MOST_ACTIONS = 50
 ENOUGH = 10**9
 EMPTY_PAGE = 128
 """Bytes of an answer that brings no entries, at the most."""
+LOGIN = "p2psync account login"
 ROLLBACK = "relay-rollback"
 
 FAULTS = ("relay-line", "relay-down", "relay-restart", "relay-cut", "relay-logout", "relay-chunks", ROLLBACK)
@@ -86,14 +87,10 @@ class RelayPlan:
         rng = random.Random(f"{seed} relay")
         if rng.random() >= SHARE:
             return None
-        policy: MailboxPolicy = rng.choice(("always", "offline"))
-        meeting = rng.choice(("free", "one", "none", "turns"))
-        ending = rng.choice(("together", "relay"))
         return RelayPlan(
-            policy=policy,
-            meeting=meeting,
-            # What some have from each other need not be at the relay when they part for good.
-            ending="together" if meeting == "free" else ending,
+            policy=rng.choice(("always", "offline")),
+            meeting=rng.choice(("free", "one", "none", "turns")),
+            ending=rng.choice(("together", "relay")),
             lonely=rng.choice(devices),
             troubles=0.0 if rng.random() < 0.15 else 2 * 8 ** rng.random(),
             quota=int(20_000 * 10 ** rng.random()) if rng.random() < 0.25 else 0,
@@ -183,6 +180,10 @@ class Station:
                 return  # it is to be let in by hand first: by the account it would be as an owner
             self._story.note(name, "keeper logs in")
             await node.account_log_in(EMAIL, KEY, [str(ADDRESS)], self._recovery)
+        elif any(LOGIN in problem.text for view in (await node.status()).folders for problem in view.problems):
+            # It had logged out, and the answer was lost.
+            self._story.note(name, "keeper logs in again")
+            await node.account_log_in(EMAIL, KEY, [str(ADDRESS)])
         for entry in node.state.folders:
             if entry.mailbox != self.plan.policy:
                 await node.folder_mailbox(entry.id, self.plan.policy)
