@@ -116,7 +116,13 @@ class Terminal:
         environment = {**os.environ, "TERM": "xterm", "COLUMNS": "160"}
         command = [sys.executable, "-m", "p2psync.cli", *words]
         self.process = subprocess.Popen(
-            command, stdin=slave, stdout=slave, stderr=slave, env=environment, start_new_session=True
+            # As shells start what has the terminal: whoever runs these tests may ignore the signal.
+            ["env", "--default-signal=INT", *command],
+            stdin=slave,
+            stdout=slave,
+            stderr=slave,
+            env=environment,
+            start_new_session=True,
         )
         os.close(slave)
         self.seen = b""
