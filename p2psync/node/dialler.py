@@ -80,19 +80,19 @@ class Dialler:
     def start(self, device: DeviceId) -> None:
         """A device is known: reach it, now if the node runs already."""
         if self._nursery is not None and device not in self._scopes:
-            self._scopes[device] = trio.CancelScope()
-            self._nursery.start_soon(self._keep_reaching, device)
+            scope = self._scopes[device] = trio.CancelScope()
+            self._nursery.start_soon(self._keep_reaching, device, self._hall.contacts[device], scope)
 
     def stop(self, device: DeviceId) -> None:
         """A device is not known any more."""
         if device in self._scopes:
             self._scopes.pop(device).cancel()
 
-    async def _keep_reaching(self, device: DeviceId) -> None:
-        contact = self._hall.contacts[device]
+    async def _keep_reaching(self, device: DeviceId, contact: Contact, scope: trio.CancelScope) -> None:
+        """Until `scope` is cancelled. The device may be forgotten at any time, and known anew with another contact."""
         backoff, meetings = Backoff(self._world.rng), Backoff(self._world.rng, *_MEET_AGAIN_S)
         meet_at = 0.0
-        with self._scopes[device]:
+        with scope:
             while True:
                 seen, before = contact.poke.count, contact.peer
                 if before is not None and contact.direct:
@@ -125,7 +125,7 @@ class Dialler:
     async def _dial_all(self, device: DeviceId, contact: Contact, before: Peer | None) -> None:
         """Try every address, unless another connection than that of `before` has come."""
         for address in [*dict.fromkeys([*reversed(contact.sighted), *contact.addresses])]:
-            if contact.peer is before and await self._dial(device, address):
+            if contact.peer is before and await self._dial(device, contact, address):
                 await self._settle(contact, before)
                 return
 
@@ -156,14 +156,14 @@ class Dialler:
                 await contact.poke.wait_beyond(contact.poke.count)
 
     # ── one way each: True once a connection was proven ─────────────────────────────────────────────────────────────
-    async def _dial(self, device: DeviceId, address: str) -> bool:
+    async def _dial(self, device: DeviceId, contact: Contact, address: str) -> bool:
         try:
             with trio.fail_after(self._timeout):
                 stream = await self._world.network.dial(address)
                 proven = await self._hall.prove(stream, expected=device, begins=True)
         except (ConnectionLost, ProtocolError) as error:
             # A device whose keys have changed cannot read IK: the next attempt is XX.
-            self._hall.contacts[device].agreement_key = None
+            contact.agreement_key = None
             _log.debug("no handshake", device=short_id(device), address=address, error=str(error))
             return False
         except (OSError, trio.TooSlowError) as error:

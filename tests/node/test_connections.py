@@ -13,6 +13,7 @@ from p2psync.node import connections
 from p2psync.ports import ByteStream
 from p2psync.protocol.messages import FolderOffer, GoodbyeCode, Message
 from p2psync.sync.peer import Peer
+from tests.simulation.nodes import PORT
 from tests.sync.conftest import simulated, told
 
 
@@ -89,3 +90,33 @@ async def test_another_device_than_the_one_that_was_called_is_refused() -> None:
                 with pytest.raises(ProtocolError, match="another"):
                     await one.prove(near, expected=called, begins=begins)
             assert len(outcomes) == (0 if begins else 1)
+
+
+@simulated
+async def test_a_device_is_forgotten_while_it_is_dialled(monkeypatch: pytest.MonkeyPatch) -> None:
+    """However the attempt ends then, nothing else ends, and the device can be known anew."""
+    async with told() as story:
+        await story.start("one", "two")
+        one, two = [story.nodes[name] for name in ("one", "two")]
+        hall, address = one.connections, f"{story.letter('two')}:{PORT}"
+        assert hall is not None
+        assert two.connections is not None
+        hall.know(two.device_id, [address])
+        await hall.forget(two.device_id)
+        attempts = []
+
+        async def prove(stream: ByteStream, **_: object) -> NoReturn:
+            attempts.append(trio.current_time())
+            await stream.aclose()
+            await hall.forget(two.device_id)
+            raise ConnectionLost("the connection is over")
+
+        with monkeypatch.context() as broken:
+            broken.setattr(hall, "prove", prove)
+            hall.know(two.device_id, [address])
+            await trio.sleep(100)
+        assert len(attempts) == 1
+        for node, other in ((one, two), (two, one)):
+            await node.know(other.device_id, None, ())
+        hall.know(two.device_id, [address])
+        await story.until(lambda: hall.contacts[two.device_id].peer is not None)
