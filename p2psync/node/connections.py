@@ -188,7 +188,10 @@ class Connections:
         await self._nursery.start(self._serve, *proven, way)
 
     async def receive_relayed(self, stream: ByteStream) -> None:
-        """A device has come through a relay: serve it to its end, if it is a known one."""
+        """A device has come through a relay: serve it to its end, if it is a known one and there is room to ask."""
+        if self._unproven.available_tokens < 1:
+            await stream.aclose()
+            return
         async with self._unproven:
             proven = await self._answer(stream)
         if proven is not None and proven[0].device in self.contacts:

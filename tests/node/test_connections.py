@@ -120,3 +120,30 @@ async def test_a_device_is_forgotten_while_it_is_dialled(monkeypatch: pytest.Mon
             await node.know(other.device_id, None, ())
         hall.know(two.device_id, [address])
         await story.until(lambda: hall.contacts[two.device_id].peer is not None)
+
+
+@simulated
+async def test_connections_through_a_relay_that_say_nothing_do_not_pile_up(monkeypatch: pytest.MonkeyPatch) -> None:
+    most = 3
+    monkeypatch.setattr(connections, "MAX_STRANGERS", most)
+    async with told() as story:
+        await story.start("one")
+        hall = story.nodes["one"].connections
+        assert hall is not None
+        relay, here = [story.sim.network.host(name) for name in ("x", "y")]
+        [listener] = await relay.listen(":1")
+        ended: list[int] = []
+
+        async def say_nothing() -> None:
+            stream = await listener.accept()
+            assert await stream.receive_into(memoryview(bytearray(1))) == 0
+            ended.append(1)
+
+        async with trio.open_nursery() as nursery:
+            for _ in range(2 * most):
+                nursery.start_soon(say_nothing)
+                nursery.start_soon(hall.receive_relayed, await here.dial("x:1"))
+            await trio.sleep(1)
+            assert len(ended) == most
+        assert len(ended) == 2 * most
+        await listener.aclose()
