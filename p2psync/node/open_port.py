@@ -62,14 +62,17 @@ class OpenPort:
                     pause = max(mapping.lifetime_s / 2, SHORTEST_S)
                 await trio.sleep(pause)
         finally:
-            await self._give_back()
+            mapping, self.mapping = self.mapping, None
+            if mapping is not None:
+                await self._give_back(mapping)
 
     async def _map(self, port: int, wanted: int) -> PortMapping:
         mapping = await self._mapper.map(port, wanted, LIFETIME_S)
         if not ip_address(parse_address(mapping.address).host).is_global:
-            self.mapping = mapping
-            await self._give_back()
-            raise Unreachable(f"the router is behind another one: its own address is {mapping.address}")
+            why_not = f"the router is behind another one: its own address is {mapping.address}"
+            self._set(None, why_not)
+            await self._give_back(mapping)
+            raise Unreachable(why_not)
         return mapping
 
     def _set(self, mapping: PortMapping | None, why_not: str) -> None:
@@ -78,10 +81,7 @@ class OpenPort:
             _log.info("the way in through the router", address=self.address)
             self.changed.fire()
 
-    async def _give_back(self) -> None:
-        mapping, self.mapping = self.mapping, None
-        if mapping is None:
-            return
+    async def _give_back(self, mapping: PortMapping) -> None:
         with trio.CancelScope(shield=True), trio.move_on_after(_GOODBYE_S):
             try:
                 await self._mapper.unmap(mapping)

@@ -89,6 +89,22 @@ async def test_a_router_behind_a_router_is_of_no_use(autojump_clock: MockClock) 
         assert router.open == {}
 
 
+async def test_a_router_that_comes_to_be_behind_a_router(autojump_clock: MockClock) -> None:
+    """Who told others of the address hears at once that it leads here no more."""
+    router = Router()
+    door = opened(router)
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(door.run, PORT)
+        seen = await door.changed.wait_beyond(door.changed.count)
+        router.address = "192.168.1.7"
+        with trio.fail_after(router.lifetime_s):
+            await door.changed.wait_beyond(seen)
+        assert door.address is None
+        await trio.sleep(5)
+        assert router.open == {}
+        nursery.cancel_scope.cancel()
+
+
 async def test_a_router_that_gives_very_little_time_is_not_asked_all_the_time(autojump_clock: MockClock) -> None:
     router = Router(lifetime_s=1)
     door = opened(router)
