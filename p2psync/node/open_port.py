@@ -62,9 +62,9 @@ class OpenPort:
                     pause = max(mapping.lifetime_s / 2, SHORTEST_S)
                 await trio.sleep(pause)
         finally:
-            mapping, self.mapping = self.mapping, None
-            if mapping is not None:
-                await self._give_back(mapping)
+            last, self.mapping = self.mapping, None
+            if last is not None:
+                await self._give_back(last)
 
     async def _map(self, port: int, wanted: int) -> PortMapping:
         mapping = await self._mapper.map(port, wanted, LIFETIME_S)
