@@ -130,6 +130,8 @@ class LostContents:
             return [record.path for record in records]
 
         async with context.commit_lock:
+            if not context.may_write():  # the right may be lost by now
+                return []
             given_up = await context.world.offload.run(lambda: context.index.write(work))
         for path in given_up:
             text = f"{display(path)} was given up: no member has its content"

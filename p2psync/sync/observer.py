@@ -398,8 +398,6 @@ class Observer:
     async def resolve(self, paths: Sequence[RelPath]) -> None:
         """Publish what follows where a version that lost on this disk would come back (see `reconcile.resolve`)."""
         context = self._context
-        if not context.may_write():
-            return
 
         def work(writer: Writer) -> None:
             records = []
@@ -411,6 +409,8 @@ class Observer:
             _log.debug("what lost here before stays deleted", folder=context.name, count=len(records))
 
         async with context.commit_lock:
+            if not context.may_write():  # the right may be lost by now
+                return
             await context.world.offload.run(lambda: context.index.write(work))
         context.records_changed.fire()
 

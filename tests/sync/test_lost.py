@@ -7,6 +7,8 @@ import math
 import pytest
 import trio
 
+from p2psync.membership.fold import make_link
+from p2psync.membership.links import Role, SetRole
 from p2psync.model.hashing import digest
 from p2psync.model.manifest import MAX_CHUNK
 from p2psync.model.paths import RelPath, path_key
@@ -14,6 +16,7 @@ from p2psync.model.records import winner
 from p2psync.node.views import Problem
 from p2psync.protocol.bulk import Absent
 from p2psync.protocol.messages import ChunkRequest
+from p2psync.sync.lost import Lost
 from p2psync.sync.serving import Server
 from p2psync.testing.inodes import File
 from tests.sync.conftest import FOLDER, LABEL, Story, simulated, told
@@ -131,6 +134,32 @@ async def test_a_person_need_not_wait() -> None:
         assert deleted(story, "two")
         await story.settle("two")
         assert (await story.nodes["two"].check()).ok
+
+
+@simulated
+async def test_who_loses_the_right_while_everybody_is_asked_gives_up_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    async with told() as story:
+        await lose(story)
+        await story.again("one")
+        one, two = story.folder("one"), story.folder("two")
+        lost = two.scrubber.lost
+        with trio.fail_after(120):
+            while not (chosen := await lost.hopeless()):
+                await trio.sleep(1)
+        device = two.context.device
+        demotion = SetRole(device, Role.VIEWER, one.cut(device))
+        link = make_link(one.context.keys, one.context.membership, demotion)
+        hopeless = lost.hopeless
+
+        async def overtaken() -> list[Lost]:
+            found = await hopeless()
+            await two.absorb_links([link])
+            return found
+
+        monkeypatch.setattr(lost, "hopeless", overtaken)
+        assert await lost.give_up(chosen) == []
+        assert two.role is Role.VIEWER
+        assert not deleted(story, "two")
 
 
 @simulated

@@ -2,10 +2,15 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 import trio
 
+from p2psync.index.writer import Writer
 from p2psync.membership.links import Role, decode_link
+from p2psync.model.paths import RelPath, path_key
+from p2psync.ports import Kind
 from p2psync.sync import exchange
 from p2psync.testing.snapshot import Shown, content_id, kept, tree
 from p2psync.workspace.layout import MARKER
@@ -290,6 +295,31 @@ async def test_what_waits_to_be_recorded_while_the_right_is_lost_stays_local() -
         assert story.folder("other").role is Role.VIEWER
         assert b"late" not in shown(story, "owner")
         assert story.folder("other").totals().files == 0
+
+
+@simulated
+async def test_what_lost_here_is_said_to_nobody_by_who_loses_the_right_meanwhile() -> None:
+    async with told() as story:
+        await story.start("owner", "other")
+        story.user("owner").write(b"f", b"1")
+        await story.share("owner", other="editor")
+        other = story.folder("other").context
+
+        def settle_for_a_directory(writer: Writer) -> None:
+            entry = writer.synced(RelPath(b"f"))
+            assert entry is not None
+            writer.put_synced(replace(entry, kind=Kind.DIRECTORY, size=0, content=b"", manifest=b"", implied=True))
+
+        async with trio.open_nursery() as nursery, other.commit_lock:
+            await story.nodes["owner"].folder_share(LABEL, await id_of(story, "other"), "viewer")
+            await trio.sleep(30)
+            assert other.commit_lock.statistics().tasks_waiting, "the links"
+            other.index.write(settle_for_a_directory)
+            nursery.start_soon(story.folder("other").observer.resolve, [RelPath(b"f")])
+            await trio.sleep(1)
+        assert story.folder("other").role is Role.VIEWER
+        with other.index.read() as reader:
+            assert [record.deleted for record in reader.siblings(path_key(b"f"))] == [False]
 
 
 @simulated
