@@ -5,7 +5,7 @@ import random
 from collections.abc import Callable, Collection, Iterator, Mapping
 from contextlib import AbstractAsyncContextManager, ExitStack, contextmanager
 from itertools import combinations
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Any, Literal
 from unittest import mock
 
 import msgspec
@@ -349,32 +349,18 @@ class _Mortal:
         self._client = client
         self._faults = faults
 
-    async def request(
-        self,
-        method: str,
-        target: str,
-        *,
-        headers: Mapping[str, str],
-        body: bytes | memoryview = b"",
-        max_body: int,
-        timeout_s: float,
-        bulk: bool = False,
-    ) -> HttpResponse:
+    async def request(self, *arguments: Any, **named: Any) -> HttpResponse:
         """See `ports.HttpClient`."""
         self._check()
         try:
-            return await self._client.request(
-                method, target, headers=headers, body=body, max_body=max_body, timeout_s=timeout_s, bulk=bulk
-            )
+            return await self._client.request(*arguments, **named)
         finally:
             self._check()
 
-    def stream(
-        self, target: str, *, headers: Mapping[str, str], max_line: int, idle_s: float
-    ) -> AbstractAsyncContextManager[HttpStream]:
+    def stream(self, *arguments: Any, **named: Any) -> AbstractAsyncContextManager[HttpStream]:
         """See `ports.HttpClient`."""
         self._check()
-        return self._client.stream(target, headers=headers, max_line=max_line, idle_s=idle_s)
+        return self._client.stream(*arguments, **named)
 
     async def aclose(self) -> None:
         """See `ports.HttpClient`."""
