@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import AsyncIterator, Sequence
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 
 import msgspec
 import trio
@@ -60,6 +60,11 @@ class AccountOperations(Core):
         if self._account is None:
             self._account = Account(self.home, self.world, self.keys)
         return self._account
+
+    async def read_account(self) -> None:
+        """Read it now, on a thread: a long chain takes a while. What is wrong with it shows when it is needed."""
+        with suppress(OSError, P2PSyncError):
+            self._account = await self.world.offload.run(lambda: Account(self.home, self.world, self.keys))
 
     async def close_account(self) -> None:
         """Close the connections to the relay."""

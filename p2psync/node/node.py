@@ -132,6 +132,7 @@ async def running(
     operations = NodeOperations(home, world, keys, config, online=True)
     try:
         await operations.load()
+        await operations.read_account()
         if operations.broken and not operations.synchronizer.folders:
             # Nothing would be synchronised: say so at once instead of in a status nobody looks at.
             raise next(iter(operations.broken.values()))

@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import stat
+import threading
 from pathlib import Path
 
 import msgspec
 import pytest
 
+from p2psync import Node
 from p2psync.errors import IntegrityError, StateError
 from p2psync.node.account_store import AccountFiles, StoredAccount
+from p2psync.node.node import init
 from p2psync.protocol.relay_api import Session
 
 ACCOUNT = StoredAccount(
@@ -77,3 +80,23 @@ def test_a_later_version_is_left_alone(files: AccountFiles, tmp_path: Path) -> N
     (tmp_path / "account.json").write_text('{"version": 2, "new": true}')
     with pytest.raises(StateError, match="format 2"):
         files.load()
+
+
+async def test_a_node_reads_them_on_a_thread(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A long chain takes a while, in which nothing else may have to wait."""
+    init(tmp_path, "desk")
+    AccountFiles(tmp_path).save(msgspec.structs.replace(ACCOUNT, state="logged-out", session=None), [])
+    readers: list[threading.Thread] = []
+    load = AccountFiles.load
+
+    def watched(files: AccountFiles) -> tuple[StoredAccount, list[bytes]] | None:
+        readers.append(threading.current_thread())
+        return load(files)
+
+    monkeypatch.setattr(AccountFiles, "load", watched)
+    async with Node(tmp_path, listen=["127.0.0.1:0"], discovery=False, control=False) as node:
+        now = await node.operations.status()
+    assert now.account is not None
+    assert now.account.email == ACCOUNT.email
+    assert len(readers) == 1
+    assert threading.main_thread() not in readers
