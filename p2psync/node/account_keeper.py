@@ -302,6 +302,8 @@ class AccountKeeper:
                 found = await find_folder(service, node.keys, folder, node.world.offload)
         except (OSError, P2PSyncError) as error:
             _log.debug("cannot look for a folder", folder=format_folder_id(folder), error=str(error))
+        if self._searches.get(folder) is not search:
+            return  # it is here by now, or the account is another
         search.tried, search.last_seq = trio.current_time(), last_seq
         known = [parse_device_id(device.id) for device in node.state.devices]
         by = voucher(found.membership, chain, node.device_id, known) if found is not None else None

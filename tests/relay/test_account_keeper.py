@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import AsyncIterator, Callable, Sequence
+from typing import Any
 
 import pytest
 import trio
@@ -21,6 +22,7 @@ from p2psync.node.account_joining import Joining
 from p2psync.node.node import NodeOperations
 from p2psync.node.relay_folder import RelayFolder
 from p2psync.protocol.relay_api import FolderEntry
+from p2psync.sync.mailbox.finding import Found
 from p2psync.sync.mailbox.service import MailboxUnavailable
 from tests.relay.homes import EMAIL, FOLDER, KEY, LABEL, Home, is_posted, the_folder, until
 from tests.relay.simulated import ADDRESS, VirtualRelay, device
@@ -115,6 +117,32 @@ async def test_offers_are_there_again_after_a_restart(autojump_clock: MockClock,
         await offered(laptop)
         (offer,) = await laptop.folder_offers()
         assert (offer.label, offer.role, offer.device_name) == (LABEL, "owner", "recovery key")
+
+
+async def test_a_search_that_outlives_the_account_offers_nothing(
+    autojump_clock: MockClock, home: Home, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async with home.node("a") as desk:
+        recovery = await begun(home, desk)
+    find, found, go_on = account_keeper.find_folder, trio.Event(), trio.Event()
+
+    async def find_slowly(*arguments: Any) -> Found | None:
+        folder = await find(*arguments)
+        assert folder is not None
+        found.set()
+        await go_on.wait()
+        return folder
+
+    monkeypatch.setattr(account_keeper, "find_folder", find_slowly)
+    async with home.node("b") as laptop:
+        await laptop.account_log_in(EMAIL, KEY, [URL], recovery)
+        with trio.fail_after(300):
+            await found.wait()
+        await laptop.account_log_out(forget=True)
+        await trio.sleep(60)
+        go_on.set()
+        await trio.sleep(60)
+        assert await laptop.folder_offers() == []
 
 
 @pytest.mark.parametrize("call", ["granted", "give", "append"])
