@@ -195,6 +195,8 @@ class Uploader:
         async with trio.open_nursery() as nursery:
             for content in contents:
                 for piece in content.pieces:
+                    if content.root in work.failed:
+                        break  # what it shares with others is theirs to bring
                     if piece.id in work.missing and piece.id not in begun:
                         begun.add(piece.id)
                         await self._slots.acquire()
@@ -223,7 +225,7 @@ class Uploader:
             return sealed[: seal_chunk_into(key, piece.name, inside, sealed)]
 
         try:
-            if work.errors or root in work.failed:
+            if work.errors:
                 return
             if self._key() != key:
                 raise StaleKeyError("the epoch has ended")

@@ -6,6 +6,7 @@ import trio
 
 from p2psync.protocol.mailbox import EntryKind
 from p2psync.sync.mailbox.backlog import Policy
+from p2psync.testing.inodes import File
 from tests.sync.conftest import FOLDER, LABEL, contents, simulated
 from tests.sync.mailbox.stories import Post, mailed
 
@@ -154,6 +155,28 @@ def root_of(story: Post, name: str) -> bytes:
     """The Merkle root of what a device knows."""
     with story.folder(name).context.index.read() as reader:
         return reader.root()
+
+
+@simulated
+async def test_what_cannot_be_read_keeps_nothing_back_that_shares_chunks_with_it() -> None:
+    async with mailed() as story:
+        for name in ("one", "two"):
+            story.device(name).longest_chunk = 1000
+        await met_and_parted(story)
+        story.apart("one", "two")
+        story.relay.down = True
+        parts = [bytes((number,)) * 1000 for number in range(40)]
+        story.user("one").write(b"damaged", b"".join(parts[:15]))
+        story.user("one").write(b"whole", b"".join(parts[14:]))
+        await story.nodes["one"].folder_scan(LABEL)
+        # Long enough for all fingerprints to be trusted.
+        await trio.sleep(3600)
+        file = story.device("one").disk.find(FOLDER + b"/damaged")
+        assert isinstance(file, File)
+        file.put(0, b"y")
+        story.relay.down = False
+        await story.again("two")
+        await shows(story, "two", {b"whole"})
 
 
 @simulated
