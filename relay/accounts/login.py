@@ -47,7 +47,7 @@ class Logins:
         if cache.holds(claimed, device_id, token, now):
             return claimed
         generation = cache.generation
-        account_id = await self._context.database.read(lambda c: account_of(c, token, device_id, now))
+        account_id = await self._context.database.look_up(lambda c: account_of(c, token, device_id, now))
         if account_id is not None:
             cache.keep(account_id, device_id, token, now=now, generation=generation)
         return account_id

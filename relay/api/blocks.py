@@ -247,7 +247,7 @@ async def make_link(call: Call) -> PresignedLink:
         if not size or len(digest) != DIGEST_SIZE:
             raise ApiError(400, "bad-request", "a link for an upload names size and digest of the sealed chunk")
         account_id, folder_id = caller.account_id, wish.folder_id
-        await call.services.database.read(lambda c: require(c, folder_id, account_id, Rights.APPEND))
+        await call.services.database.look_up(lambda c: require(c, folder_id, account_id, Rights.APPEND))
     link = Link(
         wish.operation, caller.account_id, caller.device_id, wish.folder_id, wish.chunk_id, digest, size, expires
     )

@@ -175,7 +175,7 @@ class Blocks:
             require(c, folder_id, account_id, Rights.READ)
             return find(c, folder_id, chunk_id)
 
-        chunk = await self.world.database.read(work)
+        chunk = await self.world.database.look_up(work)
         if chunk is None:
             raise not_found()
         return chunk

@@ -68,11 +68,12 @@ class Mailbox:
 
     async def folders(self, who: Member) -> list[Folder]:
         """What the caller's account may see."""
-        return await self._database.read(lambda c: folders.visible(c, who.account_id))
+        few = await self._database.look_up(lambda c: folders.few_visible(c, who.account_id))
+        return few if few is not None else await self._database.read(lambda c: folders.visible(c, who.account_id))
 
     async def folder(self, who: Member, folder_id: bytes) -> Folder:
         """One folder. ApiError 404 when there is none that the caller may see."""
-        return await self._database.read(lambda c: folders.require(c, folder_id, who.account_id, Rights.READ))
+        return await self._database.look_up(lambda c: folders.require(c, folder_id, who.account_id, Rights.READ))
 
     async def delete_folder(self, who: Member, folder_id: bytes, now: int) -> None:
         """Delete a folder of the caller's account with all that is stored of it. ApiError 403 for anybody else."""

@@ -171,6 +171,56 @@ async def test_a_reader_sees_one_moment_and_writes_nothing(threaded: Database) -
     assert await threaded.read(value) == 5
 
 
+async def test_a_look_up_is_of_one_moment_and_of_the_last_one(threaded: Database) -> None:
+    for number in range(1, 4):
+
+        def look(c: Connection, number: int = number) -> tuple[int, int]:
+            before = value(c)
+            # By itself: a look-up on the loop cannot wait for a change that has its turn there.
+            threaded.write_now(lambda other: set_value(other, number))
+            return before, value(c)
+
+        assert await threaded.look_up(look) == (number - 1, number - 1)
+        assert await threaded.look_up(value) == number
+
+    def fail(c: Connection) -> None:
+        value(c)
+        raise ApiError(404, "not-found")
+
+    with pytest.raises(ApiError):
+        await threaded.look_up(fail)
+    await threaded.write(lambda c: set_value(c, 8))
+    assert await threaded.look_up(value) == 8
+    with contextlib.suppress(DBAPIError):  # as a read does
+        await threaded.look_up(lambda c: set_value(c, 9))
+    assert await threaded.look_up(value) == 8
+
+
+async def test_a_look_up_needs_no_thread_of_sqlite_unless_it_would_have_to_wait(threaded: Database) -> None:
+    threads: list[int] = []
+
+    def look(c: Connection) -> int:
+        threads.append(threading.get_ident())
+        return value(c)
+
+    def is_locked_once(c: Connection) -> int:
+        if not threads:
+            threads.append(threading.get_ident())
+            raise OperationalError("x", {}, sqlite3.OperationalError("database is locked"))
+        return look(c)
+
+    here, sqlite = threading.get_ident(), threaded.engine.dialect.name == "sqlite"
+    assert await threaded.look_up(look) == 0
+    assert (threads == [here]) is sqlite
+    if sqlite:
+        threads.clear()
+        assert await threaded.look_up(is_locked_once) == 0
+        assert threads[0] == here != threads[1]
+        threads.clear()
+        assert await threaded.look_up(look) == 0
+        assert threads == [here]
+
+
 @pytest.mark.parametrize("ends", [True, False])
 async def test_collisions_are_repeated_but_not_for_ever(ends: bool, autojump_clock: trio.testing.MockClock) -> None:
     database = database_from_url(IN_MEMORY, Inline(), SimRng("database"))

@@ -74,6 +74,16 @@ def test_lists_are_bounded(c: Connection, monkeypatch: pytest.MonkeyPatch) -> No
         assert caught.value.code == "conflict"
 
 
+def test_a_short_list_is_told_from_a_long_one(c: Connection) -> None:
+    for number in range(folders.FEW + 1):
+        found = folders.visible(c, account(0))
+        assert [folder.folder_id for folder in found] == sorted(folder_id(n) for n in range(number))
+        assert folders.few_visible(c, account(0)) == found
+        folders.create(c, Limits(folders.FEW + 1), folder_id(number), account(0), NOW)
+    assert folders.few_visible(c, account(0)) is None
+    assert len(folders.visible(c, account(0))) == folders.FEW + 1
+
+
 def test_nothing_is_left_of_an_account(c: Connection) -> None:
     ledger, chunks = Ledger(), Chunks()
     author, other = Author(0), Author(1)
