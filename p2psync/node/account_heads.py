@@ -69,16 +69,11 @@ class AccountHeads:
     async def run(self) -> None:
         """Tell and judge until cancelled. What a relay or a peer does never ends this."""
         async with trio.open_nursery() as nursery:
-            nursery.start_soon(self._relay_pulse, self._synchronizer.changed)
+            nursery.start_soon(self._poke.follow, self._synchronizer.changed)
             with suppress(OSError, P2PSyncError):
-                nursery.start_soon(self._relay_pulse, self._account().changed)
+                nursery.start_soon(self._poke.follow, self._account().changed)
             nursery.start_soon(self._tell)
             nursery.start_soon(self._judge)
-
-    async def _relay_pulse(self, pulse: Pulse) -> None:
-        while True:
-            await pulse.wait_beyond(pulse.count)
-            self._poke.fire()
 
     async def _chain(self) -> AccountChain | None:
         """The chain as far as a relay has shown it."""

@@ -104,7 +104,7 @@ class AccountKeeper:
         account = await self._account()
         async with trio.open_nursery() as nursery:
             for pulse in (account.changed, node.synchronizer.changed, node.news.account):
-                nursery.start_soon(self._relay_pulse, pulse)
+                nursery.start_soon(self._poke.follow, pulse)
             nursery.start_soon(self._watch_person)
             nursery.start_soon(self._search)
             while True:
@@ -126,11 +126,6 @@ class AccountKeeper:
             except (OSError, P2PSyncError) as error:
                 _log.warning("the account cannot be read", error=str(error))
                 await trio.sleep(LOOK_S)
-
-    async def _relay_pulse(self, pulse: Pulse) -> None:
-        while True:
-            await pulse.wait_beyond(pulse.count)
-            self._poke.fire()
 
     async def _watch_person(self) -> None:
         hurry = self._node.hurry

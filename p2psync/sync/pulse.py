@@ -23,3 +23,9 @@ class Pulse:
         while self.count == seen:
             await self._event.wait()
         return self.count
+
+    async def follow(self, other: Pulse) -> None:
+        """Fire whenever `other` does, until cancelled."""
+        while True:
+            await other.wait_beyond(other.count)
+            self.fire()

@@ -160,9 +160,9 @@ class Mailbox:
             async with trio.open_nursery() as nursery:
                 nursery.start_soon(self._keep_trying, self._follow)
                 nursery.start_soon(self._keep_trying, self._post)
-                nursery.start_soon(self._relay_pulse, self._context.records_changed)
-                nursery.start_soon(self._relay_pulse, self._keys.changed)
-                nursery.start_soon(self._relay_pulse, self.reader.progressed)
+                nursery.start_soon(self._poke.follow, self._context.records_changed)
+                nursery.start_soon(self._poke.follow, self._keys.changed)
+                nursery.start_soon(self._poke.follow, self.reader.progressed)
                 nursery.start_soon(self._watch_members)
         finally:
             self._detach()
@@ -221,11 +221,6 @@ class Mailbox:
             case _:
                 _log.warning("a mailbox stumbles", folder=self._context.name, error=str(error))
         return back_off
-
-    async def _relay_pulse(self, pulse: Pulse) -> None:
-        while True:
-            await pulse.wait_beyond(pulse.count)
-            self._poke.fire()
 
     # ── reading ─────────────────────────────────────────────────────────────────────────────────────────────────────
     async def _follow(self) -> None:
