@@ -78,7 +78,10 @@ class HttpsClient:
         async with contextlib.AsyncExitStack() as stack:
             with self._told():
                 request = pool.stream(
-                    "GET", self._url(target), headers=self._headers(headers, b""), extensions=_timeouts(idle_s)
+                    "GET",
+                    self._url(target),
+                    headers=self._headers(headers, b""),
+                    extensions=_timeouts(idle_s, CONNECT_TIMEOUT_S),
                 )
                 response = await stack.enter_async_context(request)
             pieces = await stack.enter_async_context(aclosing(response.aiter_stream()))
@@ -260,8 +263,9 @@ def _not_connected(error: Exception, relay: str) -> Exception:
     return Unreachable(f"{relay} cannot be reached; check the URL and that the relay runs")
 
 
-def _timeouts(silence_s: float) -> dict[str, Any]:
-    return {"timeout": {"connect": CONNECT_TIMEOUT_S, "read": silence_s, "write": silence_s, "pool": None}}
+def _timeouts(silence_s: float, turn_s: float | None = None) -> dict[str, Any]:
+    """`turn_s` is how long it may wait for one of our own connections; None where something else bounds that."""
+    return {"timeout": {"connect": CONNECT_TIMEOUT_S, "read": silence_s, "write": silence_s, "pool": turn_s}}
 
 
 async def _pieces(body: bytes | memoryview) -> AsyncIterator[bytes]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import itertools
 import ssl
 from collections.abc import AsyncIterator, Awaitable, Callable
-from contextlib import asynccontextmanager
+from contextlib import AsyncExitStack, asynccontextmanager
 from pathlib import Path
 
 import pytest
@@ -227,6 +227,21 @@ async def test_a_silent_stream_is_lost(tmp_path: Path) -> None:
         with trio.fail_after(5), pytest.raises(ConnectionLost):
             async with client.stream("/events", headers={}, max_line=5000, idle_s=0.2) as stream:
                 await stream.line()
+        await client.aclose()
+
+
+async def test_one_stream_too_many_does_not_wait_for_ever(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    async def talk(stream: trio.SSLStream[trio.SocketStream]) -> None:
+        await stream.send_all(EVENTS)
+        await trio.sleep_forever()
+
+    async with serving(tmp_path, talk) as heard, AsyncExitStack() as stack:
+        client = HttpsClient(heard.address)
+        for _ in range(http.MAX_STREAMS):
+            await stack.enter_async_context(client.stream("/events", headers={}, max_line=5000, idle_s=60))
+        monkeypatch.setattr(http, "CONNECT_TIMEOUT_S", 0.2)
+        with trio.fail_after(5), pytest.raises(Unreachable, match="too many requests"):
+            await stack.enter_async_context(client.stream("/events", headers={}, max_line=5000, idle_s=60))
         await client.aclose()
 
 
