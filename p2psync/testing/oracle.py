@@ -265,13 +265,18 @@ class Oracle:
             if shown.kind is Kind.FILE and shown.content not in self._legitimate
         ]
 
-    def spread(self, trees: Mapping[str, Tree]) -> list[Violation]:
-        """C-roles: what a device had to keep to itself is nowhere else."""
+    def spread(self, trees: Mapping[str, Tree], removed: Collection[str] = ()) -> list[Violation]:
+        """C-roles: what a device had to keep to itself is nowhere else.
+
+        Two that were `removed` may have exchanged it before either had heard of that, and undo nothing more.
+        """
         return [
             Violation("roles", f"{display(path)} on {device} was written by {known.private}, who may not write")
             for device, tree in trees.items()
             for path, shown in tree.items()
-            if (known := self._written.get(shown.content)) is not None and known.private not in (None, device)
+            if (known := self._written.get(shown.content)) is not None
+            and known.private not in (None, device)
+            and not (device in removed and known.private in removed)
         ]
 
     @staticmethod

@@ -330,8 +330,7 @@ class Story:
             *(Violation("I1", text) for text in await self._unrest()),
             *oracle.losses(trees, {} if calm else history),
             *oracle.strangers(trees),
-            # Who has been removed undoes nothing more, whatever it had taken in from others before it heard of them.
-            *oracle.spread({name: trees[name] for name in self.members}),
+            *oracle.spread(trees, removed=[name for name in trees if name not in self.members]),
             *oracle.leftovers(left),
             *self.log.violations,
         ]

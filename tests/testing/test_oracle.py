@@ -220,6 +220,16 @@ def test_what_a_reader_writes_stays_there_unless_others_write_the_same() -> None
     assert verdict(oracle, trees) == []
 
 
+def test_who_is_removed_may_have_only_what_others_who_are_removed_wrote() -> None:
+    oracle = Oracle()
+    oracle.mute("b")
+    wrote(oracle, "b", b"one")
+    shown = {name: shows(f=b"one") for name in "abc"}
+    assert [v.text.split()[2] for v in oracle.spread(shown)] == ["a", "c"]
+    assert [v.text.split()[2] for v in oracle.spread(shown, removed=["b", "c"])] == ["a"]
+    assert [v.text.split()[2] for v in oracle.spread(shown, removed=["c"])] == ["a", "c"], "a reader is a member"
+
+
 def test_who_has_lost_track_may_publish_what_came_from_a_reader() -> None:
     oracle = Oracle()
     oracle.mute("b")
