@@ -16,14 +16,16 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
-from typing import Annotated, Literal, Self
+from typing import TYPE_CHECKING, Annotated, Literal, Self
 
 import msgspec
 import platformdirs
 
 from p2psync.errors import IntegrityError, StateError
-from p2psync.node.account_store import AccountFiles, StoredAccount
 from p2psync.node.files import replace_file, sync_directory
+
+if TYPE_CHECKING:
+    from p2psync.node.account_store import AccountFiles, StoredAccount
 
 STATE_VERSION = 1
 MAX_STATE_BYTES = 16 << 20
@@ -204,11 +206,17 @@ class Home:
 
     def load_account(self) -> tuple[StoredAccount, list[bytes]] | None:
         """See `AccountStore`."""
-        return AccountFiles(self.path).load()
+        return self._account().load()
 
     def save_account(self, account: StoredAccount | None, links: list[bytes] | None = None) -> None:
         """See `AccountStore`."""
-        AccountFiles(self.path).save(account, links)
+        self._account().save(account, links)
+
+    def _account(self) -> AccountFiles:
+        # Commands that ask a running node need neither the account nor all the cryptography behind it.
+        from p2psync.node.account_store import AccountFiles
+
+        return AccountFiles(self.path)
 
     def _way_back(self) -> str:
         if self.state_backup.exists():
