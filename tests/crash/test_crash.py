@@ -16,9 +16,6 @@ from tests.crash.pair import FOLDER, Mode
 from tests.crash.run import Strike
 from tests.crash.workloads import ACTIONS, HERE, THERE, Workload, ones, threes, twos
 
-SAMPLE = 2
-"""States of every workload of one step in the ordinary test run."""
-
 
 def explored(*jobs: Job) -> list[Struck]:
     """Everything that was struck."""
@@ -31,10 +28,11 @@ def wrong(found: list[Struck]) -> dict[str, list[str]]:
 
 
 @pytest.mark.timeout(300)
-def test_every_workload_of_one_step_survives_a_sample_of_crashes() -> None:
-    found = explored(*(Job(workload, SAMPLE) for workload in ones()))
+@pytest.mark.parametrize("states", [1, pytest.param(5, marks=pytest.mark.large)])
+def test_every_workload_of_one_step_survives_a_sample_of_crashes(states: int) -> None:
+    found = explored(*(Job(workload, states) for workload in ones()))
     assert wrong(found) == {}
-    assert len(found) == SAMPLE * len(list(ones()))
+    assert len(found) == states * len(list(ones()))
     assert {struck.mode for struck in found} >= {*POWER_CUTS, "again", "kill", "EIO", "ENOSPC"}
 
 
