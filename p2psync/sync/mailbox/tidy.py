@@ -50,25 +50,30 @@ async def tidy(context: FolderContext, service: MailboxService, journal: Journal
 
     idle = await journal.look(look)
     after, dropped = b"", 0
+    absent = dict(idle)
     while idle and (page := await service.refs(after)):
         after = page[-1].ref_id
         for ref in page:
+            absent.pop(ref.ref_id, None)
             # Somebody may have referred to it since, for a record that has not come here yet.
             if ref.ref_id in idle and ref.modified + KEPT_S <= now:
                 try:
                     await service.delete_ref(ref.ref_id, ref.modified)
                 except RefChanged:
                     continue
-                await journal.commit(partial(_forget, idle[ref.ref_id]))
+                await journal.commit(partial(_forget, [idle[ref.ref_id]]))
                 dropped += 1
+    if absent:  # another device has put them there, too, and dropped them
+        await journal.commit(partial(_forget, list(absent.values())))
     if dropped:
         _log.info("contents are not kept any more", folder=context.name, relay=service.name, count=dropped)
     async with journal.lock:
         await journal.change_row(tidied=now)
 
 
-def _forget(root: bytes, _: Writer, rows: MailboxWriter) -> None:
-    rows.drop_upload(root)
+def _forget(roots: Iterable[bytes], _: Writer, rows: MailboxWriter) -> None:
+    for root in roots:
+        rows.drop_upload(root)
 
 
 def _needed(context: FolderContext) -> set[bytes]:

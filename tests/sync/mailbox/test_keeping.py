@@ -175,6 +175,24 @@ async def test_a_content_that_somebody_needs_again_stays_however_late_that_is_he
 
 
 @simulated
+async def test_what_another_device_has_dropped_is_not_counted_as_there_for_ever() -> None:
+    async with mailed() as story:
+        await met_and_parted(story)
+        user, device = story.user("one"), story.device("one")
+        user.write(b"a", b"old")
+        await story.posted("one")
+        story.relay.refs.clear()
+        user.write(b"a", b"new")
+        await story.posted("one")
+        device.clock.jump(EVERY_S + KEPT_S)
+        user.write(b"b", b"another")
+        await story.posted("one")
+        journal = story.mailbox("one").journal
+        await story.until(lambda: journal.row.tidied >= journal.now - 300, timeout=300)
+        assert len(await journal.look(lambda view: list(view.uploads()))) == 2
+
+
+@simulated
 async def test_small_files_are_referred_to_together() -> None:
     async with mailed() as story:
         await met_and_parted(story)
