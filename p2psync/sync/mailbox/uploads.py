@@ -40,6 +40,8 @@ from p2psync.sync.mailbox.service import (
 
 PARALLEL = 6
 """Requests at a time: with 4 MiB a chunk, and as much sealed, this bounds the memory too."""
+SURE_S = 43_200
+"""How long what this device has put there surely is there. Who needs it no more drops it, but not before a day."""
 ATTEMPTS = 3
 """Times references are tried whose chunks have gone meanwhile."""
 
@@ -142,17 +144,21 @@ class Uploader:
     ) -> set[bytes]:
         """See to it that the contents of these records are there; roots of those that cannot be read here now.
 
-        `anew`: also those that this device has put there once already.
+        `anew`: also those that this device has put there lately, or under an earlier key.
         StaleKeyError when the epoch ends meanwhile, InterruptedByNewsError when `give_way` says before a chunk that
         others go first; errors of the service come through.
         """
         wanted = {record.content: record for record in records if has_content(record)}
+        now = self._journal.now
 
         def plan(view: MailboxView) -> tuple[list[Content], set[bytes]]:
             contents, unknown = [], set()
             for root, record in wanted.items():
-                if not anew and view.upload(root) is not None:
-                    continue
+                if not anew and (put := view.upload(root)) is not None:
+                    key_id, at = put
+                    # Under an earlier key it would go there a second time, and the first reference be forgotten.
+                    if key_id != key.id or 0 <= now - at < SURE_S:
+                        continue
                 encoded = record.manifest or view.reader.manifest(root)
                 if encoded is None:
                     unknown.add(root)

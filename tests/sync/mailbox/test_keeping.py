@@ -17,6 +17,7 @@ from p2psync.sync.mailbox.service import StoredRef
 from p2psync.sync.mailbox.snapshots import Assembler, is_due
 from p2psync.sync.mailbox.tidy import EVERY_S, KEPT_S, MAX_DROPPED, superfluous
 from p2psync.sync.mailbox.troubles import size
+from p2psync.sync.mailbox.uploads import SURE_S
 from tests.sync.conftest import contents, simulated
 from tests.sync.mailbox.fake import FakeService
 from tests.sync.mailbox.stories import mailed
@@ -190,6 +191,25 @@ async def test_what_another_device_has_dropped_is_not_counted_as_there_for_ever(
         journal = story.mailbox("one").journal
         await story.until(lambda: journal.row.tidied >= journal.now - 300, timeout=300)
         assert len(await journal.look(lambda view: list(view.uploads()))) == 2
+
+
+@simulated
+async def test_what_another_device_may_have_dropped_is_put_there_again_when_it_is_needed() -> None:
+    async with mailed() as story:
+        await met_and_parted(story)
+        user, relay = story.user("one"), story.relay
+        user.write(b"a", b"old")
+        await story.posted("one")
+        user.delete(b"a")
+        await story.posted("one")
+        relay.refs.clear()
+        relay.chunks.clear()
+        story.device("one").clock.jump(SURE_S)
+        user.write(b"b", b"old")
+        await story.posted("one")
+        await story.stop("one")
+        await story.again("two")
+        await story.until(lambda: contents(story, "two") == {b"b": b"old"})
 
 
 @simulated
