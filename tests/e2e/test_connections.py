@@ -35,7 +35,8 @@ def until(what: str, condition: object, timeout: float = 20.0) -> None:
         time.sleep(0.02)
 
 
-def test_dialling_each_other_at_the_same_moment_ends_with_one_connection(make: Make) -> None:
+@pytest.mark.parametrize("times", [2, pytest.param(10, marks=pytest.mark.large)])
+def test_dialling_each_other_at_the_same_moment_ends_with_one_connection(make: Make, times: int) -> None:
     """Over a link of 50 ms each way both handshakes are under way at once, again and again."""
     one, two = reserved(make, "one"), reserved(make, "two")
     with proxied(one.address, 0.05) as to_one, proxied(two.address, 0.05) as to_two:
@@ -47,7 +48,7 @@ def test_dialling_each_other_at_the_same_moment_ends_with_one_connection(make: M
         def alive() -> int:
             return to_one.alive + to_two.alive
 
-        for _ in range(5):
+        for _ in range(times):
             one.connected(two)
             two.connected(one)
             until("one connection is left", lambda: alive() == 1)
@@ -95,6 +96,7 @@ def test_a_lost_connection_is_found_again(make: Make, tmp_path: Path) -> None:
         until("one connection is left", lambda: proxy.alive == 1)
 
 
+@pytest.mark.large
 def test_a_silent_peer_that_restarts_replaces_its_old_connection(make: Make) -> None:
     """A peer that vanished without a word (a pulled plug) comes back before its connection has timed out."""
     one, two = reserved(make, "one"), reserved(make, "two")

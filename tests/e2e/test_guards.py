@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 
 from p2psync.testing.processes import Device, difference, introduce, share
-from tests.e2e.conftest import Make, Pair
+from tests.e2e.conftest import Make, Pair, pair_in
 
 pytestmark = pytest.mark.e2e
 
@@ -129,8 +129,9 @@ def test_a_mass_delete_waits_for_a_person(pair: Pair) -> None:
     assert "history" in {version["kind"] for version in two.json("log", there / "file-000")}
 
 
-def test_a_mass_delete_that_slipped_out_is_held_where_it_arrives(pair: Pair) -> None:
-    one, two, here, there = pair
+@pytest.mark.large
+def test_a_mass_delete_that_slipped_out_is_held_where_it_arrives(make: Make, tmp_path: Path) -> None:
+    one, two, here, there = pair_in(make, tmp_path)
     fill(here, 200)
     one.wait()
     one.run("config", "set", "guards.max_delete_count", "0")

@@ -67,11 +67,13 @@ def test_a_killed_receiver_fetches_no_verified_chunk_twice(make: Make, tmp_path:
     one.connected(two)
     one.wait()
     assert difference(here, there) == []
+    assert list((there / ".p2psync" / "tmp").glob("*.part")) == []
     received = about(two, one)["received_bytes"]
     assert received < size - kept + 5 * SLACK, (received, kept)
     assert received < size * 3 // 4
 
 
+@pytest.mark.large
 def test_a_cut_connection_goes_on_where_it_was(make: Make, tmp_path: Path) -> None:
     one, two = make("one"), make("two", start=False)
     two.run("config", "set", "network.max_receive_rate", "32MiB")
@@ -94,6 +96,7 @@ def test_a_cut_connection_goes_on_where_it_was(make: Make, tmp_path: Path) -> No
         assert proxy.carried < size + 3 * SLACK
 
 
+@pytest.mark.large
 def test_two_devices_that_have_it_both_serve_the_third(make: Make, tmp_path: Path) -> None:
     one, two, three = make("one"), make("two"), make("three", start=False)
     three.run("config", "set", "network.max_receive_rate", "48MiB")

@@ -20,22 +20,24 @@ COPY = " (conflict ABCDEFG 2026-01-02 03.04.05)"
 
 @pytest.mark.e2e
 @pytest.mark.timeout(900)
-def test_nothing_is_lost_when_nodes_are_killed_and_links_break(tmp_path: Path) -> None:
-    figures = run_kills(tmp_path, seed=1, kills=4, quiet_every=2)
+@pytest.mark.parametrize("kills", [2, pytest.param(6, marks=pytest.mark.large)])
+def test_nothing_is_lost_when_nodes_are_killed_and_links_break(tmp_path: Path, kills: int) -> None:
+    figures = run_kills(tmp_path, seed=1, kills=kills, quiet_every=2)
     assert figures.violations == []
-    assert (figures.kills, figures.quiets) == (4, 2)
-    assert figures.contents > 20
+    assert (figures.kills, figures.quiets) == (kills, kills // 2)
+    assert figures.contents > 5 * kills
 
 
 @pytest.mark.e2e
 @pytest.mark.timeout(900)
-def test_a_failing_system_call_loses_nothing(tmp_path: Path) -> None:
+@pytest.mark.parametrize("kinds", [("rename",), pytest.param(("rename", "write"), marks=pytest.mark.large)], ids=len)
+def test_a_failing_system_call_loses_nothing(tmp_path: Path, kinds: tuple[str, ...]) -> None:
     why = strace.unusable()
     if why:
         pytest.skip(f"no system call can be made to fail here: {why}")
-    figures = run_failing_calls(tmp_path, 1, 1, workloads=("small",), kinds=("rename", "write"))
+    figures = run_failing_calls(tmp_path, 1, 1, workloads=("small",), kinds=kinds)
     assert figures.violations == []
-    assert (figures.points, figures.struck) == (2, 2)
+    assert (figures.points, figures.struck) == (len(kinds), len(kinds))
 
 
 def test_a_real_folder_is_seen_like_a_simulated_one(tmp_path: Path) -> None:
