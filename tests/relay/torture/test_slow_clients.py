@@ -133,6 +133,7 @@ async def until_closed(streams: list[Stream]) -> None:
 
 
 @pytest.mark.e2e
+@pytest.mark.large
 async def test_heads_that_trickle_in_are_cut_off(scene: Scene) -> None:
     await scene.others()
     before, usual = scene.relay.resident(), await scene.others()
@@ -172,6 +173,7 @@ async def test_bodies_that_trickle_in_take_no_more_memory_than_is_lent(scene: Sc
 
 
 @pytest.mark.e2e
+@pytest.mark.large
 async def test_readers_that_take_nothing_are_dropped(scene: Scene) -> None:
     device = scene.bad.first
     name = b"c" * 32
