@@ -14,7 +14,7 @@ import sqlite3
 from collections import deque
 from collections.abc import AsyncIterator, Callable
 from dataclasses import dataclass, field
-from typing import Any, Final, TypeVar
+from typing import Any, Final, TypeVar, cast
 
 import psycopg
 import trio
@@ -66,30 +66,33 @@ class _Near:
     def __init__(self, url: URL) -> None:
         self._engine = _sqlite_engine(url, timeout=0, poolclass=NullPool)
         event.listen(self._engine, "connect", _forbid_writing)
-        self._connection: Connection | None = None
+        self._open: tuple[Connection, sqlite3.Connection] | None = None
 
     def read(self, work: Callable[[Connection], T]) -> T:
-        """Run `work` on one consistent view. SQLAlchemyError also when it would have to wait."""
-        # Kept, with its options: to take one of a pool takes as long as to read.
-        if self._connection is None:
-            self._connection = self._engine.connect().execution_options(**_READ)
+        """Run `work` on one consistent view. SQLAlchemyError, sqlite3.Error also when it would have to wait."""
+        # One connection is kept, and its transactions are the driver's: what SQLAlchemy does for either takes longer
+        # than to find a row. To SQLAlchemy it is all one transaction.
+        if self._open is None:
+            connection = self._engine.connect()
+            self._open = connection, cast("sqlite3.Connection", connection.connection.driver_connection)
+        connection, driver = self._open
         try:
-            result = work(self._connection)
-        except SQLAlchemyError:
+            driver.execute("BEGIN")
+            try:
+                return work(connection)
+            finally:
+                driver.rollback()
+        except (SQLAlchemyError, sqlite3.Error):
             self.close()
             raise
-        except BaseException:
-            self._connection.rollback()
-            raise
-        self._connection.rollback()
-        return result
 
     def close(self) -> None:
         """Close the connection, if there is one; the next question makes another."""
-        if self._connection is not None:
-            self._connection.invalidate()
-            self._connection.close()
-            self._connection = None
+        if self._open is not None:
+            connection, _ = self._open
+            self._open = None
+            connection.invalidate()
+            connection.close()
 
 
 class Database:
@@ -129,7 +132,7 @@ class Database:
             await trio.lowlevel.checkpoint_if_cancelled()
             try:
                 return self._near.read(work)
-            except SQLAlchemyError as error:
+            except (SQLAlchemyError, sqlite3.Error) as error:
                 _LOG.debug("what cannot be looked up at once is read in a thread", reason=type(error).__name__)
         return await self.read(work)
 
@@ -293,10 +296,17 @@ def engine_from_url(url: str, *, pool_size: int = DEFAULT_POOL) -> Engine:
         raise ConfigError("database.url is not a database URL; see docs/operations.md") from error
     match parsed.get_backend_name():
         case "sqlite":
-            if url == IN_MEMORY:
-                return _sqlite_engine(parsed, timeout=BUSY_TIMEOUT_S, poolclass=StaticPool)
-            pool = {"pool_size": pool_size, "max_overflow": 0, "pool_timeout": POOL_TIMEOUT_S}
-            return _sqlite_engine(parsed, timeout=BUSY_TIMEOUT_S, poolclass=QueuePool, **pool)
+            pool: dict[str, Any] = {"poolclass": StaticPool}
+            if url != IN_MEMORY:
+                pool = {
+                    "poolclass": QueuePool,
+                    "pool_size": pool_size,
+                    "max_overflow": 0,
+                    "pool_timeout": POOL_TIMEOUT_S,
+                }
+            engine = _sqlite_engine(parsed, timeout=BUSY_TIMEOUT_S, **pool)
+            event.listen(engine, "begin", _begin_sqlite)
+            return engine
         case "postgresql":
             return create_engine(
                 parsed.set(drivername="postgresql+psycopg"),
@@ -319,7 +329,6 @@ def _sqlite_engine(url: URL, *, timeout: float, **pool: Any) -> Engine:
         url, connect_args={"check_same_thread": False, "timeout": timeout}, hide_parameters=True, **pool
     )
     event.listen(engine, "connect", _set_up_sqlite)
-    event.listen(engine, "begin", _begin_sqlite)
     return engine
 
 
