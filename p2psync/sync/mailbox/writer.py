@@ -38,6 +38,7 @@ from p2psync.sync.mailbox.service import (
     MAX_GIVEN,
     Contradicted,
     MailboxService,
+    OverQuota,
     Superseded,
 )
 from p2psync.sync.mailbox.snapshots import is_due, make_snapshot, snapshot_ref
@@ -344,6 +345,10 @@ class MailboxPoster:
             failed = await self.uploader.ensure(key, [r for c in bundle for r in c.contents], give_way)
         except InterruptedByNewsError:
             return True
+        except OverQuota:
+            # What needs no more room than there is does not wait for the rest.
+            await self._post_records([candidate.key for candidate in bundle])
+            raise
         later = trio.current_time() + RETRY
         for candidate in bundle:
             if any(record.content in failed for record in candidate.contents):

@@ -139,6 +139,24 @@ async def test_over_quota_is_said_with_figures_and_ends_when_there_is_room() -> 
 
 
 @simulated
+async def test_what_needs_no_room_does_not_wait_for_what_is_too_big() -> None:
+    async with mailed() as story:
+        await met_and_parted(story)
+        story.apart("one", "two")
+        story.user("one").write(b"gone", b"1")
+        story.user("one").write(b"kept", b"2")
+        await story.posted("one")
+        story.relay.limit = story.relay.used() + 20_000
+        story.user("one").write(b"big", b"3" * 100_000)
+        story.user("one").delete(b"gone")
+        story.user("one").write(b"small", b"4")
+        await story.nodes["one"].folder_scan(LABEL)
+        await story.until(lambda: "relay-quota" in story.problems("one"))
+        await story.again("two")
+        await story.until(lambda: contents(story, "two") == {b"kept": b"2", b"small": b"4"}, timeout=300)
+
+
+@simulated
 async def test_a_bigger_plan_is_used_at_once() -> None:
     async with mailed() as story:
         await met_and_parted(story)
