@@ -60,6 +60,7 @@ def island() -> Iterator[str]:
     subprocess.run(["ip", "netns", "del", name], check=False, capture_output=True)
 
 
+@pytest.mark.large
 def test_discovery_that_fails_does_not_stop_sync(island: str, make: Make, tmp_path: Path) -> None:
     one, two = (make(name, discovery=True, prefix=("ip", "netns", "exec", island)) for name in ("one", "two"))
     introduce(one, two)

@@ -52,6 +52,7 @@ def test_a_code_makes_two_devices_known_to_each_other(make: Make, tmp_path: Path
     assert three.json("device", "list") == []
 
 
+@pytest.mark.large
 def test_a_wrong_guess_burns_the_code(make: Make) -> None:
     one, two = make("one"), make("two")
     code = one.pairing_code()
