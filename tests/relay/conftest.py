@@ -3,18 +3,22 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Iterator
+from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
 
 import psycopg
 import pytest
+from trio.testing import MockClock
 
+from p2psync.node.node import NodeOperations
 from p2psync.testing.world import SimRng
 from relay.api.routes import all_routes
 from relay.db.database import IN_MEMORY, Database, database_from_url
 from relay.db.metadata import metadata
 from tests.relay.engines import S3, postgresql, seaweedfs
+from tests.relay.homes import Home
 from tests.relay.process import RelayProcess
+from tests.relay.simulated import VirtualRelay
 from tests.relay.stack import Inline, Stack, make_stack
 
 SQLITE, POSTGRESQL = "sqlite", "postgresql"
@@ -89,3 +93,24 @@ def relay_process(tmp_path: Path) -> Iterator[RelayProcess]:
     relay.start()
     yield relay
     relay.kill()
+
+
+@pytest.fixture
+async def home(autojump_clock: MockClock) -> AsyncIterator[Home]:
+    """Devices beside a relay, in virtual time."""
+    relay = VirtualRelay()
+    async with relay.running():
+        yield Home(relay)
+    relay.close()
+
+
+@pytest.fixture
+async def desk(home: Home) -> AsyncIterator[NodeOperations]:
+    async with home.node("a") as node:
+        yield node
+
+
+@pytest.fixture
+async def laptop(home: Home) -> AsyncIterator[NodeOperations]:
+    async with home.node("b") as node:
+        yield node

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Callable, Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import pytest
@@ -25,21 +25,17 @@ from p2psync.protocol.relay_api import FolderEntry
 from p2psync.sync.mailbox.finding import Found
 from p2psync.sync.mailbox.service import MailboxUnavailable
 from tests.relay.homes import EMAIL, FOLDER, KEY, LABEL, Home, is_posted, the_folder, until
-from tests.relay.simulated import ADDRESS, VirtualRelay, device
+from tests.relay.simulated import ADDRESS, device
 from tests.simulation.nodes import PORT
 
 URL = str(ADDRESS)
 
 
 @pytest.fixture
-async def home(autojump_clock: MockClock) -> AsyncIterator[Home]:
-    relay = VirtualRelay()
-    async with relay.running():
-        home = Home(relay)
-        for name in "cde":
-            home.device(name).disk.make_directories(b"/data")
-        yield home
-    relay.close()
+def home(home: Home) -> Home:
+    for name in "cde":
+        home.device(name).disk.make_directories(b"/data")
+    return home
 
 
 def members(node: NodeOperations) -> dict[DeviceId, Role]:

@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import AsyncIterator, Callable
-from contextlib import asynccontextmanager
+from collections.abc import Callable
 
 import msgspec
 import pytest
@@ -20,50 +19,17 @@ from p2psync.net.relay_client import RelayClient
 from p2psync.node.account import Account, ChainRefusedError
 from p2psync.node.node import NodeOperations
 from p2psync.node.views import Peer
-from p2psync.testing.world import SimWorld
-from tests.relay.simulated import ADDRESS, VirtualRelay, device
-from tests.simulation.nodes import PORT, make_node
+from tests.relay.homes import EMAIL, KEY, Home
+from tests.relay.simulated import ADDRESS, device
+from tests.simulation.nodes import PORT
 
-EMAIL, KEY, OTHER_KEY = "ann@example.org", b"k" * 32, b"o" * 32
+OTHER_KEY = b"o" * 32
 URL = str(ADDRESS)
 
 
-class Places:
-    """The devices of a test, each with a node that can be started again."""
-
-    def __init__(self, relay: VirtualRelay) -> None:
-        self.relay = relay
-        self._sim = SimWorld(0)
-
-    @asynccontextmanager
-    async def node(self, name: str) -> AsyncIterator[NodeOperations]:
-        async with make_node(self.relay.world(self._sim, name), b"/home", name) as node:
-            yield node
-
-
-@pytest.fixture
-async def places(autojump_clock: MockClock) -> AsyncIterator[Places]:
-    relay = VirtualRelay()
-    async with relay.running():
-        yield Places(relay)
-    relay.close()
-
-
-@pytest.fixture
-async def desk(places: Places) -> AsyncIterator[NodeOperations]:
-    async with places.node("a") as node:
-        yield node
-
-
-@pytest.fixture
-async def laptop(places: Places) -> AsyncIterator[NodeOperations]:
-    async with places.node("b") as node:
-        yield node
-
-
-async def signed_up(places: Places, node: NodeOperations) -> str:
+async def signed_up(home: Home, node: NodeOperations) -> str:
     made = await node.account_sign_up([URL], EMAIL, KEY)
-    view = await node.account_verify((await places.relay.code(EMAIL)).lower())
+    view = await node.account_verify((await home.relay.code(EMAIL)).lower())
     assert (view.state, view.email, view.devices, view.problems) == ("active", EMAIL, 1, [])
     assert view.usage is not None
     assert view.usage.limit
@@ -71,9 +37,9 @@ async def signed_up(places: Places, node: NodeOperations) -> str:
 
 
 async def test_sign_up_and_a_second_device_by_the_recovery_key(
-    autojump_clock: MockClock, places: Places, desk: NodeOperations, laptop: NodeOperations
+    autojump_clock: MockClock, home: Home, desk: NodeOperations, laptop: NodeOperations
 ) -> None:
-    recovery = await signed_up(places, desk)
+    recovery = await signed_up(home, desk)
     with pytest.raises(RelayRefusal, match="--recovery-file"):
         await laptop.account_log_in(EMAIL, KEY, [URL])
     with pytest.raises(RelayRefusal, match="password is wrong"):
@@ -89,17 +55,17 @@ async def test_sign_up_and_a_second_device_by_the_recovery_key(
     ]
 
 
-async def test_an_account_outlives_a_restart(autojump_clock: MockClock, places: Places) -> None:
-    async with places.node("a") as desk:
-        await signed_up(places, desk)
-    async with places.node("a") as desk:
+async def test_an_account_outlives_a_restart(autojump_clock: MockClock, home: Home) -> None:
+    async with home.node("a") as desk:
+        await signed_up(home, desk)
+    async with home.node("a") as desk:
         assert (await desk.account_status()).state == "active"
 
 
 async def test_a_device_that_was_put_out(
-    autojump_clock: MockClock, places: Places, desk: NodeOperations, laptop: NodeOperations
+    autojump_clock: MockClock, home: Home, desk: NodeOperations, laptop: NodeOperations
 ) -> None:
-    recovery = await signed_up(places, desk)
+    recovery = await signed_up(home, desk)
     await laptop.account_log_in(EMAIL, KEY, [URL], recovery)
     there = (await laptop.identity()).id
     with pytest.raises(InputError, match="this device"):
@@ -118,9 +84,9 @@ async def test_a_device_that_was_put_out(
 
 
 async def test_logging_out_and_in_and_forgetting_a_password(
-    autojump_clock: MockClock, places: Places, desk: NodeOperations
+    autojump_clock: MockClock, home: Home, desk: NodeOperations
 ) -> None:
-    await signed_up(places, desk)
+    await signed_up(home, desk)
     await desk.account_log_out()
     assert (await desk.account_status()).state == "logged-out"
     with pytest.raises(StateError, match="logged out"):
@@ -128,7 +94,7 @@ async def test_logging_out_and_in_and_forgetting_a_password(
     with pytest.raises(RelayRefusal, match="password is wrong"):
         await desk.account_log_in(EMAIL, OTHER_KEY)
     await desk.account_ask_reset(EMAIL)
-    code = await places.relay.code(EMAIL)
+    code = await home.relay.code(EMAIL)
     await desk.account_reset(EMAIL, code, OTHER_KEY)
     assert (await desk.account_log_in(EMAIL, OTHER_KEY)).state == "active"
     with pytest.raises(RelayRefusal, match="password is wrong"):
@@ -139,9 +105,9 @@ async def test_logging_out_and_in_and_forgetting_a_password(
 
 
 async def test_a_changed_password_leaves_devices_in(
-    autojump_clock: MockClock, places: Places, desk: NodeOperations, laptop: NodeOperations
+    autojump_clock: MockClock, home: Home, desk: NodeOperations, laptop: NodeOperations
 ) -> None:
-    recovery = await signed_up(places, desk)
+    recovery = await signed_up(home, desk)
     await laptop.account_log_in(EMAIL, KEY, [URL], recovery)
     with pytest.raises(RelayRefusal, match="old password is wrong"):
         await desk.account_change_password(OTHER_KEY, OTHER_KEY)
@@ -157,9 +123,9 @@ async def test_a_changed_password_leaves_devices_in(
 
 
 async def test_guesses_of_the_old_password_are_slowed_down(
-    autojump_clock: MockClock, places: Places, desk: NodeOperations
+    autojump_clock: MockClock, home: Home, desk: NodeOperations
 ) -> None:
-    await signed_up(places, desk)
+    await signed_up(home, desk)
     begun = trio.current_time()
     for _ in range(12):
         with pytest.raises(RelayRefusal):
@@ -170,22 +136,22 @@ async def test_guesses_of_the_old_password_are_slowed_down(
 
 
 async def test_whether_a_password_was_changed_is_not_made_up(
-    autojump_clock: MockClock, places: Places, desk: NodeOperations
+    autojump_clock: MockClock, home: Home, desk: NodeOperations
 ) -> None:
-    await signed_up(places, desk)
-    places.relay.line.faults.lost_answers = 1.0
+    await signed_up(home, desk)
+    home.relay.line.faults.lost_answers = 1.0
     with pytest.raises(ConnectionLost, match="may have been changed"):
         await desk.account_change_password(KEY, OTHER_KEY)
-    places.relay.line.faults.lost_answers = 0.0
+    home.relay.line.faults.lost_answers = 0.0
     assert (await desk.account_status()).problems == []
     with pytest.raises(RelayRefusal, match="old password is wrong"):
         await desk.account_change_password(KEY, OTHER_KEY)
 
 
 async def test_a_new_recovery_key_takes_the_place_of_the_old(
-    autojump_clock: MockClock, places: Places, desk: NodeOperations, laptop: NodeOperations
+    autojump_clock: MockClock, home: Home, desk: NodeOperations, laptop: NodeOperations
 ) -> None:
-    old = await signed_up(places, desk)
+    old = await signed_up(home, desk)
     new = (await desk.account_recovery()).recovery_key
     assert [d.kind for d in await desk.account_devices()] == ["device", "recovery"]
     with pytest.raises(RelayRefusal, match="not in the account"):
@@ -193,19 +159,19 @@ async def test_a_new_recovery_key_takes_the_place_of_the_old(
     assert (await laptop.account_log_in(EMAIL, KEY, [URL], new)).devices == 2
 
 
-async def test_plans(autojump_clock: MockClock, places: Places, desk: NodeOperations) -> None:
+async def test_plans(autojump_clock: MockClock, home: Home, desk: NodeOperations) -> None:
     [free, *_] = await desk.account_plans([URL])
     assert (free.name, free.bytes > 0) == ("", True)
-    await signed_up(places, desk)
+    await signed_up(home, desk)
     with pytest.raises(RelayRefusal, match="no plan 'gold'"):
         await desk.account_subscribe("gold")
     assert (await desk.account_subscribe()).active
 
 
 async def test_both_devices_change_the_account_at_once(
-    autojump_clock: MockClock, places: Places, desk: NodeOperations, laptop: NodeOperations
+    autojump_clock: MockClock, home: Home, desk: NodeOperations, laptop: NodeOperations
 ) -> None:
-    recovery = await signed_up(places, desk)
+    recovery = await signed_up(home, desk)
     await laptop.account_log_in(EMAIL, KEY, [URL], recovery)
     async with trio.open_nursery() as nursery:
         for number, node in enumerate((desk, laptop) * 2):
@@ -216,11 +182,11 @@ async def test_both_devices_change_the_account_at_once(
 
 @pytest.mark.parametrize("seed", range(4))
 async def test_on_a_bad_line(
-    autojump_clock: MockClock, places: Places, desk: NodeOperations, laptop: NodeOperations, seed: int
+    autojump_clock: MockClock, home: Home, desk: NodeOperations, laptop: NodeOperations, seed: int
 ) -> None:
-    recovery = await signed_up(places, desk)
+    recovery = await signed_up(home, desk)
     await laptop.account_log_in(EMAIL, KEY, [URL], recovery)
-    places.relay.line.faults.lost_requests = places.relay.line.faults.lost_answers = 0.1
+    home.relay.line.faults.lost_requests = home.relay.line.faults.lost_answers = 0.1
     for number in range(3):
         keys = device(f"{seed} {number}")
         for node in (desk, laptop):
@@ -230,13 +196,13 @@ async def test_on_a_bad_line(
                     break
                 except ConnectionLost:
                     continue
-    places.relay.line.faults.lost_requests = places.relay.line.faults.lost_answers = 0.0
+    home.relay.line.faults.lost_requests = home.relay.line.faults.lost_answers = 0.0
     assert len(await desk.account_devices()) == len(await laptop.account_devices()) == 6
     assert (await desk.account_status()).problems == []
 
 
-async def test_the_same_link_is_sent_again(autojump_clock: MockClock, places: Places, desk: NodeOperations) -> None:
-    await signed_up(places, desk)
+async def test_the_same_link_is_sent_again(autojump_clock: MockClock, home: Home, desk: NodeOperations) -> None:
+    await signed_up(home, desk)
     keys, other = device("new"), device("other")
     sent: list[bytes] = []
     lost = [True]
@@ -273,11 +239,11 @@ async def paired(host: NodeOperations, guest: NodeOperations, *, offered: bool, 
 
 
 async def test_a_paired_device_joins_the_account(
-    autojump_clock: MockClock, places: Places, desk: NodeOperations, laptop: NodeOperations
+    autojump_clock: MockClock, home: Home, desk: NodeOperations, laptop: NodeOperations
 ) -> None:
     with pytest.raises(StateError, match="no account"):
         await desk.pair_open(account=True)
-    await signed_up(places, desk)
+    await signed_up(home, desk)
     at_host, at_guest = await paired(desk, laptop, offered=True, wanted=True)
     assert (at_host.account, at_guest.account) == (True, True)
     view = await laptop.account_status()
@@ -288,9 +254,9 @@ async def test_a_paired_device_joins_the_account(
 
 
 async def test_nobody_joins_an_account_unasked(
-    autojump_clock: MockClock, places: Places, desk: NodeOperations, laptop: NodeOperations
+    autojump_clock: MockClock, home: Home, desk: NodeOperations, laptop: NodeOperations
 ) -> None:
-    await signed_up(places, desk)
+    await signed_up(home, desk)
     at_host, at_guest = await paired(desk, laptop, offered=False, wanted=False)
     assert (at_host.account, at_guest.account) == (False, False)
     assert len(await desk.account_devices()) == 2
@@ -300,9 +266,9 @@ async def test_nobody_joins_an_account_unasked(
 
 
 async def test_an_invited_device_knows_its_account_from_a_made_up_one(
-    autojump_clock: MockClock, places: Places, desk: NodeOperations, laptop: NodeOperations
+    autojump_clock: MockClock, home: Home, desk: NodeOperations, laptop: NodeOperations
 ) -> None:
-    await signed_up(places, desk)
+    await signed_up(home, desk)
     told = desk.account.invitation()
     here = (await laptop.identity()).id
     await desk.account.add(laptop.keys.card.encode(), DeviceKind.DEVICE, laptop.device_id)
@@ -330,13 +296,13 @@ def lied_to(monkeypatch: pytest.MonkeyPatch, lie: Lie) -> None:
 @pytest.mark.parametrize("kept", [0, 1, 2])
 async def test_a_relay_that_was_set_back(
     autojump_clock: MockClock,
-    places: Places,
+    home: Home,
     desk: NodeOperations,
     laptop: NodeOperations,
     monkeypatch: pytest.MonkeyPatch,
     kept: int,
 ) -> None:
-    recovery = await signed_up(places, desk)
+    recovery = await signed_up(home, desk)
     await laptop.account_log_in(EMAIL, KEY, [URL], recovery)
     before = await desk.account.refresh()
     lied_to(monkeypatch, lambda links: links[:kept])
@@ -351,12 +317,12 @@ async def test_a_relay_that_was_set_back(
 
 async def test_a_relay_that_forks_the_chain(
     autojump_clock: MockClock,
-    places: Places,
+    home: Home,
     desk: NodeOperations,
     laptop: NodeOperations,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    recovery = await signed_up(places, desk)
+    recovery = await signed_up(home, desk)
     await laptop.account_log_in(EMAIL, KEY, [URL], recovery)
     await desk.account.refresh()
 
@@ -374,12 +340,12 @@ async def test_a_relay_that_forks_the_chain(
 
 async def test_a_relay_that_makes_up_an_account_around_a_recovery_key(
     autojump_clock: MockClock,
-    places: Places,
+    home: Home,
     desk: NodeOperations,
     laptop: NodeOperations,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    recovery = await signed_up(places, desk)
+    recovery = await signed_up(home, desk)
 
     assert desk.account.chain is not None
     eve = device("eve")

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Callable
+from collections.abc import Callable
 
 import pytest
 import trio
@@ -14,43 +14,26 @@ from p2psync.net import relay_accounts
 from p2psync.node.account_heads import AGAIN_S
 from p2psync.node.node import NodeOperations
 from p2psync.protocol.messages import AccountHead
-from tests.relay.simulated import ADDRESS, VirtualRelay, device
-from tests.relay.test_accounts_of_nodes import EMAIL, KEY, Places
+from tests.relay.homes import EMAIL, KEY, Home
+from tests.relay.simulated import ADDRESS, device
 from tests.simulation.nodes import PORT
 
 URL = str(ADDRESS)
+Pair = tuple[NodeOperations, NodeOperations]
 Shown = Callable[[list[bytes]], list[bytes]]
 
 
 @pytest.fixture
-async def places(autojump_clock: MockClock) -> AsyncIterator[Places]:
-    relay = VirtualRelay()
-    async with relay.running():
-        yield Places(relay)
-    relay.close()
-
-
-@pytest.fixture
-async def desk(places: Places) -> AsyncIterator[NodeOperations]:
-    async with places.node("a") as node:
-        yield node
-
-
-@pytest.fixture
-async def laptop(places: Places) -> AsyncIterator[NodeOperations]:
-    async with places.node("b") as node:
-        yield node
-
-
-async def in_one_account(places: Places, desk: NodeOperations, laptop: NodeOperations) -> None:
+async def pair(home: Home, desk: NodeOperations, laptop: NodeOperations) -> Pair:
     """Two connected devices of one account, who agree."""
     made = await desk.account_sign_up([URL], EMAIL, KEY)
-    await desk.account_verify(await places.relay.code(EMAIL))
+    await desk.account_verify(await home.relay.code(EMAIL))
     await laptop.account_log_in(EMAIL, KEY, [URL], made.recovery_key)
     await desk.device_add((await laptop.identity()).id, "laptop", [f"b:{PORT}"])
     await laptop.device_add((await desk.identity()).id, "desk", [f"a:{PORT}"])
     await trio.sleep(400)
     assert await suspicions(desk) == await suspicions(laptop) == []
+    return desk, laptop
 
 
 async def suspicions(node: NodeOperations) -> list[str]:
@@ -76,10 +59,8 @@ async def put_in(node: NodeOperations, name: str) -> None:
     await node.account.add(keys.card.encode(), DeviceKind.DEVICE, keys.device_id)
 
 
-async def test_an_honest_relay_is_not_suspected(
-    autojump_clock: MockClock, places: Places, desk: NodeOperations, laptop: NodeOperations
-) -> None:
-    await in_one_account(places, desk, laptop)
+async def test_an_honest_relay_is_not_suspected(autojump_clock: MockClock, pair: Pair) -> None:
+    desk, laptop = pair
     for number in range(4):
         await put_in(desk if number % 2 else laptop, f"new {number}")
         await trio.sleep(1)
@@ -89,13 +70,9 @@ async def test_an_honest_relay_is_not_suspected(
 
 
 async def test_a_removal_that_is_kept_back_is_noticed(
-    autojump_clock: MockClock,
-    places: Places,
-    desk: NodeOperations,
-    laptop: NodeOperations,
-    monkeypatch: pytest.MonkeyPatch,
+    autojump_clock: MockClock, pair: Pair, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    await in_one_account(places, desk, laptop)
+    desk, laptop = pair
     await put_in(desk, "stolen")
     await laptop.account.refresh()
     before = len((await laptop.account.refresh()).links)
@@ -114,13 +91,9 @@ async def test_a_removal_that_is_kept_back_is_noticed(
 
 
 async def test_two_histories_are_noticed(
-    autojump_clock: MockClock,
-    places: Places,
-    desk: NodeOperations,
-    laptop: NodeOperations,
-    monkeypatch: pytest.MonkeyPatch,
+    autojump_clock: MockClock, pair: Pair, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    await in_one_account(places, desk, laptop)
+    desk, laptop = pair
     common = await laptop.account.refresh()
     eve = device("eve")
     # What the laptop has signed and believes to be there; the desk's own link stands in its place.
@@ -134,13 +107,9 @@ async def test_two_histories_are_noticed(
 
 
 async def test_who_cannot_ask_accuses_nobody(
-    autojump_clock: MockClock,
-    places: Places,
-    desk: NodeOperations,
-    laptop: NodeOperations,
-    monkeypatch: pytest.MonkeyPatch,
+    autojump_clock: MockClock, pair: Pair, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    await in_one_account(places, desk, laptop)
+    desk, laptop = pair
 
     def lost(_links: list[bytes]) -> list[bytes]:
         raise ConnectionLost("no answer")
@@ -151,10 +120,8 @@ async def test_who_cannot_ask_accuses_nobody(
     assert await suspicions(laptop) == []
 
 
-async def test_who_is_not_in_the_account_is_not_heard(
-    autojump_clock: MockClock, places: Places, desk: NodeOperations, laptop: NodeOperations
-) -> None:
-    await in_one_account(places, desk, laptop)
+async def test_who_is_not_in_the_account_is_not_heard(autojump_clock: MockClock, pair: Pair) -> None:
+    desk, laptop = pair
     assert desk.heads is not None
     chain = await desk.account.refresh()
     for known, account_id in ((device("eve").device_id, chain.account_id), (laptop.device_id, b"x" * 16)):

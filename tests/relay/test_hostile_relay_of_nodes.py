@@ -18,7 +18,6 @@ from trio.testing import MockClock
 from p2psync.node.node import NodeOperations
 from p2psync.sync.mailbox import mailbox
 from tests.relay.homes import FOLDER, LABEL, Home, begun, is_posted, the_folder, until
-from tests.relay.simulated import VirtualRelay
 
 Answer = dict[str, Any]
 Lie = Callable[[Answer], Answer]
@@ -99,13 +98,9 @@ def _pack(answer: Answer) -> bytes:
 
 
 @pytest.fixture
-async def home(autojump_clock: MockClock) -> AsyncIterator[Home]:
-    relay = VirtualRelay()
-    async with relay.running():
-        home = Home(relay)
-        await begun(home)
-        yield home
-    relay.close()
+async def home(home: Home) -> Home:
+    await begun(home)
+    return home
 
 
 @pytest.fixture

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import errno
-from collections.abc import AsyncIterator
 
 import pytest
 import trio
@@ -12,14 +11,6 @@ from trio.testing import MockClock
 from p2psync.errors import InputError, StateError
 from tests.relay.homes import EMAIL, FOLDER, KEY, LABEL, Home, begun, is_posted, the_folder, until
 from tests.relay.simulated import ADDRESS, VirtualRelay
-
-
-@pytest.fixture
-async def home(autojump_clock: MockClock) -> AsyncIterator[Home]:
-    relay = VirtualRelay()
-    async with relay.running():
-        yield Home(relay)
-    relay.close()
 
 
 async def test_what_one_leaves_at_the_relay_the_other_finds(autojump_clock: MockClock, home: Home) -> None:
