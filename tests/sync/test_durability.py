@@ -50,13 +50,14 @@ async def test_a_file_that_is_moved_gets_the_metadata_of_its_new_name() -> None:
         user.write(b"a", b"#!/bin/sh")
         await story.share("one", two="editor")
         before = other.stat(b"a")
-        await story.nodes["two"].folder_pause(LABEL)
+        # Away meanwhile, it hears of both names at once.
+        await story.stop("two")
         user.chmod(b"a", 0o755)
         user.touch(b"a", 10**18)
         user.rename(b"a", b"b")
         await story.nodes["one"].folder_scan(LABEL)
-        await story.nodes["two"].folder_resume(LABEL)
-        await story.settle("one")
+        await story.start("two")
+        await story.until(lambda: contents(story, "two").keys() == {b"b"})
         after = other.stat(b"b")
         assert before is not None
         assert after is not None
