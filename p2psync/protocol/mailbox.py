@@ -138,8 +138,13 @@ class Header(Slot):
         return labelled(b"p2psync mailbox header", self._signed_bytes())
 
     def verify(self) -> None:
-        """AuthenticationError unless the author has signed exactly this."""
+        """AuthenticationError unless the author has signed exactly this. What has proved true is not computed again."""
+        _ = self._is_signed
+
+    @cached_property
+    def _is_signed(self) -> bool:
         verify_signature(self.signer, ENTRY_LABEL, self._signed_bytes(), self.signature)
+        return True
 
     def _signed_bytes(self) -> bytes:
         return _encoder.encode((ENTRY_FORMAT, *self._fields(), self.body_hash))

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 
+import pytest
 import trio
 
+from p2psync.protocol import mailbox as entries
 from p2psync.protocol import messages as m
 from p2psync.protocol.mailbox import Header, decode_entry, next_slot
 from p2psync.sync.mailbox.mailbox import JUDGE_EVERY
@@ -127,3 +129,25 @@ async def test_what_proves_nothing_is_passed_over() -> None:
         told(story, "two", [signed])
         assert two.reader.misses_heard
         await story.until(lambda: "relay-withholds" in story.problems("two"), timeout=300)
+
+
+@simulated
+async def test_what_was_told_is_verified_once_however_often_it_is_looked_at(monkeypatch: pytest.MonkeyPatch) -> None:
+    async with mailed() as story:
+        await three(story)
+        one, two = story.mailbox("one"), story.mailbox("two")
+        await story.until(lambda: two.journal.chains.tips.keys() >= one.journal.chains.tips.keys())
+        tip = one.journal.chains.tips[one.journal.chains.own]
+        later = next_slot(story.folder("one").id, tip.key, tip, tip.kind, tip.key_id)
+        signed = later.sign(story.folder("one").context.keys, b"x" * 100).header
+        verified: list[bytes] = []
+        verify = entries.verify_signature
+
+        def counted(signer: bytes, label: bytes, data: bytes, signature: bytes) -> None:
+            verified.append(signature)
+            verify(signer, label, data, signature)
+
+        monkeypatch.setattr(entries, "verify_signature", counted)
+        told(story, "two", [signed])
+        assert all(two.reader.misses_heard for _ in range(10))
+        assert verified == [signed.signature]
