@@ -200,7 +200,7 @@ class Exchange:
 
             def commit(writer: Writer) -> list[PathKey]:
                 changed: list[PathKey] = []
-                for batch, items in rights.standing(writer, membership, opened):
+                for batch, items in rights.standing(context, writer, membership, opened):
                     changed += writer.merge(batch, items, origin=peer)
                 if message.upto_sequence and message.index_id:
                     writer.set_cursor(peer, message.index_id, message.upto_sequence)

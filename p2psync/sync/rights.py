@@ -45,14 +45,16 @@ def take_effect(writer: Writer, membership: Membership, device: DeviceId, fresh:
         _begin_writing(writer, membership, device)
 
 
-def standing(writer: Writer, judged_by: Membership, opened: Sequence[Opened]) -> list[Opened]:
+def standing(context: FolderContext, writer: Writer, judged_by: Membership, opened: Sequence[Opened]) -> list[Opened]:
     """Of records that counted by the membership `judged_by`: those that count by the links that the index has by now.
 
     A removal may have been taken in between. What it voids has left the index then, and must not come in after it.
     """
-    if writer.link_count() == judged_by.link_count:
+    count, now = writer.link_count(), context.membership
+    if count == judged_by.link_count:
         return list(opened)
-    now = fold(writer.links())
+    if count != now.link_count:  # links are just being taken in
+        now = fold(writer.links())
     kept = []
     for batch, items in opened:
         counting = [(r, data) for r, data in items if now.may_write(batch.author, r.dot.replica, r.dot.counter)]

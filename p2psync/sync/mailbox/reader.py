@@ -208,7 +208,7 @@ class FeedReader:
 
         def work(writer: Writer, rows: MailboxWriter) -> tuple[bool, bool]:
             changed = []
-            for batch, items in rights.standing(writer, judged_by, stretch.records):
+            for batch, items in rights.standing(context, writer, judged_by, stretch.records):
                 changed += writer.merge(batch, items, origin=self._service.id)
                 rows.mark_posted([(record.key, record_id(encoded)) for record, encoded in items])
             _store_chains(rows, stretch, mine, row)
@@ -239,7 +239,7 @@ class FeedReader:
         good = []
         for batch, items in stretch.records:
             try:
-                await self._journal.commit(partial(_merge, (batch, items), judged_by, self._service.id))
+                await self._journal.commit(partial(_merge, self._context, (batch, items), judged_by, self._service.id))
                 good.append((batch, items))
             except InputError as error:
                 stretch.refused.append(str(error))
@@ -338,8 +338,15 @@ class FeedReader:
             self._told.stale((journal.now - since) // 86400)
 
 
-def _merge(opened: rights.Opened, judged_by: Membership, origin: bytes, writer: Writer, _: MailboxWriter) -> None:
-    for batch, items in rights.standing(writer, judged_by, [opened]):
+def _merge(
+    context: FolderContext,
+    opened: rights.Opened,
+    judged_by: Membership,
+    origin: bytes,
+    writer: Writer,
+    _: MailboxWriter,
+) -> None:
+    for batch, items in rights.standing(context, writer, judged_by, [opened]):
         writer.merge(batch, items, origin=origin)
 
 

@@ -115,7 +115,7 @@ async def _merge(context: FolderContext, service: MailboxService, journal: Journ
     def work(writer: Writer, rows: MailboxWriter) -> None:
         membership = context.membership
         opened, _ = open_groups(context.folder, message, membership)
-        for batch, items in rights.standing(writer, membership, opened):
+        for batch, items in rights.standing(context, writer, membership, opened):
             writer.merge(batch, items, origin=service.id)
             rows.mark_posted([(record.key, record_id(encoded)) for record, encoded in items])
         if writer.rolled_back:

@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import random
+from collections.abc import Sequence
 
 import pytest
 import trio
 
 from p2psync.crypto.identity import SEED_SIZE, DeviceKeys
+from p2psync.membership.fold import Membership
 from p2psync.model.ids import parse_device_id
 from p2psync.protocol.mailbox import ChainKey, EntryKind, decode_entry, next_slot
+from p2psync.sync import rights
 from p2psync.sync.mailbox import writer
 from p2psync.sync.mailbox.mailbox import REFUSED_AGAIN
 from tests.sync.conftest import FOLDER, LABEL, Story, contents, simulated
@@ -47,6 +50,32 @@ async def test_who_was_away_during_a_removal_learns_the_new_key_and_what_is_seal
         await story.until(lambda: b"secret" in contents(story, "two"))
         assert story.folder("two").context.membership.epoch == 2
         assert not story.folder("two").context.membership.epoch_stale
+
+
+@simulated
+async def test_links_that_a_feed_brings_are_not_verified_once_more_where_its_records_are_stored(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    folded: list[int] = []
+    fold = rights.fold
+
+    def counted(links: Sequence[bytes]) -> Membership:
+        folded.append(len(links))
+        return fold(links)
+
+    async with mailed() as story:
+        await three(story)
+        gone = await id_of(story, "three")
+        await story.stop("two")
+        await story.stop("three")
+        await story.nodes["one"].folder_unshare(LABEL, gone)
+        story.user("one").write(b"f", b"f")
+        await story.posted("one")
+        await story.stop("one")
+        monkeypatch.setattr(rights, "fold", counted)
+        await story.again("two")
+        await story.until(lambda: b"f" in contents(story, "two"))
+        assert not folded
 
 
 @simulated
