@@ -12,7 +12,7 @@ from p2psync.index.mailbox import MailboxView, MailboxWriter, key_ring
 from p2psync.index.writer import Writer
 from p2psync.sync.context import FolderContext
 from p2psync.sync.mailbox.journal import Journal
-from p2psync.sync.mailbox.service import MailboxService, RefChanged
+from p2psync.sync.mailbox.service import MailboxService, MailboxUnavailable, RefChanged
 from p2psync.sync.mailbox.uploads import has_content
 
 _log = structlog.get_logger(__name__)
@@ -49,10 +49,12 @@ async def tidy(context: FolderContext, service: MailboxService, journal: Journal
         return {ref_id(key, root): root for root, key_id in idle if (key := ring.get(key_id)) is not None}
 
     idle = await journal.look(look)
-    after, dropped = b"", 0
-    absent = dict(idle)
-    while idle and (page := await service.refs(after)):
-        after = page[-1].ref_id
+    wanted, absent, dropped = sorted(idle), dict(idle), 0
+    while wanted:
+        # Every page settles one at the least: a relay whose list has no end keeps nobody busy.
+        page = await service.refs(_before(wanted[0]))
+        if page and page[-1].ref_id < wanted[0]:
+            raise MailboxUnavailable("its list of references is not in order")
         for ref in page:
             absent.pop(ref.ref_id, None)
             # Somebody may have referred to it since, for a record that has not come here yet.
@@ -63,12 +65,18 @@ async def tidy(context: FolderContext, service: MailboxService, journal: Journal
                     continue
                 await journal.commit(partial(_forget, [idle[ref.ref_id]]))
                 dropped += 1
+        wanted = [name for name in wanted if page and name > page[-1].ref_id]
     if absent:  # another device has put them there, too, and dropped them
         await journal.commit(partial(_forget, list(absent.values())))
     if dropped:
         _log.info("contents are not kept any more", folder=context.name, relay=service.name, count=dropped)
     async with journal.lock:
         await journal.change_row(tidied=now)
+
+
+def _before(ref_id: bytes) -> bytes:
+    """The name after which a list goes on with this one."""
+    return (int.from_bytes(ref_id, "big") - 1).to_bytes(len(ref_id), "big") if any(ref_id) else b""
 
 
 def _forget(roots: Iterable[bytes], _: Writer, rows: MailboxWriter) -> None:

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 import pytest
+import trio
 
 from p2psync.errors import InputError
 from p2psync.model.paths import PathKey
@@ -191,6 +192,37 @@ async def test_what_another_device_has_dropped_is_not_counted_as_there_for_ever(
         journal = story.mailbox("one").journal
         await story.until(lambda: journal.row.tidied >= journal.now - 300, timeout=300)
         assert len(await journal.look(lambda view: list(view.uploads()))) == 2
+
+
+def _after(name: bytes) -> bytes:
+    return (int.from_bytes(name, "big") + 1).to_bytes(32, "big")
+
+
+@pytest.mark.parametrize("page", [lambda after: b"\0" * 32, _after])
+@simulated
+async def test_a_list_of_references_that_has_no_end_is_not_read_for_ever(page: Callable[[bytes], bytes]) -> None:
+    async with mailed() as story:
+        await met_and_parted(story)
+        user = story.user("one")
+        user.write(b"a", b"old")
+        await story.posted("one")
+        user.write(b"a", b"new")
+        await story.posted("one")
+        asked: list[bytes] = []
+
+        async def refs(self: FakeService, after: bytes) -> Sequence[StoredRef]:
+            await trio.sleep(0.1)
+            asked.append(after)
+            return [StoredRef(page(after), 0)]
+
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(FakeService, "refs", refs)
+            story.device("one").clock.jump(EVERY_S + KEPT_S)
+            user.write(b"b", b"another")
+            await story.until(lambda: bool(asked))
+            user.write(b"c", b"yet another")
+            await story.posted("one")
+            assert len(asked) <= 10
 
 
 @simulated
