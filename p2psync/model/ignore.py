@@ -62,7 +62,8 @@ _SET = re.compile(r"\[[!^]?\]?(?:\\.|[^\]\\])*?(?:\[|--|&&|~~|\|\|)")
 _STAR = r"\[\^/\]\*"
 _WILD = re.compile(r"(\\.|\[\^/\])|(\[\^?\]?[^\]]*\])", re.DOTALL)
 _ONE = r"(?:\\.|\(\?!/\)\[\^?\]?[^\]]*\]|\[\^/\](?!\*)|[^\\\[\]/()*+?|^$.])"
-_INNER = re.compile(f"(?:{_STAR})+({_ONE}+)(?={_STAR})", re.DOTALL)
+_STARS = re.compile(f"(?:{_STAR}){{2,}}")
+_INNER = re.compile(f"{_STAR}({_ONE}+)(?={_STAR})", re.DOTALL)
 
 _CACHE = 1 << 16
 _ANYWHERE = "^(?:.+/)?"
@@ -196,6 +197,7 @@ def _tamed(expression: str) -> str:
     only: all combinations of places would let one line make every scan crawl.
     """
     expression = _WILD.sub(lambda m: m[0] if m[1] else f"(?!/){m[2]}", expression)
+    expression = _STARS.sub("[^/]*", expression)
     expression = _INNER.sub(r"(?:(?!\1)[^/])*\1", expression)
     first, *inner = expression.split(_BETWEEN)
     if not inner:

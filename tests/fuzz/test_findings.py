@@ -109,6 +109,8 @@ FINDINGS: list[tuple[str, bytes]] = [
     ("index", _index_row(b"\x9f\xc4\x05large", _long_content)),
     # Sets in brackets that Python means to read otherwise one day: a warning for each scan.
     ("ignore", b"[[:alpha:]]\n[a--b]\n[a&&b]\n[a||b]\n"),
+    # Three stars in a row, and more in the next component: all places for each of them.
+    ("ignore", b"***/**//**J\t\xb0n\xaa\x7f\x92i*/"),
 ]
 
 

@@ -81,7 +81,15 @@ def test_any_bytes_are_an_ignore_file(text: bytes) -> None:
 
 
 @pytest.mark.parametrize(
-    "line", [b"*a*a*ac", b"**/*a*[ab]*a/**/*?*a*ac", b"*a*a*a/*a*a*ac", b"**/a*/**/a*/**/*a*b", b"**/a/a/**/*a/**/ac"]
+    "line",
+    [
+        b"*a*a*ac",
+        b"**/*a*[ab]*a/**/*?*a*ac",
+        b"*a*a*a/*a*a*ac",
+        b"**/a*/**/a*/**/*a*b",
+        b"**/a/a/**/*a/**/ac",
+        b"***/**/**/**c*/",
+    ],
 )
 def test_a_pattern_of_many_stars_is_not_slow(line: bytes) -> None:
     matcher = IgnoreMatcher(line)
