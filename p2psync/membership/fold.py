@@ -29,7 +29,7 @@ from p2psync.model.ids import DeviceId, FolderId, replica_device_prefix
 from p2psync.model.manifest import Chunker
 
 MAX_MEMBERS = 1_000
-"""Members of one folder; devices added beyond have no role until there is room."""
+"""Members of one folder; devices added beyond, other than owners, have no role until there is room."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -401,14 +401,17 @@ def _join(lives: dict[DeviceId, _Life], node: Node, name: str, role: Role, floor
 def _split(lives: dict[DeviceId, _Life]) -> tuple[dict[DeviceId, Member], dict[DeviceId, Member]]:
     """(members, former members) in order of joining.
 
-    Devices added concurrently can share a replica prefix or exceed the limit; then the earlier ones are members.
+    Devices added concurrently can share a replica prefix or exceed the limit; then the earlier ones are members, and
+    owners in any case: their links count, so one that nobody sees could remove all others. No two devices write under
+    one prefix.
     """
     members: dict[DeviceId, Member] = {}
     former: dict[DeviceId, Member] = {}
     owner_of_prefix: dict[bytes, DeviceId] = {}
     for device, life in sorted(lives.items(), key=lambda item: item[1].joined):
         first = owner_of_prefix.setdefault(replica_device_prefix(device), device) == device
-        place = members if life.role is not None and first and len(members) < MAX_MEMBERS else former
+        counts = life.role is Role.OWNER or (life.role is not None and first and len(members) < MAX_MEMBERS)
+        place = members if counts else former
         place[device] = Member(device, life.role or life.last_role, life.name, len(members) + len(former), life.card)
         if not first:
             life.windows.clear()

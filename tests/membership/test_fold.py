@@ -125,6 +125,26 @@ def test_members_are_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
         make_link(device(0), both, add(4, VIEWER))
 
 
+@pytest.mark.parametrize(("owner", "other"), [(1, 2), (2, 1)])
+def test_owners_are_members_whatever_was_added_at_the_same_time(
+    monkeypatch: pytest.MonkeyPatch, owner: int, other: int
+) -> None:
+    """An owner who is none in the list of members could remove those who are, and leave nobody who manages."""
+    twins = {device(number).device_id for number in (1, 2)}
+    monkeypatch.setattr(fold_module, "replica_device_prefix", lambda d: bytes(8) if d in twins else d[:8])
+    base = found()
+    crowded = merged(act(base, 0, add(owner, OWNER)), act(base, 0, add(other, EDITOR)))
+    assert roles(crowded)[owner] == "owner"
+    assert roles(act(crowded, owner, remove(0)))[owner] == "owner"
+
+
+def test_owners_are_members_where_there_is_no_room(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(fold_module, "MAX_MEMBERS", 3)
+    base = team(VIEWER)
+    both = merged(act(act(base, 0, Rename("later")), 0, add(3, OWNER)), act(base, 0, add(2, VIEWER)))
+    assert roles(both)[3] == "owner"
+
+
 def test_links_are_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(graph_module, "MAX_LINKS", 3)
     with pytest.raises(InputError, match="3 membership links"):
