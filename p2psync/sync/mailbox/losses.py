@@ -7,7 +7,7 @@ does, and the reference to the lost one is dropped.
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable
+from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Final
 
@@ -60,6 +60,15 @@ def affected(reader: Reader, record: FileRecord, ring: Iterable[EpochKey], lost:
     return Affected(record, keys) if keys and reader.find_content(record.content) else None
 
 
+@dataclass(frozen=True, slots=True)
+class _Round:
+    """What the mailbox said it had lost, and what of that is still to be sent from here."""
+
+    begun: float
+    lost: frozenset[bytes]
+    left: list[Affected]
+
+
 class Losses:
     """Looks after what one mailbox has lost."""
 
@@ -71,35 +80,44 @@ class Losses:
         self._due = trio.current_time() + context.world.rng.uniform(0, WITHIN_S)
         self._sent: dict[bytes, float] = {}
         """When a content was sent again."""
+        self._round: _Round | None = None
+        """One that news have interrupted, or an error."""
 
     async def make_good(self, key: EpochKey) -> bool:
         """Ask, when it is time, and send what is here under `key`; whether the newest snapshot has to be made anew.
 
-        Gives way to news. Errors of the service and of `Uploader.ensure` come through; the next call begins again.
+        Gives way to news. Errors of the service and of `Uploader.ensure` come through; the next call goes on.
         """
-        context = self._context
-        if trio.current_time() < self._due:
+        context, now = self._context, trio.current_time()
+        if now < self._due:
             return False
-        lost = await self._ask()
-        long_ago = trio.current_time() - AGAIN_S
-        self._sent = {root: at for root, at in self._sent.items() if at > long_ago}
-        found = await context.world.offload.run(lambda: self._find(lost)) if lost else []
+        if self._round is None or self._round.begun + EVERY_S < now:
+            self._round = await self._begin()
+        lost, left = self._round.lost, self._round.left
         seen = context.records_changed.count
         try:
-            while found:
-                bundle = _cut(found)
-                records = [each.record for each in bundle]
+            while left:
+                bundle = _last(left)
                 failed = await self._uploader.ensure(
-                    key, records, lambda: context.records_changed.count != seen, anew=True
+                    key, [each.record for each in bundle], lambda: context.records_changed.count != seen, anew=True
                 )
-                await self._drop_old(key, [each for each in bundle if each.record.content not in failed])
-                self._sent |= {record.content: trio.current_time() for record in records}
-                _log.info("sent again what the mailbox had lost", folder=context.name, contents=len(bundle))
+                sent = [each for each in bundle if each.record.content not in failed]
+                await self._drop_old(key, sent)
+                del left[-len(bundle) :]
+                self._sent |= {each.record.content: trio.current_time() for each in sent}
+                _log.info("sent again what the mailbox had lost", folder=context.name, contents=len(sent))
         except InterruptedByNewsError:
             return False
         is_snapshot_lost = bool(lost) and await self._has_lost_snapshot(lost)
-        self._due = trio.current_time() + EVERY_S
+        self._due, self._round = trio.current_time() + EVERY_S, None
         return is_snapshot_lost
+
+    async def _begin(self) -> _Round:
+        lost = await self._ask()
+        now = trio.current_time()
+        self._sent = {root: at for root, at in self._sent.items() if at > now - AGAIN_S}
+        found = await self._context.world.offload.run(lambda: self._find(lost)) if lost else []
+        return _Round(now, lost, found)
 
     async def _ask(self) -> frozenset[bytes]:
         lost: dict[bytes, None] = {}
@@ -150,10 +168,13 @@ class Losses:
         return any(chunk_id(key, ChunkName(ChunkKind.SNAPSHOT, digest)) in lost for digest, _ in snapshot.parts)
 
 
-def _cut(found: list[Affected]) -> list[Affected]:
-    """Take what goes in one bundle off the end; at least one."""
-    bundle = [found.pop()]
-    size = bundle[0].record.size
-    while found and (size := size + found[-1].record.size) <= BUNDLE_BYTES:
-        bundle.append(found.pop())
+def _last(found: Sequence[Affected]) -> list[Affected]:
+    """What goes in one bundle, from the end; at least one."""
+    bundle: list[Affected] = []
+    size = 0
+    for each in reversed(found):
+        size += each.record.size
+        if bundle and size > BUNDLE_BYTES:
+            break
+        bundle.append(each)
     return bundle

@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Sequence
 
 import pytest
 import trio
 
-from p2psync.sync.mailbox import losses, snapshots, writer
+from p2psync.sync.local_chunks import find_chunk
+from p2psync.sync.mailbox import losses, snapshots, uploads, writer
 from p2psync.sync.mailbox.losses import EVERY_S
 from tests.sync.conftest import LABEL, contents, simulated
+from tests.sync.mailbox.fake import FakeService
 from tests.sync.mailbox.stories import Post, mailed
 from tests.sync.mailbox.test_lives import id_of, three
 from tests.sync.mailbox.test_mailbox import met_and_parted
@@ -135,3 +138,46 @@ async def test_a_snapshot_that_was_lost_is_made_anew() -> None:
             await story.until(lambda: len(story.relay.snapshots) > count, timeout=600)
             await trio.sleep(1000)
             assert len(story.relay.snapshots) == count + 1
+
+
+@simulated
+async def test_news_that_interrupt_it_do_not_have_everything_looked_for_anew(monkeypatch: pytest.MonkeyPatch) -> None:
+    async with mailed() as story:
+        await met_and_parted(story)
+        for number in range(40):
+            story.user("one").write(b"f%d" % number, b"%d" % number)
+        await story.posted("one")
+        story.relay.chunks.clear()
+        news, asked = story.folder("one").context.records_changed, 0
+        put_chunk, lost = FakeService.put_chunk, FakeService.lost
+
+        async def put_and_interrupt(self: FakeService, chunk_id: bytes, sealed: bytes) -> None:
+            await put_chunk(self, chunk_id, sealed)
+            if len(self.relay.puts) % 10 == 0:
+                news.fire()
+
+        async def counted(self: FakeService, after: bytes) -> Sequence[bytes]:
+            nonlocal asked
+            asked += not after
+            return await lost(self, after)
+
+        monkeypatch.setattr(FakeService, "put_chunk", put_and_interrupt)
+        monkeypatch.setattr(FakeService, "lost", counted)
+        await heal(story)
+        assert news.count >= 3
+        assert asked == 1
+
+
+@pytest.mark.usefixtures("_often")
+@simulated
+async def test_what_could_not_be_read_is_tried_again_the_next_time(monkeypatch: pytest.MonkeyPatch) -> None:
+    async with mailed() as story:
+        await met_and_parted(story)
+        story.user("one").write(b"f", b"1")
+        await story.posted("one")
+        story.relay.chunks.clear()
+        tried: list[None] = []
+        monkeypatch.setattr(uploads, "find_chunk", lambda *_, **__: tried.append(None))
+        await story.until(lambda: bool(tried), timeout=losses.EVERY_S + 100)
+        monkeypatch.setattr(uploads, "find_chunk", find_chunk)
+        await story.until(lambda: whole(story), timeout=losses.EVERY_S + 100)
