@@ -44,6 +44,8 @@ class Written:
     first: str
     superseded: bool = False
     excused: bool = False
+    joined: bool = False
+    """A user has made one of two files that both had it: the one that is left is, for nodes, what it was before."""
     unsynced_on: set[str] = field(default_factory=set)
     private: str | None = None
     """The device that must keep it to itself."""
@@ -135,6 +137,12 @@ class Oracle:
         """A user removed `before`, which was visible at `path`, or renamed something over it."""
         del path
         self._supersede(device, before)
+
+    def joined(self, content: bytes) -> None:
+        """A user renamed a file over another one with the same content."""
+        known = self._written.get(content)
+        if known is not None:
+            known.joined = True
 
     def mute(self, device: str, elsewhere: Container[bytes] = ()) -> None:
         """From now on what this device's users write must stay there, and replaces nothing elsewhere.
@@ -244,13 +252,20 @@ class Oracle:
             and not any(display(p) in listed[other] for p in allowed[other].spelt_as(path, trees[first]))
         ]
 
-    def losses(self, trees: Mapping[str, Tree], history: Mapping[str, set[bytes]]) -> list[Violation]:
-        """I2: what was written and not causally replaced is current, a conflict copy, or in history somewhere."""
-        safe = {shown.content for tree in trees.values() for shown in tree.values()}.union(*history.values())
+    def losses(
+        self, trees: Mapping[str, Tree], history: Mapping[str, set[bytes]], *, calm: bool = False
+    ) -> list[Violation]:
+        """I2: what was written and not causally replaced is current, a conflict copy, or in history somewhere.
+
+        Where it was `calm`, history holds only what somebody replaced: the rest is to be seen, in a copy if need be.
+        """
+        seen = {shown.content for tree in trees.values() for shown in tree.values()}
+        kept = set[bytes]().union(*history.values())
         return [
             Violation("I2", f"{content.hex()[:12]}, written at {display(known.path)} on {known.first}, is nowhere")
             for content, known in self._written.items()
-            if not (known.superseded or known.excused or content in safe)
+            if not (known.superseded or known.excused or content in seen)
+            and (content not in kept or (calm and not known.joined))
         ]
 
     def strangers(self, trees: Mapping[str, Tree]) -> list[Violation]:

@@ -129,6 +129,8 @@ class User:
         root.rename(source, target, Rename.REPLACE)
         if before is not None and before != moved:
             self._gone(target, before)
+        elif before is not None and source != target and self._oracle is not None:
+            self._oracle.joined(before)
 
     def exchange(self, one: bytes, other: bytes) -> None:
         """Swap two entries."""

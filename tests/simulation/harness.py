@@ -323,12 +323,11 @@ class Story:
         history = {name: kept(host.top) for name, host in self.hosts.items()}
         left = {name: temporaries(self.hosts[name].top) for name in self.members}
         oracle = self.oracle
-        # Where nothing breaks, history holds only what somebody replaced; the rest is to be seen, in a copy if need be.
         calm = self.plan.trouble_s == float("inf") or not self.scenario.faults
         return [
             *self._differences(trees),
             *(Violation("I1", text) for text in await self._unrest()),
-            *oracle.losses(trees, {} if calm else history),
+            *oracle.losses(trees, history, calm=calm),
             *oracle.strangers(trees),
             *oracle.spread(trees, removed=[name for name in trees if name not in self.members]),
             *oracle.leftovers(left),

@@ -83,6 +83,17 @@ def test_a_file_goes_with_its_directory_also_when_an_older_one_is_back_in_its_pl
             assert (oracle.losses({}, {}) == []) is lost
 
 
+def test_where_it_was_calm_history_is_enough_only_for_what_a_user_had_twice() -> None:
+    """Of two files with one content one was renamed over the other: for nodes, the one left is what it was before."""
+    oracle, kept = Oracle(), {"a": {content_id(b"one")}}
+    wrote(oracle, "a", b"one")
+    assert oracle.losses({}, kept, calm=True)
+    assert not oracle.losses({}, kept)
+    oracle.joined(content_id(b"one"))
+    assert not oracle.losses({}, kept, calm=True)
+    assert oracle.losses({}, {}, calm=True)
+
+
 def test_an_editors_torn_scratch_file_after_a_power_cut_is_nobodys_fault() -> None:
     oracle = Oracle()
     torn = {b"d/.save~": Shown(Kind.FILE, content_id(b"to"))}
