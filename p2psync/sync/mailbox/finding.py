@@ -37,7 +37,8 @@ async def find_folder(service: MailboxService, keys: DeviceKeys, folder: FolderI
     """What a folder is, by what was left in its mailbox; None when no grant for these keys leads to it.
 
     Its ID proves the genesis, and that everything else. The relay may hold back what came last: the membership is one
-    that there was, as on a device that was away. Errors of the service come through.
+    that there was, as on a device that was away. Errors of the service come through. The caller bounds the time (the
+    account's keeper by `FIND_S`): there is no end to what a relay may show that is of no use.
     """
     finder = _Finder(folder, keys)
     finder.take_grants(await service.granted())

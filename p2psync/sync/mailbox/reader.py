@@ -33,6 +33,12 @@ from p2psync.sync.pulse import Pulse
 
 _log = structlog.get_logger(__name__)
 
+MAX_USELESS = 50_000
+"""Answers and entries that bring no chain further, besides those seen before, after which a feed has no end: an honest
+mailbox has a few of strangers, and of who has forked."""
+ENDLESS_AGAIN = 300.0
+"""Seconds after which a feed without end is read on."""
+
 
 class FeedReader:
     """Takes in what others left in one mailbox."""
@@ -81,19 +87,26 @@ class FeedReader:
 
     # ── the feed ────────────────────────────────────────────────────────────────────────────────────────────────────
     async def read_to_end(self) -> None:
-        """Read everything that is new. MailboxUnavailable and MailboxRefused come through."""
+        """Read everything that is new. MailboxUnavailable, also for a feed without end, and MailboxRefused."""
         journal = self._journal
         await self._go_back_for_skipped()
         gap = ""
+        useless = 0
         while True:
-            after = journal.row.cursor
+            # Read again from its beginning for a gap, for what it lost, for what was skipped: that may be a few times.
+            if useless > MAX_USELESS + 4 * self._shown():
+                self._told.withholds("its feed goes on and on, and brings nothing new")
+                raise MailboxUnavailable("its feed has no end", ENDLESS_AGAIN)
+            after, shown = journal.row.cursor, self._shown()
             page = await self._service.read(after)
+            useless += 1
             if page.last < after:
                 # It has less than it had. Everything is looked at again; the heads say what is gone.
                 self.went_back = True
                 await self._set_cursor(0)
                 continue
             if after < page.pruned:
+                useless += MAX_USELESS // 10  # it is pruned once meanwhile, or twice
                 await self._begin_with_snapshot(page.pruned)
                 continue
             if not page.entries:
@@ -109,10 +122,15 @@ class FeedReader:
                 await self._set_cursor(0)
                 continue
             gap = await self._take(after, page.entries) or gap
+            useless += len(page.entries) - (self._shown() - shown)
         self._has_gap = bool(gap)
         self.caught_up = True
         self.read_at = trio.current_time()
         self.progressed.fire()
+
+    def _shown(self) -> int:
+        """How many entries the relay has shown or acknowledged, each counted once."""
+        return sum(tip.seq for tip in self._journal.chains.tips.values())
 
     async def _set_cursor(self, cursor: int) -> None:
         async with self._journal.lock:

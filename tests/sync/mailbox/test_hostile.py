@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 
+import pytest
 import trio
 
 from p2psync.crypto.seal import seal_body
@@ -16,6 +17,7 @@ from p2psync.ports import Kind
 from p2psync.protocol import codec
 from p2psync.protocol.batcher import Outgoing, pack
 from p2psync.protocol.mailbox import ChainKey, EntryKind, decode_entry, next_slot
+from p2psync.sync.mailbox import reader
 from p2psync.sync.mailbox.service import FeedPage
 from tests.sync.conftest import contents, simulated
 from tests.sync.mailbox.fake import FakeService
@@ -149,6 +151,41 @@ async def test_garbage_among_the_entries_is_passed_over_and_told() -> None:
         await story.again("two")
         await story.until(lambda: len(contents(story, "two")) == 4)
         assert "relay-damaged" in story.problems("two")
+
+
+@pytest.mark.parametrize(
+    "page",
+    [
+        lambda after: FeedPage([(after + 1, b"garbage")], after + 2),
+        lambda after: FeedPage((), after - 1) if after else FeedPage([(1, b"garbage")], 1),
+        lambda after: FeedPage((), -1),
+        lambda after: FeedPage((), after + 2, after + 1),
+    ],
+    ids=["goes on", "forgets", "is less than empty", "is pruned"],
+)
+@simulated
+async def test_a_feed_without_end_is_left_alone_for_a_while_and_told(
+    page: Callable[[int], FeedPage], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(reader, "MAX_USELESS", 100)
+    async with mailed() as story:
+        await left_by_one(story)
+        liar = lie(story, "two")
+        asked: list[int] = []
+
+        async def read(after: int) -> FeedPage:
+            await liar._arrive()
+            asked.append(after)
+            return page(after)
+
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(liar, "read", read)
+            await story.again("two")
+            await story.until(lambda: "relay-withholds" in story.problems("two"), timeout=60)
+            await trio.sleep(reader.ENDLESS_AGAIN - 60)
+            assert len(asked) < 250
+        await story.until(lambda: len(contents(story, "two")) == 4, timeout=2 * reader.ENDLESS_AGAIN)
+        await story.until(lambda: "relay-withholds" not in story.problems("two"))
 
 
 @simulated
