@@ -13,11 +13,16 @@ author's own, and that chain has no end.
 
 Two concurrent grants to one device leave it the greater role, two concurrent revocations the lesser, and a grant
 concurrent with a revocation is void; hence a role does not depend on how the past is linearised.
+
+Members who have turned bad, or were removed, can send links up to `MAX_LINKS`, also void ones. So no verdict looks at
+links one by one: sets of links are bit masks, with bit i for node i, and a role is looked up by what the past has seen.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from bisect import bisect_left, insort
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
 
 from p2psync.errors import AuthenticationError, InputError
 from p2psync.membership.links import Action, Add, Epoch, Genesis, Link, Remove, Role, SetRole, target_of
@@ -29,28 +34,22 @@ MAX_LINKS = 10_000
 _NOBODY = 0
 
 
-@dataclass(frozen=True, slots=True)
-class Standing:
-    """A device's role at some point of the DAG, and when it got there. `role` is 0 for somebody who is no member."""
-
-    role: int
-    joined: int
-    """Number of links before the one that added the device."""
-
-
 class Node:
     """A link with its place in the DAG. `past` has bit i set when node i is an ancestor; `valid` None means open.
+
+    `attackers` are the concurrent revocations of its author, and of the device it gives rights to (rule 2).
 
     `starts` says that this is an Epoch link with the number that is next in its past, `epoch` is the greatest such
     number up to here. Void links count for that too, so no later link changes either.
     """
 
-    __slots__ = ("epoch", "index", "link", "past", "rank", "starts", "valid")
+    __slots__ = ("attackers", "epoch", "index", "link", "past", "rank", "starts", "valid")
 
     def __init__(self, index: int, link: Link, past: int, epoch_before: int) -> None:
         self.index = index
         self.link = link
         self.past = past
+        self.attackers = 0
         self.starts = isinstance(link.action, Epoch) and link.action.number == epoch_before + 1
         self.epoch = epoch_before + self.starts
         self.valid: bool | None = None
@@ -60,9 +59,62 @@ class Node:
         """Whether `other` is in this link's past."""
         return bool(self.past >> other.index & 1)
 
-    def concurrent(self, other: Node) -> bool:
-        """Whether neither saw the other."""
-        return self is not other and not self.follows(other) and not other.follows(self)
+
+@dataclass(frozen=True, slots=True)
+class _Phase:
+    """Valid links about a device that all give it rights, or all take some: none of the other kind is between them.
+
+    A valid grant and a valid revocation are never concurrent, so phases follow each other, and whoever has seen a link
+    of one has seen all of those before it. Each link raises, or lowers, the role that its author saw; so what came
+    before a phase does not matter.
+    """
+
+    revokes: bool
+    roles: Mapping[int, int]
+    """Role → links that set it."""
+
+    def begun(self, past: int) -> bool:
+        return any(links & past for links in self.roles.values())
+
+    def role(self, past: int) -> int:
+        seen = [role for role, links in self.roles.items() if links & past]
+        return min(seen) if self.revokes else max(seen)
+
+
+@dataclass(slots=True)
+class _About:
+    """What the links about one device come to."""
+
+    nodes: list[Node] = field(default_factory=list)
+    """In rank order."""
+    links: int = 0
+    enabling: int = 0
+    """Those that give the right to sign links."""
+    revoking: int = 0
+    phases: list[_Phase] = field(default_factory=list)
+
+    def insert(self, node: Node) -> None:
+        insort(self.nodes, node, key=lambda n: n.rank)
+        action, bit = node.link.action, 1 << node.index
+        self.links |= bit
+        if isinstance(action, Genesis) or (isinstance(action, Add | SetRole) and action.role >= Role.EDITOR):
+            self.enabling |= bit
+        if node.link.revokes:
+            self.revoking |= bit
+
+    def role(self, past: int) -> int:
+        """The role by the valid links in this past; all links about the device in there must have been judged."""
+        begun = bisect_left(self.phases, True, key=lambda phase: not phase.begun(past))
+        return self.phases[begun - 1].role(past) if begun else _NOBODY
+
+    def count(self, node: Node) -> None:
+        """A link is valid. It comes after every link of the other kind that is."""
+        action, revokes = node.link.action, node.link.revokes
+        role = action.role if isinstance(action, Add | SetRole) else _NOBODY if revokes else Role.OWNER
+        goes_on = bool(self.phases) and self.phases[-1].revokes == revokes
+        roles = dict(self.phases.pop().roles) if goes_on else {}
+        roles[role] = roles.get(role, 0) | 1 << node.index
+        self.phases.append(_Phase(revokes, roles))
 
 
 class LinkGraph:
@@ -72,9 +124,11 @@ class LinkGraph:
         self.nodes: list[Node] = []
         """In order of insertion; `ordered` is the order that all devices share."""
         self.by_hash: dict[bytes, Node] = {}
-        self.heads: tuple[bytes, ...] = ()
-        self._about: dict[DeviceId, list[Node]] = {}
-        """Links that change a device's membership, in rank order."""
+        self._heads: set[bytes] = set()
+        self._about: dict[DeviceId, _About] = {}
+        """By the device whose membership links change."""
+        self._valid = self._open = 0
+        """Links that count, and links not judged yet."""
         self._prefixes: dict[bytes, list[DeviceId]] = {}
         self._fresh: list[Node] = []
 
@@ -83,10 +137,16 @@ class LinkGraph:
         twin = LinkGraph()
         twin.nodes = list(self.nodes)
         twin.by_hash = dict(self.by_hash)
-        twin.heads = self.heads
-        twin._about = {device: list(nodes) for device, nodes in self._about.items()}
+        twin._heads = set(self._heads)
+        twin._about = {d: replace(a, nodes=list(a.nodes), phases=list(a.phases)) for d, a in self._about.items()}
+        twin._valid, twin._open = self._valid, self._open
         twin._prefixes = {prefix: list(devices) for prefix, devices in self._prefixes.items()}
         return twin
+
+    @property
+    def heads(self) -> tuple[bytes, ...]:
+        """Sorted hashes of the links that no other link names."""
+        return tuple(sorted(self._heads))
 
     def insert(self, link: Link) -> None:
         """Add a link whose predecessors are all here; one that is here already changes nothing.
@@ -105,11 +165,11 @@ class LinkGraph:
         node = Node(len(self.nodes), link, past, epoch_before)
         self.nodes.append(node)
         self.by_hash[link.hash] = node
-        self.heads = tuple(sorted({*self.heads, link.hash} - set(link.prevs)))
+        self._open |= 1 << node.index
+        self._heads.difference_update(link.prevs)
+        self._heads.add(link.hash)
         if link.target is not None:
-            about = self._about.setdefault(link.target, [])
-            about.append(node)
-            about.sort(key=lambda n: n.rank)
+            self._about.setdefault(link.target, _About()).insert(node)
             twins = self._prefixes.setdefault(replica_device_prefix(link.target), [])
             if link.target not in twins and isinstance(link.action, Genesis | Add):
                 twins.append(link.target)
@@ -132,18 +192,14 @@ class LinkGraph:
 
     def _check_author(self, link: Link, past: int) -> None:
         """AuthenticationError unless the author was, at some time in the link's past, given the right to sign links."""
-        if isinstance(link.action, Genesis):
-            return
-        for node in self._about.get(link.author, []):
-            action = node.link.action
-            able = isinstance(action, Genesis) or (isinstance(action, Add | SetRole) and action.role >= Role.EDITOR)
-            if able and past >> node.index & 1:
-                return
-        raise AuthenticationError("a membership link is signed by a device that may not sign one")
+        about = self._about.get(link.author)
+        if not isinstance(link.action, Genesis) and not (about is not None and about.enabling & past):
+            raise AuthenticationError("a membership link is signed by a device that may not sign one")
 
     def about(self, device: bytes) -> list[Node]:
         """Links that change a device's membership, in the order that all devices share."""
-        return list(self._about.get(DeviceId(device), ()))
+        about = self._about.get(DeviceId(device))
+        return list(about.nodes) if about is not None else []
 
     # ── verdicts ────────────────────────────────────────────────────────────────────────────────────────────────────
     def ordered(self) -> list[Node]:
@@ -161,45 +217,54 @@ class LinkGraph:
             self._judge_all()
             return
         for node in fresh:
-            node.valid = self._verdict(node)
+            self._decide(node, self._verdict(node))
 
     def _judge_all(self) -> None:
         for index, old in enumerate(self.nodes):
             node = Node(index, old.link, old.past, old.epoch - old.starts)
             self.nodes[index] = self.by_hash[old.link.hash] = node
-        for device, about in self._about.items():
-            self._about[device] = [self.nodes[node.index] for node in about]
+        for about in self._about.values():
+            about.nodes, about.phases = [self.nodes[node.index] for node in about.nodes], []
+        self._valid, self._open = 0, (1 << len(self.nodes)) - 1
+        self._find_attackers()
         open_nodes = self.ordered()
         while open_nodes:
             before = len(open_nodes)
             for node in open_nodes:
-                node.valid = self._verdict(node)
+                self._decide(node, self._verdict(node))
             open_nodes = [node for node in open_nodes if node.valid is None]
             if len(open_nodes) == before:
                 self._break_circle(open_nodes)
                 open_nodes = [node for node in open_nodes if node.valid is None]
 
+    def _find_attackers(self) -> None:
+        futures = [0] * len(self.nodes)
+        for node in reversed(self.nodes):  # whatever follows a node was inserted after it
+            link, since = node.link, futures[node.index] | 1 << node.index
+            for prev in link.prevs:
+                futures[self.by_hash[prev].index] |= since
+            node.attackers = self._about[link.author].revoking
+            if link.target is not None and not link.revokes:
+                node.attackers |= self._about[link.target].revoking
+            node.attackers &= ~(node.past | since)
+
     def _verdict(self, node: Node) -> bool | None:
-        attackers = self._attackers(node)
-        if any(attacker.valid for attacker in attackers):
+        if node.attackers & self._valid:
             return False
         right = self._has_right(node)
         if right is False:
             return False
-        return None if right is None or any(attacker.valid is None for attacker in attackers) else True
+        return None if right is None or node.attackers & self._open else True
 
-    def _attackers(self, node: Node) -> list[Node]:
-        """Concurrent revocations of this link's author, and of the device it gives rights to (rule 2)."""
-        link = node.link
-        devices = [link.author]
-        if link.target is not None and not link.revokes and link.target != link.author:
-            devices.append(link.target)
-        return [
-            other
-            for device in devices
-            for other in self._about.get(device, [])
-            if other.link.revokes and other.concurrent(node)
-        ]
+    def _decide(self, node: Node, verdict: bool | None) -> None:
+        if verdict is None:
+            return
+        node.valid = verdict
+        self._open ^= 1 << node.index
+        if verdict:
+            self._valid |= 1 << node.index
+            if node.link.target is not None:
+                self._about[node.link.target].count(node)
 
     def _break_circle(self, open_nodes: list[Node]) -> None:
         """Rule 3, for verdicts that wait for each other: one link stands, what would void it falls.
@@ -211,52 +276,36 @@ class LinkGraph:
             candidates,
             key=lambda n: (not n.link.revokes, self._joined(n.link.author, n.past), n.link.author, n.rank),
         )
-        for attacker in self._attackers(chosen):
-            attacker.valid = False
-        chosen.valid = True
+        for node in open_nodes:
+            if chosen.attackers >> node.index & 1:
+                self._decide(node, False)
+        self._decide(chosen, True)
 
     def _joined(self, device: DeviceId, past: int) -> int:
-        return min(
+        return next(  # in rank order the first has the fewest links before it
             n.rank[0]
-            for n in self._about[device]
+            for n in self._about[device].nodes
             if past >> n.index & 1 and isinstance(n.link.action, Genesis | Add) and n.valid is not False
         )
 
-    def standing(self, device: DeviceId, past: int) -> Standing | None:
-        """What `device` was at a point with this past; None while that is still open."""
-        role, joined = _NOBODY, 0
-        for node in self._about.get(device, []):
-            if not past >> node.index & 1 or node.valid is False:
-                continue
-            if node.valid is None:
-                return None
-            match node.link.action:
-                case Genesis():
-                    role = Role.OWNER
-                case Add(role=given):
-                    joined = node.rank[0] if role == _NOBODY else joined
-                    role = max(role, given)
-                case SetRole(role=given, cut=None):
-                    role = max(role, given) if role else _NOBODY
-                case SetRole(role=given):
-                    role = min(role, given)
-                case Remove():
-                    role = _NOBODY
-                case _:
-                    pass
-        return Standing(role, joined)
+    def _role(self, device: DeviceId, past: int) -> int | None:
+        """The role `device` had at a point with this past, 0 for no member; None while that is still open."""
+        about = self._about.get(device)
+        if about is None:
+            return _NOBODY
+        return None if about.links & past & self._open else about.role(past)
 
     def _has_right(self, node: Node) -> bool | None:
         link = node.link
         if isinstance(link.action, Genesis):
             return True
-        author = self.standing(link.author, node.past)
-        target = self.standing(link.target, node.past) if link.target is not None else Standing(_NOBODY, 0)
+        author = self._role(link.author, node.past)
+        target = self._role(link.target, node.past) if link.target is not None else _NOBODY
         if author is None or target is None:
             return None
         if isinstance(link.action, Epoch) and not node.starts:
             return False
-        return permitted(link.author, author.role, target.role, link.action) and not self._collides(node)
+        return permitted(link.author, author, target, link.action) and not self._collides(node)
 
     def _collides(self, node: Node) -> bool:
         """Whether an Add would bring a second device whose replicas look like those of a known one."""
@@ -264,7 +313,7 @@ class LinkGraph:
         if target is None or not isinstance(node.link.action, Add):
             return False
         twins = [d for d in self._prefixes[replica_device_prefix(target)] if d != target]
-        return any(node.past >> other.index & 1 for d in twins for other in self._about[d])
+        return any(node.past & self._about[d].links for d in twins)
 
 
 def permitted(author: bytes, author_role: int, target_role: int, action: Action) -> bool:

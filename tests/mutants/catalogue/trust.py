@@ -68,7 +68,7 @@ MUTANTS = (
         (
             edit(
                 "membership/graph.py",
-                "        if any(attacker.valid for attacker in attackers):\n            return False\n",
+                "        if node.attackers & self._valid:\n            return False\n",
                 "",
             ),
         ),
