@@ -20,7 +20,7 @@ from p2psync.crypto.seal import (
     sealed_chunk_size,
 )
 from p2psync.errors import P2PSyncError, StateError
-from p2psync.index.mailbox import MailboxView, MailboxWriter
+from p2psync.index.mailbox import MailboxView, MailboxWriter, key_ring
 from p2psync.index.writer import Writer
 from p2psync.model.manifest import decode_manifest
 from p2psync.model.records import FileRecord
@@ -73,6 +73,11 @@ def has_content(record: FileRecord) -> bool:
     return record.kind is Kind.FILE and not record.deleted and record.size > 0
 
 
+def is_sure(put: tuple[bytes, int] | None, now: int) -> bool:
+    """Whether what this device has put there, by `MailboxView.upload`, surely is there still."""
+    return put is not None and 0 <= now - put[1] < SURE_S
+
+
 def content_of(key: EpochKey, root: bytes, encoded: bytes, *, inline: bool) -> Content:
     """The chunks that keep a content: those of the file, and its manifest when no record holds that."""
     manifest = decode_manifest(encoded)
@@ -97,6 +102,25 @@ def ref_batches(contents: Sequence[Content]) -> Iterator[list[Content]]:
         chunks += len(content.pieces)
     if batch:
         yield batch
+
+
+@dataclass(frozen=True, slots=True)
+class _Earlier:
+    """A content that this device has put there under an earlier key, and as it would go there now."""
+
+    key: EpochKey
+    was: Content
+    now: Content
+
+
+@dataclass(frozen=True, slots=True)
+class _Plan:
+    """What is to be done for some records."""
+
+    contents: list[Content]
+    earlier: list[_Earlier]
+    unknown: set[bytes]
+    """Roots of contents whose chunks this device does not know."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -144,29 +168,34 @@ class Uploader:
     ) -> set[bytes]:
         """See to it that the contents of these records are there; roots of those that cannot be read here now.
 
-        `anew`: also those that this device has put there lately, or under an earlier key.
+        What was put there under an earlier key, and is whole there still, is kept under that one. `anew`: not so, and
+        also what this device has put there lately is looked at.
         StaleKeyError when the epoch ends meanwhile, InterruptedByNewsError when `give_way` says before a chunk that
         others go first; errors of the service come through.
         """
         wanted = {record.content: record for record in records if has_content(record)}
         now = self._journal.now
 
-        def plan(view: MailboxView) -> tuple[list[Content], set[bytes]]:
-            contents, unknown = [], set()
+        def look(view: MailboxView) -> _Plan:
+            plan, ring = _Plan([], [], set()), key_ring(view.reader)
             for root, record in wanted.items():
-                if not anew and (put := view.upload(root)) is not None:
-                    key_id, at = put
-                    # Under an earlier key it would go there a second time, and the first reference be forgotten.
-                    if key_id != key.id or 0 <= now - at < SURE_S:
-                        continue
-                encoded = record.manifest or view.reader.manifest(root)
+                put = None if anew else view.upload(root)
+                if is_sure(put, now):
+                    continue
+                encoded, inline = record.manifest or view.reader.manifest(root), bool(record.manifest)
                 if encoded is None:
-                    unknown.add(root)
+                    plan.unknown.add(root)
+                    continue
+                content = content_of(key, root, encoded, inline=inline)
+                old = ring.get(put[0]) if put is not None and put[0] != key.id else None
+                if old is None:
+                    plan.contents.append(content)
                 else:
-                    contents.append(content_of(key, root, encoded, inline=bool(record.manifest)))
-            return contents, unknown
+                    plan.earlier.append(_Earlier(old, content_of(old, root, encoded, inline=inline), content))
+            return plan
 
-        contents, failed = await self._journal.look(plan)
+        plan = await self._journal.look(look)
+        contents, failed = plan.contents + await self._not_kept(plan.earlier), plan.unknown
         work = _Work(key, await self._missing(contents), failed, give_way)
         for attempts_left in reversed(range(ATTEMPTS)):
             await self._bring(work, contents)
@@ -187,6 +216,23 @@ class Uploader:
                 break
         # Also those that share with another one what could not be read.
         return failed.union(content.root for content in contents if not work.is_brought(content))
+
+    async def _not_kept(self, earlier: Sequence[_Earlier]) -> list[Content]:
+        """Have kept what is whole under earlier keys; the others, as they would go there now."""
+        missing = await self._missing(each.was for each in earlier)
+        gone: list[Content] = []
+        whole: dict[EpochKey, list[_Earlier]] = {}
+        for each in earlier:
+            if any(piece.id in missing for piece in each.was.pieces):
+                gone.append(each.now)
+            else:
+                whole.setdefault(each.key, []).append(each)
+        for key, kept in whole.items():
+            try:
+                await self._refer(key, [each.was for each in kept])
+            except ChunksMissing:  # they were collected meanwhile
+                gone += [each.now for each in kept]
+        return gone
 
     async def _missing(self, contents: Iterable[Content]) -> set[bytes]:
         asked = list(dict.fromkeys(piece.id for content in contents for piece in content.pieces))
@@ -214,6 +260,9 @@ class Uploader:
             await self._service.put_refs(
                 {ref_id(key, each.root): [piece.id for piece in each.pieces] for each in batch}
             )
+            # What was lost under an earlier key, or collected there, is kept under this one from now on.
+            for old in await self._journal.look(partial(_other_refs, [each.root for each in batch], key.id)):
+                await self._service.delete_ref(old)
             await self._journal.commit(partial(_note, [each.root for each in batch], key.id, self._journal.now))
 
     async def _upload(self, work: _Work, root: bytes, piece: Piece) -> None:
@@ -251,6 +300,13 @@ class Uploader:
         self.sent += piece.length
         context.progress.sent += piece.length
         context.state_changed.fire()
+
+
+def _other_refs(roots: Sequence[bytes], key_id: bytes, view: MailboxView) -> list[bytes]:
+    """Names of the references to these contents that this device has put there under other keys."""
+    ring = key_ring(view.reader)
+    puts = [(root, put) for root in roots if (put := view.upload(root)) is not None and put[0] != key_id]
+    return [ref_id(key, root) for root, (other, _) in puts if (key := ring.get(other)) is not None]
 
 
 def _note(roots: Sequence[bytes], key_id: bytes, now: int, _: Writer, rows: MailboxWriter) -> None:

@@ -19,12 +19,14 @@ from p2psync.sync.mailbox.snapshots import Assembler, is_due
 from p2psync.sync.mailbox.tidy import EVERY_S, KEPT_S, MAX_DROPPED, superfluous
 from p2psync.sync.mailbox.troubles import size
 from p2psync.sync.mailbox.uploads import SURE_S
-from tests.sync.conftest import contents, simulated
+from tests.sync.conftest import LABEL, contents, simulated
 from tests.sync.mailbox.fake import FakeService
-from tests.sync.mailbox.stories import mailed
+from tests.sync.mailbox.stories import Post, mailed
+from tests.sync.mailbox.test_lives import id_of, three
 from tests.sync.mailbox.test_mailbox import met_and_parted
 
 F = b"f" * 16
+CONTENT = bytes(range(256)) * 400
 
 
 def key(number: int) -> PathKey:
@@ -242,6 +244,74 @@ async def test_what_another_device_may_have_dropped_is_put_there_again_when_it_i
         await story.stop("one")
         await story.again("two")
         await story.until(lambda: contents(story, "two") == {b"b": b"old"})
+
+
+async def put_before_a_removal(story: Post) -> None:
+    """A content was there under the first key; the second one is in use, and no record names the content any more."""
+    await three(story)
+    user = story.user("one")
+    user.write(b"a", CONTENT)
+    await story.posted("one")
+    user.delete(b"a")
+    await story.posted("one")
+    await story.nodes["one"].folder_unshare(LABEL, await id_of(story, "three"))
+    await story.until(lambda: story.folder("one").context.membership.epoch == 2)
+    await story.posted("one")
+    await story.stop("two")
+    story.device("one").clock.jump(SURE_S)
+
+
+@simulated
+async def test_what_was_put_there_under_an_earlier_key_and_dropped_is_put_there_again_when_it_is_needed() -> None:
+    async with mailed() as story:
+        await put_before_a_removal(story)
+        before = set(story.relay.refs)
+        story.relay.chunks.clear()
+        story.user("one").write(b"b", CONTENT)
+        await story.posted("one")
+        assert story.relay.refs
+        assert not before & set(story.relay.refs)
+        await story.stop("one")
+        await story.again("two")
+        await story.until(lambda: contents(story, "two") == {b"b": CONTENT})
+
+
+@simulated
+async def test_what_is_there_under_an_earlier_key_is_referred_to_and_not_sent_again() -> None:
+    async with mailed() as story:
+        await put_before_a_removal(story)
+        before = dict(story.relay.refs)
+        story.relay.refs.clear()
+        story.relay.puts.clear()
+        story.user("one").write(b"b", CONTENT)
+        await story.posted("one")
+        assert story.relay.refs == before
+        assert not story.relay.puts
+        await story.stop("one")
+        await story.again("two")
+        await story.until(lambda: contents(story, "two") == {b"b": CONTENT})
+
+
+@simulated
+async def test_chunks_of_an_earlier_key_that_go_while_they_are_referred_to_are_sent() -> None:
+    async with mailed() as story:
+        await put_before_a_removal(story)
+        before = set(story.relay.refs)
+        put_refs = FakeService.put_refs
+
+        async def collected_first(self: FakeService, refs: Mapping[bytes, Sequence[bytes]]) -> None:
+            if before & set(refs):
+                self.relay.chunks.clear()
+            await put_refs(self, refs)
+
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(FakeService, "put_refs", collected_first)
+            story.user("one").write(b"b", CONTENT)
+            await story.posted("one")
+        assert not before & set(story.relay.refs)
+        await story.stop("one")
+        await story.again("two")
+        await story.until(lambda: contents(story, "two") == {b"b": CONTENT})
 
 
 @simulated
