@@ -43,7 +43,7 @@ from p2psync.sync.mailbox.service import (
 )
 from p2psync.sync.mailbox.snapshots import is_due, make_snapshot, snapshot_ref
 from p2psync.sync.mailbox.tidy import tidy
-from p2psync.sync.mailbox.uploads import InterruptedByNewsError, Uploader, has_content
+from p2psync.sync.mailbox.uploads import InterruptedByNewsError, Uploader, has_content, is_sure
 
 _log = structlog.get_logger(__name__)
 
@@ -357,12 +357,12 @@ class MailboxPoster:
         return True
 
     async def _post_records(self, keys: Sequence[PathKey]) -> None:
-        context = self._context
+        context, now = self._context, self._journal.now
 
         def gather(view: MailboxView) -> tuple[list[tuple[EntryKind, bytes, Marks]], list[PathKey]]:
             # A path may have changed since its contents were brought there: the newer record waits for its own.
             found = {key: lacking(view, key) for key in keys}
-            brought = [key for key, w in found.items() if all(view.upload(r.content) is not None for r in w.contents)]
+            brought = [k for k, w in found.items() if all(is_sure(view.upload(r.content), now) for r in w.contents)]
             waiting = frozenset[bytes]().union(*(found[key].waiting for key in brought))
             messages = list(pack(context.folder, b"", outgoing(view.reader, brought, context, without=waiting)))
             return [(EntryKind.RECORDS, codec.encode(msg), _marks(msg)) for msg in messages if msg.groups], brought

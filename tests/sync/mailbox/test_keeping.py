@@ -315,6 +315,28 @@ async def test_chunks_of_an_earlier_key_that_go_while_they_are_referred_to_are_s
 
 
 @simulated
+async def test_a_record_waits_for_a_content_that_was_there_once_and_finds_no_room_now() -> None:
+    async with mailed() as story:
+        await met_and_parted(story)
+        user, relay = story.user("one"), story.relay
+        user.write(b"a", CONTENT)
+        await story.posted("one")
+        user.delete(b"a")
+        await story.posted("one")
+        relay.refs.clear()
+        relay.chunks.clear()
+        story.device("one").clock.jump(SURE_S)
+        relay.limit = relay.used() + 20_000
+        user.write(b"b", CONTENT)
+        user.write(b"small", b"small")
+        await story.nodes["one"].folder_scan(LABEL)
+        await story.until(lambda: "relay-quota" in story.problems("one"))
+        await story.again("two")
+        await story.until(lambda: contents(story, "two") == {b"small": b"small"})
+        assert not story.folder("two").totals().need_files
+
+
+@simulated
 async def test_small_files_are_referred_to_together() -> None:
     async with mailed() as story:
         await met_and_parted(story)
