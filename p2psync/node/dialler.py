@@ -7,7 +7,7 @@ bytes go through the relay, the direct ways go on being tried; whichever works t
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Final, Protocol
 
@@ -221,20 +221,20 @@ class Dialler:
     async def _meet(self, device: DeviceId, meeting: Meeting) -> bool:
         """Connect to a device that connects to us at the same time, at whichever of its addresses that works."""
         await trio.sleep_until(meeting.start)
-        met: list[Proven] = []
-        async with trio.open_nursery() as nursery:
+        met = False
 
-            def won(proven: Proven) -> None:
-                met.append(proven)
+        async def attempt(address: str) -> None:
+            nonlocal met
+            if await self._meet_at(device, address):
+                met = True
                 nursery.cancel_scope.cancel()
 
+        async with trio.open_nursery() as nursery:
             for address in meeting.addresses:
-                nursery.start_soon(self._meet_at, device, address, won)
-        for proven in met:
-            await self._hall.take_on(proven, Way.MET)
-        return bool(met)
+                nursery.start_soon(attempt, address)
+        return met
 
-    async def _meet_at(self, device: DeviceId, address: str, won: Callable[[Proven], None]) -> None:
+    async def _meet_at(self, device: DeviceId, address: str) -> bool:
         port = parse_address(self._hall.listening[0]).port if self._hall.listening else 0
         deadline = trio.current_time() + MEET_S
         for _ in range(MEET_TRIES):
@@ -242,13 +242,16 @@ class Dialler:
                 with trio.fail_at(deadline):
                     stream = await self._world.network.meet(address, port)
                 with trio.fail_after(self._timeout):
-                    won(await self._greet(device, stream))
-                return
+                    proven = await self._greet(device, stream)
+                # At once: the device may be forgotten at any time, and then somebody must own the connection.
+                await self._hall.take_on(proven, Way.MET)
+                return True
             except (P2PSyncError, OSError, trio.TooSlowError) as error:
                 _log.debug("not met", device=short_id(device), address=address, error=str(error))
             if trio.current_time() >= deadline:
-                return
+                break
             await trio.sleep(self._world.rng.uniform(0.1, 0.5))
+        return False
 
     async def _greet(self, device: DeviceId, stream: ByteStream) -> Proven:
         """Nobody has accepted this connection: the arbiter of the two begins the handshake."""

@@ -9,7 +9,10 @@ import pytest
 import trio
 
 from p2psync.errors import ConnectionLost, ProtocolError
+from p2psync.model.ids import DeviceId
 from p2psync.node import connections
+from p2psync.node.contacts import Meeting
+from p2psync.node.dialler import Proven
 from p2psync.ports import ByteStream
 from p2psync.protocol.messages import FolderOffer, GoodbyeCode, Message
 from p2psync.sync.peer import Peer
@@ -147,3 +150,27 @@ async def test_connections_through_a_relay_that_say_nothing_do_not_pile_up(monke
             assert len(ended) == most
         assert len(ended) == 2 * most
         await listener.aclose()
+
+
+@simulated
+async def test_a_device_that_is_forgotten_while_it_is_met_leaves_no_connection(monkeypatch: pytest.MonkeyPatch) -> None:
+    async with told() as story:
+        await story.start("one", "two", "three")
+        one, two = [story.nodes[name] for name in ("one", "two")]
+        answers, silent = [f"{story.letter(name)}:{PORT}" for name in ("two", "three")]
+        story.sim.network.cut(story.letter("one"), story.letter("three"))
+        hall = one.connections
+        assert hall is not None
+        prove, proven = hall.prove, list[Proven]()
+        with trio.CancelScope() as known:
+
+            async def prove_too_late(stream: ByteStream, *, expected: DeviceId, begins: bool, heard: bytes) -> Proven:
+                proven.append(await prove(stream, expected=expected, begins=begins, heard=heard))
+                known.cancel()
+                return proven[0]
+
+            monkeypatch.setattr(hall, "prove", prove_too_late)
+            await hall.dialler._meet(two.device_id, Meeting([silent, answers], trio.current_time()))
+        ((_, channel),) = proven
+        with pytest.raises(ConnectionLost):
+            await channel.send([b"is anybody there"])
