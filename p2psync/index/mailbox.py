@@ -6,6 +6,8 @@ The rows of one mailbox stand under 8 bytes cut from the name of the relay, so t
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
+from itertools import islice
+from typing import NamedTuple
 
 from p2psync.crypto.epochs import EpochKey, KeyRing
 from p2psync.index import tables
@@ -15,6 +17,7 @@ from p2psync.index.writer import Writer
 from p2psync.model.hashing import DIGEST_SIZE, labelled
 from p2psync.model.ids import DEVICE_ID_SIZE
 from p2psync.model.paths import KEY_SIZE, PathKey
+from p2psync.model.records import FileRecord
 from p2psync.protocol.chains import Chains, ForkProof, Statement, decode_fork_proof
 from p2psync.protocol.mailbox import CHAIN_SIZE, ChainKey, Entry, Header, decode_entry, decode_header
 
@@ -23,8 +26,26 @@ MAX_POSTED = 32
 """Records of one path that are known to be there; what is forgotten would be posted once more, to no harm."""
 _TIP, _FORK, _STATEMENT, _GIVEN = b"t", b"f", b"s", b"g"
 
-Marks = Sequence[tuple[PathKey, bytes]]
-"""(path key, record id) of the records in an entry."""
+BEGINNING = 8
+"""Bytes of a content root that are kept with the record that names it."""
+_NO_CONTENT = bytes(BEGINNING)
+
+
+class Mark(NamedTuple):
+    """A record in an entry: its path, its id, and the beginning of the root of its content, zeros for none."""
+
+    key: PathKey
+    record: bytes
+    content: bytes
+
+
+Marks = Sequence[Mark]
+"""The records in an entry."""
+
+
+def mark(record: FileRecord, identifier: bytes) -> Mark:
+    """How a record with this id is marked."""
+    return Mark(record.key, identifier, record.content[:BEGINNING].ljust(BEGINNING, b"\0"))
 
 
 # ── keys of epochs ──────────────────────────────────────────────────────────────────────────────────────────────────
@@ -97,11 +118,17 @@ class MailboxView:
 
     def posted(self, key: PathKey) -> frozenset[bytes]:
         """Ids of the records of a path that are known to be there."""
-        return frozenset(self._posted(key))
+        return frozenset(mark.record for mark in self._posted(key))
 
-    def _posted(self, key: PathKey) -> list[bytes]:
-        data = self.reader.txn.get(tables.POSTED, self._name + key) or b""
-        return [data[i : i + DIGEST_SIZE] for i in range(0, len(data), DIGEST_SIZE)]
+    def named(self, after: bytes = b"", limit: int = 1000) -> list[tuple[PathKey, frozenset[bytes]]]:
+        """Paths past `after` in order, and how the roots of the contents begin that their records there name."""
+        first = self._name + after + (b"\0" if after else b"")
+        rows = islice(self.reader.txn.range(tables.POSTED, first, stop_of(self._name)), limit)
+        paths = ((PathKey(key[NAME_SIZE:]), data) for key, data in rows)
+        return [(key, frozenset(m.content for m in _marks_of(key, data)) - {_NO_CONTENT}) for key, data in paths]
+
+    def _posted(self, key: PathKey) -> list[Mark]:
+        return _marks_of(key, self.reader.txn.get(tables.POSTED, self._name + key) or b"")
 
     def is_given(self, key_id: bytes, recipient: bytes) -> bool:
         """Whether a grant made here is there."""
@@ -148,7 +175,7 @@ class MailboxWriter(MailboxView):
 
     def put_outbox(self, entry: Entry, marks: Marks) -> None:
         """A signed entry, before it is posted."""
-        packed = b"".join(key + identifier for key, identifier in marks)
+        packed = b"".join(b"".join(mark) for mark in marks)
         self._txn.put(tables.OUTBOX, self._outbox_key(entry.header), tables.encode((entry.encoded, packed)))
 
     def drop_outbox(self, header: Header) -> None:
@@ -161,12 +188,12 @@ class MailboxWriter(MailboxView):
 
     def mark_posted(self, marks: Marks) -> None:
         """These records are there; of each path the last `MAX_POSTED` are known."""
-        fresh: dict[PathKey, list[bytes]] = {}
-        for key, identifier in marks:
-            fresh.setdefault(key, []).append(identifier)
-        for key, identifiers in fresh.items():
-            known = dict.fromkeys([*self._posted(key), *identifiers])
-            self._txn.put(tables.POSTED, self._name + key, b"".join(list(known)[-MAX_POSTED:]))
+        fresh: dict[PathKey, list[Mark]] = {}
+        for mark in marks:
+            fresh.setdefault(mark.key, []).append(mark)
+        for key, new in fresh.items():
+            known = list(dict.fromkeys([*self._posted(key), *new]))[-MAX_POSTED:]
+            self._txn.put(tables.POSTED, self._name + key, b"".join(mark.record + mark.content for mark in known))
 
     def put_given(self, key_id: bytes, recipient: bytes) -> None:
         """A grant is there."""
@@ -187,6 +214,12 @@ class MailboxWriter(MailboxView):
 
 
 def _split(marks: bytes) -> Marks:
-    step = KEY_SIZE + DIGEST_SIZE
+    step = KEY_SIZE + DIGEST_SIZE + BEGINNING
     parts = [marks[i : i + step] for i in range(0, len(marks), step)]
-    return [(PathKey(part[:KEY_SIZE]), part[KEY_SIZE:]) for part in parts]
+    return [mark for part in parts for mark in _marks_of(PathKey(part[:KEY_SIZE]), part[KEY_SIZE:])]
+
+
+def _marks_of(key: PathKey, data: bytes) -> list[Mark]:
+    step = DIGEST_SIZE + BEGINNING
+    parts = [data[i : i + step] for i in range(0, len(data), step)]
+    return [Mark(key, part[:DIGEST_SIZE], part[DIGEST_SIZE:]) for part in parts]

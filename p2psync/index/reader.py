@@ -104,6 +104,11 @@ class Reader:
         row = self._row(key)
         return [StoredRecord(stored_record(encoded), encoded, batch) for encoded, batch in row.records] if row else []
 
+    def changed(self, key: PathKey) -> int:
+        """Sequence number of the last change of a path's records; 0 when it has none."""
+        row = self._row(key)
+        return row.sequence if row else 0
+
     def batch(self, batch_id: bytes) -> SignedBatch | None:
         """The signature a stored record refers to."""
         data = self.txn.get(tables.BATCHES, batch_id)

@@ -32,8 +32,8 @@ Keys are at most 127 bytes and fixed-size where possible, never whole paths: a p
 | mailboxes     | mailbox                                 | `MailboxRow`                                               |
 | chains        | mailbox, kind, signer, chain            | newest header, proof of a fork, or (counter, time); and    |
 |               | mailbox, kind, key id, device id        | empty: a grant that is there                               |
-| outbox        | mailbox, number                         | (signed entry, path keys and record ids in it)             |
-| posted        | mailbox, key                            | ids of the records of that path that are there             |
+| outbox        | mailbox, number                         | (signed entry, path key and posted row of its records)     |
+| posted        | mailbox, key                            | record id + content root[:8] of what is there of that path |
 | uploads       | mailbox, content root                   | (key id, when it was referred to)                          |
 
 A mailbox is named by 8 bytes (`index.mailbox`).

@@ -8,7 +8,7 @@ from p2psync.crypto.epochs import EpochKey
 from p2psync.crypto.identity import DeviceKeys
 from p2psync.index import tables
 from p2psync.index.index import Index
-from p2psync.index.mailbox import MAX_POSTED, MailboxView, MailboxWriter, grants, key_ring, put_grant, put_keys
+from p2psync.index.mailbox import MAX_POSTED, MailboxView, MailboxWriter, Mark, grants, key_ring, put_grant, put_keys
 from p2psync.index.tables import MailboxRow
 from p2psync.index.writer import Writer
 from p2psync.model.paths import PathKey
@@ -20,6 +20,7 @@ from tests.index.factories import open_index
 RELAY, OTHER = b"r" * 32, b"o" * 32
 KEYS, FRIEND = DeviceKeys(b"\1" * 64), DeviceKeys(b"\2" * 64)
 KEY = PathKey(b"p" * 16)
+MARK = Mark(KEY, b"i" * 32, b"c" * 8)
 
 
 def entry(folder: bytes, keys: DeviceKeys, chain: bytes, last: Header | None = None, body: bytes = b"body") -> Entry:
@@ -39,8 +40,8 @@ def fill_mailbox(writer: Writer, relay: bytes) -> None:
     rows.put_tip(theirs)
     rows.put_fork(ForkProof(theirs, twin))
     rows.put_statement(Statement(theirs.key, 4, 5))
-    rows.put_outbox(entry(writer.folder, KEYS, rows.own_chain(KEYS.card.signing_key).chain), [(KEY, b"i" * 32)])
-    rows.mark_posted([(KEY, b"i" * 32)])
+    rows.put_outbox(entry(writer.folder, KEYS, rows.own_chain(KEYS.card.signing_key).chain), [MARK])
+    rows.mark_posted([MARK])
     rows.put_given(key.id, b"d" * 32)
     rows.put_upload(b"c" * 32, key.id, 9)
 
@@ -65,8 +66,10 @@ def test_rows_come_back_and_are_of_one_mailbox() -> None:
         assert list(chains.forks) == [FRIEND.card.signing_key]
         assert [(s.counter, s.time) for s in chains.statements.values()] == [(4, 5)]
         assert [header.seq for header in chains.unsent] == [1]
-        assert [marks for _, marks in view.outbox()] == [[(KEY, b"i" * 32)]]
+        assert [marks for _, marks in view.outbox()] == [[MARK]]
         assert view.posted(KEY) == {b"i" * 32}
+        assert view.named() == [(KEY, {b"c" * 8})]
+        assert view.named(KEY) == []
         assert view.upload(b"c" * 32) == (key.id, 9)
         assert list(view.uploads()) == [(b"c" * 32, key.id, 9)]
         nothing = other.chains(KEYS.card.signing_key)
@@ -111,7 +114,7 @@ def test_of_a_path_only_the_last_records_are_known_to_be_there() -> None:
 
     def mark(writer: Writer) -> frozenset[bytes]:
         rows = MailboxWriter(writer, RELAY)
-        rows.mark_posted([(KEY, name) for name in names])
+        rows.mark_posted([Mark(KEY, name, bytes(8)) for name in names])
         return rows.posted(KEY)
 
     assert index.write(mark) == set(names)

@@ -11,7 +11,7 @@ import trio
 
 from p2psync.crypto.epochs import EpochKey
 from p2psync.errors import AuthenticationError, InputError
-from p2psync.index.mailbox import MailboxWriter, Marks
+from p2psync.index.mailbox import MailboxWriter, Marks, mark
 from p2psync.index.tables import MailboxRow
 from p2psync.index.writer import Writer
 from p2psync.membership.fold import Membership
@@ -228,7 +228,7 @@ class FeedReader:
             changed = []
             for batch, items in rights.standing(context, writer, judged_by, stretch.records):
                 changed += writer.merge(batch, items, origin=self._service.id)
-                rows.mark_posted([(record.key, record_id(encoded)) for record, encoded in items])
+                rows.mark_posted([mark(record, record_id(encoded)) for record, encoded in items])
             _store_chains(rows, stretch, mine, row)
             renewed = writer.rolled_back
             if renewed:

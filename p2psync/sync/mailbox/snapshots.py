@@ -11,7 +11,7 @@ import structlog
 from p2psync.crypto.epochs import EpochKey
 from p2psync.crypto.seal import ChunkKind, ChunkName, chunk_id, open_body, open_chunk, ref_id, seal_chunk, snapshot_hash
 from p2psync.errors import AuthenticationError, InputError
-from p2psync.index.mailbox import MailboxWriter
+from p2psync.index.mailbox import MailboxWriter, mark
 from p2psync.index.writer import Writer
 from p2psync.model.hashing import labelled
 from p2psync.model.manifest import MAX_CHUNK
@@ -117,7 +117,7 @@ async def _merge(context: FolderContext, service: MailboxService, journal: Journ
         opened, _ = open_groups(context.folder, message, membership)
         for batch, items in rights.standing(context, writer, membership, opened):
             writer.merge(batch, items, origin=service.id)
-            rows.mark_posted([(record.key, record_id(encoded)) for record, encoded in items])
+            rows.mark_posted([mark(record, record_id(encoded)) for record, encoded in items])
         if writer.rolled_back:
             writer.new_incarnation(max(writer.incarnation + 1, journal.now))
 

@@ -1,15 +1,22 @@
-"""Tidies a mailbox up: contents that no record names any more need not be kept there."""
+"""Tidies a mailbox up: contents that no record names any more need not be kept there.
+
+A content also stays for as long as the mailbox shows a record of it that has been replaced by one that is not there
+yet, for want of room or of its content: who is absent gets the old version as long as the new one is not to be had.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Collection, Iterable
 from functools import partial
+from itertools import islice
 
 import structlog
 
 from p2psync.crypto.seal import ref_id
-from p2psync.index.mailbox import MailboxView, MailboxWriter, key_ring
+from p2psync.index.mailbox import BEGINNING, MailboxView, MailboxWriter, key_ring
 from p2psync.index.writer import Writer
+from p2psync.model.paths import PathKey
+from p2psync.model.records import record_id
 from p2psync.sync.context import FolderContext
 from p2psync.sync.mailbox.journal import Journal
 from p2psync.sync.mailbox.service import MailboxService, MailboxUnavailable, RefChanged
@@ -22,18 +29,21 @@ KEPT_S = 86400
 """What was put there, or referred to anew by anybody, so long ago at the least may go."""
 MAX_DROPPED = 1000
 """References that one round drops."""
+MAX_LOOKED_AT = 20_000
+"""Contents that one round looks at."""
 
 
-def superfluous(
-    uploads: Iterable[tuple[bytes, bytes, int]], needed: Collection[bytes], now: int
-) -> list[tuple[bytes, bytes]]:
-    """(content root, key id) of what this device has put there, long ago, and no record names."""
-    found = [(root, key_id) for root, key_id, put in uploads if root not in needed and put + KEPT_S <= now]
-    return found[:MAX_DROPPED]
+def superfluous(uploads: Iterable[tuple[bytes, bytes, int]], needed: Collection[bytes], now: int) -> dict[bytes, bytes]:
+    """Content root → key id of what this device has put there, long ago, and no record names."""
+    found = ((root, key_id) for root, key_id, put in uploads if root not in needed and put + KEPT_S <= now)
+    return dict(islice(found, MAX_LOOKED_AT))
 
 
-async def tidy(context: FolderContext, service: MailboxService, journal: Journal) -> None:
-    """Once a day drop what this device has put there and is of no use. The feed must have been read to its end."""
+async def tidy(context: FolderContext, service: MailboxService, journal: Journal, since: int) -> None:
+    """Once a day drop what this device has put there and is of no use. The feed must have been read to its end.
+
+    `since` is the change of the index up to which all who matter have everything anyhow.
+    """
     now = journal.now
     if not journal.row.tidied:
         async with journal.lock:
@@ -41,14 +51,14 @@ async def tidy(context: FolderContext, service: MailboxService, journal: Journal
     if 0 <= now - journal.row.tidied < EVERY_S or journal.row.skipped:
         return
 
-    needed = await context.world.offload.run(lambda: _needed(context))
-
-    def look(view: MailboxView) -> dict[bytes, bytes]:
-        ring = key_ring(view.reader)
-        idle = superfluous(view.uploads(), needed, now)
-        return {ref_id(key, root): root for root, key_id in idle if (key := ring.get(key_id)) is not None}
-
-    idle = await journal.look(look)
+    offload = context.world.offload
+    needed = await offload.run(lambda: _needed(context))
+    put = await journal.look(lambda view: superfluous(view.uploads(), needed, now))
+    beginnings = frozenset(root[:BEGINNING] for root in put)
+    shown = await offload.run(lambda: _shown(context, service.id, beginnings, since)) if put else ()
+    ring = await journal.look(lambda view: key_ring(view.reader))
+    gone = [(key, root) for root, key_id in put.items() if root[:BEGINNING] not in shown and (key := ring.get(key_id))]
+    idle = {ref_id(key, root): root for key, root in gone[:MAX_DROPPED]}
     wanted, absent, dropped = sorted(idle), dict(idle), 0
     while wanted:
         # Every page settles one at the least: a relay whose list has no end keeps nobody busy.
@@ -96,3 +106,27 @@ def _needed(context: FolderContext) -> set[bytes]:
             after = keys[-1]
             for key in keys:
                 needed.update(record.content for record in reader.siblings(key) if has_content(record))
+
+
+def _shown(context: FolderContext, relay: bytes, beginnings: frozenset[bytes], since: int) -> set[bytes]:
+    """Of contents whose roots begin like this: those that the mailbox shows in the place of something newer."""
+    shown: set[bytes] = set()
+    after = b""
+    while True:
+        with context.index.read() as reader:
+            view = MailboxView(reader, relay)
+            page = view.named(after)
+            if not page:
+                return shown
+            after = page[-1][0]
+            for key, named in page:
+                found = named & beginnings
+                if found and _is_behind(view, key, since):
+                    shown |= found
+
+
+def _is_behind(view: MailboxView, key: PathKey, since: int) -> bool:
+    """Whether somebody who matters is to get something else of a path than the mailbox shows."""
+    posted = view.posted(key)
+    missing = any(record_id(stored.encoded) not in posted for stored in view.reader.stored(key))
+    return missing and view.reader.changed(key) > since

@@ -17,7 +17,7 @@ from p2psync.crypto.epochs import EpochKey
 from p2psync.crypto.seal import open_body
 from p2psync.errors import StateError
 from p2psync.index import mailbox as rows
-from p2psync.index.mailbox import MailboxView, MailboxWriter, Marks
+from p2psync.index.mailbox import MailboxView, MailboxWriter, Marks, mark
 from p2psync.index.writer import Writer
 from p2psync.model.paths import PathKey
 from p2psync.model.records import FileRecord, decode_stored_record, record_id, winner
@@ -161,11 +161,19 @@ class MailboxPoster:
 
         `records`: whether the policy lets records go now.
         """
+        records = records and self._context.membership.may_edit(self._context.device)
+        try:
+            return await self._post_due(records=records)
+        except OverQuota:
+            if records:  # what nobody needs any more leaves also while something waits for room
+                await self._tidy()
+            raise
+
+    async def _post_due(self, *, records: bool) -> float:
         if self._life != self._journal.lives:
             self._life = self._journal.lives
             self.backlog.clear()
             self._read = 0
-        records = records and self._context.membership.may_edit(self._context.device)
         if records:
             # Before anything is asked of the relay: what waits is to be seen also while it does not answer.
             await self._look()
@@ -181,7 +189,7 @@ class MailboxPoster:
             await self._settle()
             await self._snapshot()
             await self._make_good()
-            await tidy(self._context, self._service, self._journal)
+            await self._tidy()
         await self._state()
         due = self.backlog.next_due()
         return RETRY if due is None or not records else min(RETRY, max(0.0, due - trio.current_time()))
@@ -412,6 +420,9 @@ class MailboxPoster:
         if key is not None and await self._losses.make_good(key) and not self._journal.row.skipped:
             await self._make_snapshot(key)
 
+    async def _tidy(self) -> None:
+        await tidy(self._context, self._service, self._journal, self._since())
+
     # ── freshness ───────────────────────────────────────────────────────────────────────────────────────────────────
     async def _state(self) -> None:
         """Say what this device has seen there, every few hours."""
@@ -446,7 +457,7 @@ def _fitting(links: Sequence[bytes], limit: int = 512 * 1024) -> list[list[bytes
 def _marks(message: m.Records) -> Marks:
     """Which records a message brings."""
     return [
-        (decode_stored_record(encoded).key, record_id(encoded))
+        mark(decode_stored_record(encoded), record_id(encoded))
         for group in message.groups
         for encoded in expand(message.folder, group).records.values()
     ]

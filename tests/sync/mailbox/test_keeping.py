@@ -13,10 +13,10 @@ from p2psync.protocol import codec
 from p2psync.protocol import messages as m
 from p2psync.protocol.mailbox import EntryKind
 from p2psync.sync.mailbox import snapshots, writer
-from p2psync.sync.mailbox.backlog import Backlog
+from p2psync.sync.mailbox.backlog import Backlog, Policy
 from p2psync.sync.mailbox.service import StoredRef
 from p2psync.sync.mailbox.snapshots import Assembler, is_due
-from p2psync.sync.mailbox.tidy import EVERY_S, KEPT_S, MAX_DROPPED, superfluous
+from p2psync.sync.mailbox.tidy import EVERY_S, KEPT_S, MAX_LOOKED_AT, superfluous
 from p2psync.sync.mailbox.troubles import size
 from p2psync.sync.mailbox.uploads import SURE_S
 from tests.sync.conftest import LABEL, contents, simulated
@@ -44,9 +44,9 @@ def test_a_snapshot_is_due_after_a_thousand_entries_and_half_the_folder() -> Non
 
 def test_only_what_nobody_names_and_is_old_may_go() -> None:
     uploads = [(b"needed", b"k", 0), (b"idle", b"k", 0), (b"fresh", b"k", 100)]
-    assert superfluous(uploads, {b"needed"}, KEPT_S) == [(b"idle", b"k")]
-    many = [(number.to_bytes(4, "big"), b"k", 0) for number in range(MAX_DROPPED + 5)]
-    assert len(superfluous(many, set(), KEPT_S)) == MAX_DROPPED
+    assert superfluous(uploads, {b"needed"}, KEPT_S) == {b"idle": b"k"}
+    many = [(number.to_bytes(4, "big"), b"k", 0) for number in range(MAX_LOOKED_AT + 5)]
+    assert len(superfluous(many, set(), KEPT_S)) == MAX_LOOKED_AT
 
 
 def test_a_backlog_knows_up_to_where_everything_is_there() -> None:
@@ -151,6 +151,70 @@ async def test_a_content_that_no_record_names_leaves_after_a_day() -> None:
         await story.stop("one")
         await story.again("two")
         await story.until(lambda: contents(story, "two") == {b"a": b"new", b"kept": b"kept", b"b": b"another"})
+
+
+async def tidied(story: Post) -> None:
+    """Wait until the first device has tidied up on the day it has now."""
+    journal = story.mailbox("one").journal
+    await story.until(lambda: journal.row.tidied >= journal.now - 600, timeout=600)
+
+
+@simulated
+async def test_in_a_full_mailbox_what_nobody_needs_leaves_and_what_is_shown_stays_until_there_is_something_newer() -> (
+    None
+):
+    async with mailed() as story:
+        await met_and_parted(story)
+        user, relay = story.user("one"), story.relay
+        user.write(b"gone", b"gone" * 1000)
+        user.write(b"changed", b"old")
+        await story.posted("one")
+        assert len(relay.refs) == 2
+        relay.limit = relay.used() + 20_000
+        user.delete(b"gone")
+        user.write(b"changed", CONTENT)
+        user.write(b"new", CONTENT[::-1])
+        await story.nodes["one"].folder_scan(LABEL)
+        await story.until(lambda: "relay-quota" in story.problems("one"))
+        story.device("one").clock.jump(EVERY_S + KEPT_S)
+        await tidied(story)
+        assert "relay-quota" in story.problems("one")
+        assert len(relay.refs) == 1
+        await story.again("two")
+        await story.until(lambda: contents(story, "two") == {b"changed": b"old"})
+        await story.stop("two")
+        # What could not go before is there by now, and what it replaced leaves a day later.
+        relay.limit = 2**60
+        await story.posted("one")
+        assert len(relay.refs) == 3
+        story.device("one").clock.jump(EVERY_S + KEPT_S)
+        await tidied(story)
+        assert len(relay.refs) == 2
+        await story.again("two")
+        await story.until(lambda: contents(story, "two") == {b"changed": CONTENT, b"new": CONTENT[::-1]})
+
+
+@simulated
+async def test_what_the_mailbox_shows_to_nobody_leaves_though_nothing_newer_went_there() -> None:
+    async with mailed() as story:
+        await story.start("one", "two")
+        await story.share("one", two="owner")
+        story.join("one", "two", policy=Policy.OFFLINE)
+        await story.until(lambda: all(len(story.folder(n).mailroom.keys.ring) for n in ("one", "two")))
+        await story.stop("two")
+        story.user("one").write(b"a", b"old")
+        await story.posted("one")
+        assert len(story.relay.refs) == 1
+        await story.again("two")
+        await story.until(lambda: contents(story, "two") == {b"a": b"old"})
+        await story.until(lambda: bool(story.folder("one").exchanges))
+        story.user("one").write(b"a", b"new")
+        await story.until(lambda: contents(story, "two") == {b"a": b"new"})
+        await trio.sleep(60)
+        await story.stop("two")
+        story.device("one").clock.jump(EVERY_S + KEPT_S)
+        await tidied(story)
+        assert not story.relay.refs
 
 
 @simulated
