@@ -29,6 +29,8 @@ class Chunker(IntEnum):
     """How boundaries are found. The byte stands in the manifest; readers never need to know the method."""
 
     FIXED = 1
+    FASTCDC = 2
+    """By content, see `cutting`."""
 
 
 class Manifest(msgspec.Struct, frozen=True, array_like=True):

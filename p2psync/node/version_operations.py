@@ -111,7 +111,7 @@ class VersionOperations(Core):
         try:
             root, now_ns = context.root, self.world.clock.wall_ns()
             stamp = history.stamp(now_ns)
-            restored = history.restore(root, entry.stored, context.algorithm, context.world.longest_chunk)
+            restored = history.restore(root, entry.stored, context.cutting)
             there = root.stat(target)
             if there is not None and fresh:
                 raise InputError(f"{display(target)} exists; give a name that is free")

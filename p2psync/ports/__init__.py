@@ -107,5 +107,5 @@ class World:
     mapper: PortMapper | None = None
     """None where no router is to be asked."""
     longest_chunk: int = 4 * 1024 * 1024
-    """Bytes at which files are cut, alike on all devices of a folder: `manifest.MAX_CHUNK`, and less in simulations, so
+    """Bytes of the longest chunk, alike on all devices of a folder: `manifest.MAX_CHUNK`, and less in simulations, so
     that small files have many chunks."""

@@ -15,10 +15,13 @@ from p2psync.errors import StateError
 from p2psync.index.index import Index
 from p2psync.index.values import Problem
 from p2psync.membership.fold import Membership
+from p2psync.model.cutting import Cutting
+from p2psync.model.entries import Synced
 from p2psync.model.hashing import Algorithm
 from p2psync.model.ids import DeviceId, FolderId, format_folder_id, short_id
 from p2psync.model.ignore import IgnoreMatcher
-from p2psync.ports import Root, World
+from p2psync.model.manifest import Manifest, decode_manifest
+from p2psync.ports import Kind, Root, World
 from p2psync.reconcile.guards import Limits, MassChangeGuard
 from p2psync.sync.founding import load_place, root_identity
 from p2psync.sync.progress import Progress
@@ -180,6 +183,21 @@ class FolderContext:
     def algorithm(self) -> Algorithm:
         """The folder's content hash, chosen when it was made."""
         return self.membership.algorithm
+
+    @property
+    def cutting(self) -> Cutting:
+        """How the folder's files are cut and hashed, chosen when it was made."""
+        return Cutting(self.algorithm, self.membership.chunker, self.world.longest_chunk)
+
+    def manifest_of(self, entry: Synced) -> Manifest | None:
+        """What a synced file is made of; None for anything else, and where it is not known. Blocks."""
+        if entry.kind is not Kind.FILE:
+            return None
+        encoded: bytes | None = entry.manifest
+        if not encoded:
+            with self.index.read() as reader:
+                encoded = reader.manifest(entry.content)
+        return decode_manifest(encoded) if encoded else None
 
     @property
     def name(self) -> str:

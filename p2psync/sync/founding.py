@@ -14,6 +14,7 @@ from p2psync.membership.fold import Membership, create_folder, fold
 from p2psync.membership.links import decode_link
 from p2psync.model.hashing import Algorithm
 from p2psync.model.ids import FolderId
+from p2psync.model.manifest import Chunker
 from p2psync.model.paths import display
 from p2psync.ports import Kind, Root, Stat, World
 from p2psync.reconcile.conflicts import parse_conflict_name
@@ -81,7 +82,7 @@ def store_place(index: Index, place: Place) -> None:
 
 def found(world: World, keys: DeviceKeys, label: str, algorithm: Algorithm, name: str) -> Membership:
     """A new folder owned by this device."""
-    return create_folder(keys, label, algorithm, world.rng.token(16), name=name)
+    return create_folder(keys, label, algorithm, world.rng.token(16), name=name, chunker=Chunker.FASTCDC)
 
 
 def check_directory(world: World, path: bytes, *, make: bool = False) -> Root:

@@ -257,7 +257,7 @@ class Observer:
 
     async def _read(self, group: Sequence[Finding], found: _Pass) -> list[tuple[Finding, DiskState | None]]:
         """What the disk holds there now; what would not hold still or could not be read is noted in `found`."""
-        context = self._context
+        context, clock = self._context, self._context.world.clock
 
         def read() -> tuple[list[tuple[Finding, DiskState | None]], list[bytes]]:
             done: list[tuple[Finding, DiskState | None]] = []
@@ -269,10 +269,8 @@ class Observer:
                     found.retry += [above, finding.path]
                     continue
                 try:
-                    world = context.world
-                    state = chunker.observe(
-                        context.root, finding.path, context.algorithm, world.clock.wall_ns, longest=world.longest_chunk
-                    )
+                    known = None if finding.synced is None else context.manifest_of(finding.synced)
+                    state = chunker.observe(context.root, finding.path, context.cutting, clock.wall_ns, known)
                 except chunker.Unsettled:
                     unsettled.append(finding.path)
                 except (OSError, EscapeError) as error:

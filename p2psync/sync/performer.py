@@ -155,10 +155,8 @@ class Performer:
         ):
             return True
         try:
-            world = context.world
-            state = chunker.observe(
-                context.root, entry.path, context.algorithm, world.clock.wall_ns, longest=world.longest_chunk
-            )
+            known = context.manifest_of(entry)
+            state = chunker.observe(context.root, entry.path, context.cutting, context.world.clock.wall_ns, known)
         except (chunker.Unsettled, OSError, EscapeError):
             return False
         return state is not None and state.identity == entry.identity and entry.fingerprint.size == state.size

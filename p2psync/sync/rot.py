@@ -94,10 +94,8 @@ def find(context: FolderContext, entry: Synced, progress: chunker.Progress | Non
     if not has_content(entry) or entry.rot or entry.diverged or not _untouched(context, entry):
         return None
     try:
-        world = context.world
-        found = chunker.observe(
-            context.root, entry.path, context.algorithm, world.clock.wall_ns, progress, world.longest_chunk
-        )
+        clock, known = context.world.clock, context.manifest_of(entry)
+        found = chunker.observe(context.root, entry.path, context.cutting, clock.wall_ns, known, progress)
     except (chunker.Unsettled, EscapeError, InputError):
         return None
     if found is None or found.content == entry.content or not _untouched(context, entry):

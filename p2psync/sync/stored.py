@@ -55,9 +55,7 @@ def history(context: FolderContext, progress: chunker.Progress | None = None) ->
             if entry.kind is not Kind.FILE or not entry.content:
                 continue
             try:
-                found = chunker.read_content(
-                    context.root, entry.stored, context.algorithm, progress, context.world.longest_chunk
-                )
+                found = chunker.read_content(context.root, entry.stored, context.cutting, progress=progress)
             except FileNotFoundError:
                 yield Kept(entry, b"")
             except chunker.Unsettled:

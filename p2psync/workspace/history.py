@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 
 from p2psync.errors import InputError
-from p2psync.model.hashing import Algorithm
+from p2psync.model.cutting import Cutting
 from p2psync.model.manifest import MAX_CHUNK, Manifest
 from p2psync.model.paths import RelPath, display, join, parent, path_key
 from p2psync.ports import Kind, Root, Stat
@@ -89,7 +89,7 @@ def versions(root: Root, path: bytes | None = None) -> Iterator[Stored]:
             yield Stored(RelPath(stored[len(top) + 1 :]), stored, when, stat)
 
 
-def restore(root: Root, stored: bytes, algorithm: Algorithm, longest: int = MAX_CHUNK) -> Restored:
+def restore(root: Root, stored: bytes, cutting: Cutting) -> Restored:
     """Copy a kept version into the stage. InputError when it is no longer there; OSError as the disk has it."""
     stat = root.stat(stored)
     if stat is None or not stored.startswith(HISTORY + b"/"):
@@ -98,11 +98,11 @@ def restore(root: Root, stored: bytes, algorithm: Algorithm, longest: int = MAX_
         return Restored(Kind.SYMLINK, None, root.readlink(stored), None, stat.mode & 0o777, stat.mtime_ns)
     if stat.kind is not Kind.FILE:
         raise InputError(f"{display(stored)} is a directory; restore the files in it")
-    content = read_content(root, stored, algorithm, longest=longest)
+    content = read_content(root, stored, cutting)
     staged = stage_path(b"restore-" + path_key(stored).hex().encode())
     try:
         _copy(root, stored, staged, stat.size)
-        if read_content(root, staged, algorithm, longest=longest).manifest != content.manifest:
+        if read_content(root, staged, cutting, content.manifest).manifest != content.manifest:
             raise Unsettled(f"{display(stored)} changed while it was restored; try again")
     except BaseException:
         with suppress(OSError):

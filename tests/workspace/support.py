@@ -7,8 +7,10 @@ from collections.abc import Callable, Iterable
 from dataclasses import replace
 from pathlib import Path
 
+from p2psync.model.cutting import Cutting
 from p2psync.model.entries import Fingerprint, Synced
 from p2psync.model.hashing import Algorithm
+from p2psync.model.manifest import Chunker
 from p2psync.model.paths import RelPath, parent
 from p2psync.model.versions import VersionVector
 from p2psync.ports import FsCapabilities, Kind, Rename, Root
@@ -16,6 +18,7 @@ from p2psync.workspace import chunker, marker
 from p2psync.workspace.posix import PosixRoot
 
 FOLDER = bytes(range(16))
+CUTTING = Cutting(Algorithm.BLAKE3, Chunker.FASTCDC)
 MARKER_ID = bytes(range(16, 32))
 STAMP = b"20260131T081502.000000Z"
 LATER = 4 * 10**18
@@ -68,7 +71,7 @@ def fingerprint(root: Root, path: bytes) -> Fingerprint:
 
 def synced_of(root: Root, path: bytes, observed_ns: int = LATER, **changes: object) -> Synced:
     """The synced entry of what stands at `path`."""
-    state = chunker.observe(root, path, Algorithm.BLAKE3, lambda: observed_ns)
+    state = chunker.observe(root, path, CUTTING, lambda: observed_ns)
     assert state is not None
     entry = Synced(
         RelPath(path),

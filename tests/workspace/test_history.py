@@ -10,12 +10,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from p2psync.errors import InputError
-from p2psync.model.hashing import Algorithm
 from p2psync.ports import Kind
 from p2psync.workspace import history
 from p2psync.workspace.materialiser import apply
 from p2psync.workspace.operations import Done, Place, Remove
-from tests.workspace.support import fingerprint, make_folder, overwrite, write
+from tests.workspace.support import CUTTING, fingerprint, make_folder, overwrite, write
 
 DAY = 86_400 * 10**9
 NOW = 1_800_000_000 * 10**9
@@ -44,7 +43,7 @@ def test_restore_is_a_new_version_and_keeps_the_current_one(tmp_path: Path) -> N
     keep(root, b"a", b"one", NOW - DAY)
     write(root, b"a", b"two")
     [version] = history.versions(root, b"a")
-    copy = history.restore(root, version.stored, Algorithm.BLAKE3)
+    copy = history.restore(root, version.stored, CUTTING)
     operation = Place(b"a", copy.kind, copy.staged, copy.target, copy.mode, copy.mtime_ns, fingerprint(root, b"a"))
     [done] = apply(root, [operation], history.stamp(NOW))
     assert isinstance(done, Done)
@@ -57,7 +56,7 @@ def test_restore_refuses_what_is_not_history(tmp_path: Path) -> None:
     write(root, b"a", b"a")
     for stored in (b"a", b".p2psync/history/none/a", b".p2psync/marker"):
         with pytest.raises(InputError):
-            history.restore(root, stored, Algorithm.BLAKE3)
+            history.restore(root, stored, CUTTING)
 
 
 def test_sparse_files_stay_sparse(tmp_path: Path) -> None:
@@ -68,7 +67,7 @@ def test_sparse_files_stay_sparse(tmp_path: Path) -> None:
     file.close()
     apply(root, [Remove(b"a", Kind.FILE, fingerprint(root, b"a"))], history.stamp(NOW))
     [version] = history.versions(root, b"a")
-    copy = history.restore(root, version.stored, Algorithm.BLAKE3)
+    copy = history.restore(root, version.stored, CUTTING)
     assert os.stat(tmp_path / os.fsdecode(copy.staged)).st_blocks < 10_000
 
 
