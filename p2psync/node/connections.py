@@ -275,7 +275,7 @@ class Connections:
         return m.Hello(
             PROTOCOL_VERSION,
             MIN_PROTOCOL_VERSION,
-            [],
+            [m.DELTAS],
             self._name()[:255] if named else "",
             self._instance,
             0,
@@ -428,6 +428,6 @@ class _Handler:
         else:
             await self._c._synchronizer.message(peer, message)
 
-    async def serve(self, peer: Peer, request: m.ChunkRequest) -> Sequence[Item]:
+    async def serve(self, peer: Peer, request: m.ContentRequest) -> Sequence[Item]:
         """Content for a device."""
         return await self._c._synchronizer.serve(peer, request)

@@ -213,7 +213,7 @@ class PairingGuest:
     async def answered(self, peer: Peer) -> None:
         """No pings are sent while pairing."""
 
-    async def serve(self, peer: Peer, request: m.ChunkRequest) -> Sequence[Item]:
+    async def serve(self, peer: Peer, request: m.ContentRequest) -> Sequence[Item]:
         """Nothing is served while pairing."""
         raise ProtocolError("content asked for while pairing")
 

@@ -84,14 +84,14 @@ def reply_frames(
 class Reply:
     """Puts one reply together. Memory is what the request asked for and no more.
 
-    `lengths` are those of the request: exact, or upper bounds when `manifests`.
+    `lengths` are those of the items asked for: exact, or with `at_most` upper bounds.
     """
 
-    def __init__(self, lengths: Sequence[int], *, manifests: bool = False) -> None:
+    def __init__(self, lengths: Sequence[int], *, at_most: bool = False) -> None:
         if sum(lengths) > MAX_REQUEST_BYTES:
             raise ValueError("a request asks for too much")
         self._asked = lengths
-        self._manifests = manifests
+        self._at_most = at_most
         self._prologue = len(lengths) * _LENGTH.size
         self._size = self._prologue
         self._buffer = bytearray(self._prologue + sum(lengths))
@@ -139,6 +139,6 @@ class Reply:
     def _read_lengths(self) -> list[int]:
         lengths = [_LENGTH.unpack_from(self._buffer, i * _LENGTH.size)[0] for i in range(len(self._asked))]
         for length, asked in zip(lengths, self._asked, strict=True):
-            if length < _LATER and (length > asked or (length != asked and not self._manifests)):
+            if length < _LATER and (length > asked or (length != asked and not self._at_most)):
                 raise ProtocolError("a peer sent content of another length than asked for")
         return lengths

@@ -10,8 +10,18 @@ import msgspec
 from p2psync.errors import InputError
 from p2psync.model.hashing import DIGEST_SIZE
 from p2psync.model.paths import KEY_SIZE
-from p2psync.protocol.limits import MAX_CONTROL, MAX_REQUEST_BYTES
-from p2psync.protocol.messages import ChunkRequest, Message, Possession, RecordGroup, Records, RecordsRequest
+from p2psync.protocol.limits import MAX_CONTROL, MAX_RANGES, MAX_REQUEST_BYTES
+from p2psync.protocol.messages import (
+    ChunkRequest,
+    ContentRequest,
+    LeavesRequest,
+    Message,
+    Possession,
+    RangesRequest,
+    RecordGroup,
+    Records,
+    RecordsRequest,
+)
 
 _encoder = msgspec.msgpack.Encoder()
 _decoder = msgspec.msgpack.Decoder(Message)
@@ -71,9 +81,8 @@ def _tag(data: bytes | memoryview) -> int | None:
 
 def _check(message: Message) -> None:
     match message:
-        case ChunkRequest(hashes=hashes, lengths=lengths):
-            if not lengths or len(hashes) != DIGEST_SIZE * len(lengths) or sum(lengths) > MAX_REQUEST_BYTES:
-                raise InputError("malformed request for chunks")
+        case ChunkRequest() | LeavesRequest() | RangesRequest():
+            _check_request(message)
         case Possession(keys=keys) | RecordsRequest(keys=keys):
             if len(keys) % KEY_SIZE:
                 raise InputError("malformed list of path keys")
@@ -82,6 +91,21 @@ def _check(message: Message) -> None:
                 _check_group(group)
         case _:
             pass
+
+
+def _check_request(request: ContentRequest) -> None:
+    lengths = request.lengths
+    if not lengths or len(request.hashes) != DIGEST_SIZE * len(lengths) or sum(lengths) > MAX_REQUEST_BYTES:
+        raise InputError("malformed request for chunks")
+    if isinstance(request, RangesRequest):
+        if len(request.ranges) != len(lengths) or sum(map(len, request.ranges)) > MAX_RANGES:
+            raise InputError("malformed request for parts of chunks")
+        for parts, chunk in zip(request.ranges, lengths, strict=True):
+            end = 0
+            for offset, length in parts:
+                if offset < end or not length or offset + length > chunk:
+                    raise InputError("malformed part of a chunk")
+                end = offset + length
 
 
 def _check_group(group: RecordGroup) -> None:

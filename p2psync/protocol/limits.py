@@ -25,6 +25,9 @@ MAX_REQUEST_BYTES = MAX_CHUNK
 MAX_REQUEST_CHUNKS = 256
 """Chunks in one request: enough to pack small files, few enough to read from disk in one hop."""
 
+MAX_RANGES = 256
+"""Parts of chunks in one request: what is more scattered than that is asked for as a whole."""
+
 MAX_REQUESTS_IN_FLIGHT = 64
 """Requests one peer may have open with us: with `MAX_REQUEST_BYTES` this bounds what is queued for it."""
 

@@ -42,6 +42,10 @@ Keys = Annotated[bytes, Meta(max_length=limits.MAX_KEYS * KEY_SIZE)]
 Features = Annotated[list[Text], Meta(max_length=limits.MAX_FEATURES)]
 
 
+DELTAS = "deltas"
+"""Feature: LeavesRequest and RangesRequest are answered."""
+
+
 class GoodbyeCode(IntEnum):
     """Why a connection ends. A code this version does not know is read as PROTOCOL_ERROR."""
 
@@ -275,11 +279,8 @@ class RescanDone(Struct, frozen=True, array_like=True, tag=26):
 
 
 # ── content ─────────────────────────────────────────────────────────────────────────────────────────────────────────
-class ChunkRequest(Struct, frozen=True, array_like=True, tag=30):
-    """Asks for content by hash; the reply is bulk frames with this id (see `bulk`).
-
-    With `manifests` the hashes are content roots and the lengths upper bounds, else exact lengths.
-    """
+class _Asking(Struct, frozen=True, array_like=True):
+    """What is common to requests for content: hashes, concatenated, and lengths."""
 
     request: U63
     folder: Folder
@@ -287,17 +288,41 @@ class ChunkRequest(Struct, frozen=True, array_like=True, tag=30):
     lengths: Annotated[
         list[Annotated[int, Meta(ge=1, le=limits.MAX_REQUEST_BYTES)]], Meta(max_length=limits.MAX_REQUEST_CHUNKS)
     ]
-    manifests: bool = False
 
     def items(self) -> list[tuple[bytes, int]]:
         """(hash, length) of everything asked for."""
         return [(self.hashes[i * DIGEST_SIZE : (i + 1) * DIGEST_SIZE], n) for i, n in enumerate(self.lengths)]
 
 
+class ChunkRequest(_Asking, frozen=True, array_like=True, tag=30):
+    """Asks for content by hash; the reply is bulk frames with this id (see `bulk`).
+
+    With `manifests` the hashes are content roots and the lengths upper bounds, else exact lengths.
+    """
+
+    manifests: bool = False
+
+
 class ChunkCancel(Struct, frozen=True, array_like=True, tag=31):
     """The reply is no longer wanted; frames already under way may still arrive."""
 
     request: U63
+
+
+class LeavesRequest(_Asking, frozen=True, array_like=True, tag=32):
+    """Asks for the leaves of chunks (see `model.cutting`), each in an item of the reply."""
+
+
+class RangesRequest(_Asking, frozen=True, array_like=True, tag=33):
+    """Asks for parts of chunks: for each chunk (offset, length) of every part, ascending; an item has all of them."""
+
+    ranges: Annotated[
+        list[Annotated[list[tuple[U32, U32]], Meta(min_length=1, max_length=limits.MAX_RANGES)]],
+        Meta(max_length=limits.MAX_REQUEST_CHUNKS),
+    ]
+
+
+ContentRequest = ChunkRequest | LeavesRequest | RangesRequest
 
 
 # ── pairing ─────────────────────────────────────────────────────────────────────────────────────────────────────────
@@ -360,6 +385,8 @@ Message = (
     | RescanDone
     | ChunkRequest
     | ChunkCancel
+    | LeavesRequest
+    | RangesRequest
     | PairHello
     | PairMessage
     | PairAccount

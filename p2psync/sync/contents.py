@@ -23,8 +23,9 @@ from p2psync.model.records import FileRecord
 from p2psync.protocol.bulk import Absent
 from p2psync.reconcile.guards import room_for
 from p2psync.sync.context import FolderContext
+from p2psync.sync.deltas import Base, fetch, find_base
 from p2psync.sync.link import Link
-from p2psync.sync.local_chunks import find_chunk
+from p2psync.sync.local_chunks import copy_chunks, find_chunk
 from p2psync.sync.pulse import Pulse
 from p2psync.transfer.pieces import Piece, Refusal, Request
 from p2psync.transfer.swarm import Swarm
@@ -41,8 +42,6 @@ What is under way may take as long as bytes come at all: one piece over a slow l
 MAX_DENIED = 10_000
 CERTAIN = 2
 """Times that a device must have said that it has not got something before it is believed."""
-COPY_BYTES = 32 * 1024 * 1024
-"""Bytes of local content copied in one thread hop."""
 _OF_MANIFEST = b"m"
 """Added to a content's root where it stands for its manifest, which others hold than its chunks."""
 
@@ -79,6 +78,8 @@ class ContentJobs:
         self._others = others
         self._swarm: Swarm[bytes] = Swarm(context.settings.fetch_window)
         self._links: dict[bytes, Link] = {}
+        self._bases: dict[bytes, Base] = {}
+        """Older versions here of contents that are wanted, by the hash of a chunk that may share leaves with them."""
         self._sinks: dict[int, Mapping[Piece, Sink]] = {}
         """Where what comes for each want of the swarm is stored."""
         self._failures: dict[int, OSError] = {}
@@ -246,6 +247,7 @@ class ContentJobs:
         context = self._context
         data: dict[bytes, bytes | memoryview] = {}
         wanted = {c: manifests[r.key] for r in records for c, _, _ in manifests[r.key].chunks()}
+        bases: dict[bytes, Base] = {}
 
         def reuse() -> None:
             for record in records:
@@ -253,6 +255,9 @@ class ContentJobs:
                     if chunk not in data and (found := self._local(chunk, length)) is not None:
                         data[chunk] = found
                         context.progress.reused += length
+                lacking = [i for i, (chunk, _, _) in enumerate(manifests[record.key].chunks()) if chunk not in data]
+                if lacking and (base := find_base(context, record, manifests[record.key], lacking)) is not None:
+                    bases[record.content] = base
 
         await context.world.offload.run(reuse)
         started.set()
@@ -271,7 +276,7 @@ class ContentJobs:
             if lacking:
                 groups.setdefault(record.content, lacking)
         with suppress(UnavailableError):
-            await self._gather(groups)
+            await self._gather(groups, bases)
         complete = [r for r in records if all(c in data for c, _, _ in manifests[r.key].chunks())]
         if not complete:
             raise UnavailableError
@@ -300,8 +305,7 @@ class ContentJobs:
             if len(missing) < len(chunks):
                 _log.debug("a partial content is resumed", folder=context.name, missing=len(missing), of=len(chunks))
             self._stages[stage] = places
-            while missing:
-                missing = await offload.run(partial(self._copy_local, stage, manifest, missing))
+            await self._copy_local(stage, missing)
             started.set()
 
             def sink_for(indices: list[int]) -> Sink:
@@ -311,9 +315,11 @@ class ContentJobs:
 
                 return sink
 
-            lacking = dict.fromkeys(chunks[index][0] for index in stage.missing())
+            missing = stage.missing()
+            base = await offload.run(lambda: find_base(context, record, manifest, missing))
+            lacking = dict.fromkeys(chunks[index][0] for index in missing)
             pieces = {Piece(c, chunks[places[c][0]][2]): sink_for(places[c]) for c in lacking}
-            await self._gather({record.content: pieces})
+            await self._gather({record.content: pieces}, {} if base is None else {record.content: base})
             await offload.run(lambda: _dress(context, stage.path, record))
             await offload.run(stage.sync)
         except StateError as error:
@@ -326,20 +332,27 @@ class ContentJobs:
                 await offload.run(stage.close)
         return {record.key: (stage.path, manifest.encode())}
 
-    def _copy_local(self, stage: Stage, manifest: Manifest, missing: Sequence[int]) -> list[int]:
-        """Copy what other local files hold, a bounded amount at a time; what is left to look at."""
-        chunks = manifest.chunks()
-        copied = 0
-        for position, index in enumerate(missing):
-            if copied >= COPY_BYTES:
-                return list(missing[position:])
-            chunk, _, length = chunks[index]
-            data = self._local(chunk, length)
-            if data is not None:
-                stage.put(index, data)
-                copied += length
-                self._context.progress.reused += length
-        return []
+    async def _copy_local(self, stage: Stage, missing: Sequence[int]) -> None:
+        """Copy what other local files hold, in two tasks: while one writes, the other reads and hashes."""
+        contexts = (self._context, *self._others())
+        errors: list[OSError] = []
+
+        async def copy(left: Sequence[int]) -> None:
+            while left and not errors:
+                try:
+                    copied, left = await self._context.world.offload.run(
+                        partial(copy_chunks, contexts, self.staged_chunk, stage, left)
+                    )
+                except OSError as error:
+                    errors.append(error)
+                else:
+                    self._context.progress.reused += copied
+
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(copy, missing[: len(missing) // 2])
+            nursery.start_soon(copy, missing[len(missing) // 2 :])
+        if errors:
+            raise errors[0]
 
     def _local(self, chunk: bytes, length: int) -> bytes | memoryview | None:
         """A chunk from any file of this device, synced or still being assembled in this folder, verified."""
@@ -349,8 +362,10 @@ class ContentJobs:
         return self.staged_chunk(chunk)
 
     # ── requests ────────────────────────────────────────────────────────────────────────────────────────────────────
-    async def _gather(self, groups: Mapping[bytes, Mapping[Piece, Sink]]) -> None:
-        """Have every piece of each content delivered to its sink.
+    async def _gather(
+        self, groups: Mapping[bytes, Mapping[Piece, Sink]], bases: Mapping[bytes, Base] | None = None
+    ) -> None:
+        """Have every piece of each content delivered to its sink; `bases` are older versions of the contents.
 
         UnavailableError when nothing is under way for `PATIENCE` seconds, OSError when it could not be stored.
         """
@@ -362,6 +377,8 @@ class ContentJobs:
         for root, sinks in groups.items():
             want = self._swarm.want(root, sinks)
             wants[want], self._sinks[want] = root, sinks
+            if bases is not None and root in bases:
+                self._bases.update(dict.fromkeys(bases[root].spans, bases[root]))
         self._changed.fire()
         try:
             while any(self._swarm.wants(want) for want in wants):
@@ -381,6 +398,9 @@ class ContentJobs:
                 self._swarm.drop(want)
                 del self._sinks[want]
                 self._failures.pop(want, None)
+            for base in (bases or {}).values():
+                for chunk in base.spans:
+                    self._bases.pop(chunk, None)
             self._changed.fire()
 
     def _count_denials(self, wants: Mapping[int, bytes]) -> None:
@@ -401,16 +421,15 @@ class ContentJobs:
         if link is None:
             return
         now = trio.current_time
-        manifests = request.pieces[0].manifest
+
+        def arrived(amount: int) -> None:
+            self._context.progress.received += amount
+            self._swarm.progress(request.id, amount, now())
+
         try:
             with trio.CancelScope() as scope:
                 self._scopes[request.id] = scope
-                items = await link.fetch(
-                    self._context.folder,
-                    [(piece.hash, piece.length) for piece in request.pieces],
-                    manifests=manifests,
-                    progress=lambda amount: self._swarm.progress(request.id, amount, now()),
-                )
+                items = await fetch(self._context, link, request.pieces, self._bases, arrived)
                 await self._store(request, items)
         except (ConnectionLost, ProtocolError):
             self._swarm.failed(request.id, now())
@@ -459,7 +478,6 @@ class ContentJobs:
                 _log.debug("no content", code=verdict.name, folder=self._context.name, device=request.peer.hex()[:8])
                 self._swarm.refused(request.id, piece, verdict, trio.current_time())
             elif self._swarm.delivered(request.id, piece, done) and not isinstance(item, Absent):
-                progress.received += len(item)
                 progress.completed(len(item), trio.current_time())
                 self._arrived.fire()
 

@@ -482,8 +482,8 @@ class Folder:
         await self.observer.wait_scanned(asked)
         return asked
 
-    async def serve(self, device: bytes, request: m.ChunkRequest) -> list[Item]:
-        """Answer a chunk request."""
+    async def serve(self, device: bytes, request: m.ContentRequest) -> list[Item]:
+        """Answer a request for content."""
         try:
             return await self._server.serve(device, request)
         except (DamagedRowError, StoreFailedError) as error:

@@ -13,8 +13,31 @@ Asked = Sequence[tuple[bytes, int]]
 """(hash, length) of chunks, or (content root, upper bound) of manifests."""
 
 
+Ranges = Sequence[Sequence[tuple[int, int]]]
+"""(offset, length) of parts of a chunk, ascending; for each of several chunks."""
+
+
+class DeltaLink(Protocol):
+    """A connection to a device that also gives leaves and parts of chunks. Errors as in `Link.fetch`."""
+
+    async def leaves(self, folder: bytes, asked: Asked, bounds: Sequence[int]) -> list[memoryview | Absent]:
+        """The encoded leaves of each chunk; `bounds` are the bytes that these may have at most."""
+        ...
+
+    async def ranges(
+        self, folder: bytes, asked: Asked, ranges: Ranges, progress: Callable[[int], None] = lambda _: None
+    ) -> list[memoryview | Absent]:
+        """The parts of each chunk, one after the other."""
+        ...
+
+
 class Link(Protocol):
     """A welcome connection to one device."""
+
+    @property
+    def deltas(self) -> DeltaLink | None:
+        """Where to ask for leaves and parts of chunks, if the device can do that."""
+        ...
 
     @property
     def device(self) -> DeviceId:

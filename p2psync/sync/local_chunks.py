@@ -2,10 +2,17 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
+
 from p2psync.errors import EscapeError, StateError
+from p2psync.model.manifest import MAX_CHUNK
 from p2psync.model.paths import RelPath
 from p2psync.sync.context import FolderContext
 from p2psync.workspace import chunker
+from p2psync.workspace.staging import Stage
+
+COPY_BYTES = 32 * 1024 * 1024
+"""Bytes of local content copied in one thread hop."""
 
 
 def find_chunk(
@@ -35,3 +42,31 @@ def find_chunk(
         if suspects is not None:
             suspects.append(place.path)
     return None
+
+
+def copy_chunks(
+    contexts: Sequence[FolderContext],
+    staged: Callable[[bytes], bytes | None],
+    stage: Stage,
+    missing: Sequence[int],
+) -> tuple[int, list[int]]:
+    """Copy to `stage` what files of these folders hold, or else `staged` gives, a bounded amount.
+
+    (Bytes copied, what is left to look at.) A chunk is hashed in memory, and it is those bytes that are written: a file
+    that has changed or decayed since it was recorded gives nothing to the new one. Blocks.
+    """
+    chunks = [stage.manifest.chunk(index) for index in missing]
+    buffer = memoryview(bytearray(min(MAX_CHUNK, max((length for _, length in chunks), default=0))))
+    copied = 0
+    for position, (chunk, length) in enumerate(chunks):
+        if copied >= COPY_BYTES:
+            return copied, list(missing[position:])
+        view = buffer[:length]
+        if any(c.has_root and find_chunk(c, chunk, length, out=view) is not None for c in contexts):
+            stage.keep(missing[position], view)
+        elif (data := staged(chunk)) is not None:
+            stage.keep(missing[position], data)
+        else:
+            continue
+        copied += length
+    return copied, []

@@ -16,7 +16,7 @@ from p2psync.protocol import messages as m
 from p2psync.protocol import session as s
 from p2psync.protocol.bulk import Absent, BulkFrame, Item, Reply, reply_frames
 from p2psync.protocol.limits import MAX_REQUESTS_IN_FLIGHT
-from p2psync.sync.link import Asked
+from p2psync.sync.link import Asked, Ranges
 from p2psync.transfer.rates import RateMeter, TokenBucket
 
 
@@ -39,7 +39,7 @@ class Handler(Protocol):
         """A message about a folder, or of a pairing. ProtocolError ends the connection."""
         ...
 
-    async def serve(self, peer: Peer, request: m.ChunkRequest) -> Sequence[Item]:
+    async def serve(self, peer: Peer, request: m.ContentRequest) -> Sequence[Item]:
         """Content that was asked for: one item or reason per item."""
         ...
 
@@ -177,7 +177,7 @@ class Peer:
             match event:
                 case s.Content(frame=frame):
                     self._on_content(frame)
-                case s.Received(message=m.ChunkRequest() as request):
+                case s.Received(message=m.ChunkRequest() | m.LeavesRequest() | m.RangesRequest() as request):
                     self._on_request(request, handler, nursery)
                 case s.Received(message=m.ChunkCancel(request=request_id)):
                     if (scope := self._serving.get(request_id)) is not None:
@@ -217,15 +217,51 @@ class Peer:
         progress: Callable[[int], None] = lambda _: None,
     ) -> list[memoryview | Absent]:
         """See `Link.fetch`."""
-        lengths = [length for _, length in asked]
-        if (wait := self._limits.receive.take(sum(lengths), trio.current_time())) > 0:
+        hashes, lengths = _split(asked)
+        return await self._ask(
+            lambda number: m.ChunkRequest(number, folder, hashes, lengths, manifests),
+            lengths,
+            at_most=manifests,
+            progress=progress,
+        )
+
+    @property
+    def deltas(self) -> Peer | None:
+        """See `Link.deltas`."""
+        return self if m.DELTAS in self._session.features else None
+
+    async def leaves(self, folder: bytes, asked: Asked, bounds: Sequence[int]) -> list[memoryview | Absent]:
+        """See `DeltaLink.leaves`."""
+        hashes, lengths = _split(asked)
+        return await self._ask(lambda number: m.LeavesRequest(number, folder, hashes, lengths), bounds, at_most=True)
+
+    async def ranges(
+        self, folder: bytes, asked: Asked, ranges: Ranges, progress: Callable[[int], None] = lambda _: None
+    ) -> list[memoryview | Absent]:
+        """See `DeltaLink.ranges`."""
+        hashes, lengths = _split(asked)
+        parts = [list(of_one) for of_one in ranges]
+        amounts = [sum(length for _, length in of_one) for of_one in parts]
+        return await self._ask(
+            lambda number: m.RangesRequest(number, folder, hashes, lengths, parts), amounts, progress=progress
+        )
+
+    async def _ask(
+        self,
+        request: Callable[[int], m.ContentRequest],
+        amounts: Sequence[int],
+        *,
+        at_most: bool = False,
+        progress: Callable[[int], None] = lambda _: None,
+    ) -> list[memoryview | Absent]:
+        """Send a request, of which items of these lengths are expected, and wait for the reply."""
+        if (wait := self._limits.receive.take(sum(amounts), trio.current_time())) > 0:
             await trio.sleep(wait)
         request_id, self._next_request = self._next_request, self._next_request + 1
-        waiting = _Waiting(Reply(lengths, manifests=manifests), trio.Event(), progress)
+        waiting = _Waiting(Reply(amounts, at_most=at_most), trio.Event(), progress)
         self._replies[request_id] = waiting
         try:
-            hashes = b"".join(digest for digest, _ in asked)
-            await self.send(m.ChunkRequest(request_id, folder, hashes, lengths, manifests))
+            await self.send(request(request_id))
             await waiting.done.wait()
         except trio.Cancelled:
             if self.is_ready:
@@ -248,13 +284,13 @@ class Peer:
             waiting.done.set()
 
     # ── serving ─────────────────────────────────────────────────────────────────────────────────────────────────────
-    def _on_request(self, request: m.ChunkRequest, handler: Handler, nursery: trio.Nursery) -> None:
+    def _on_request(self, request: m.ContentRequest, handler: Handler, nursery: trio.Nursery) -> None:
         if len(self._serving) >= MAX_REQUESTS_IN_FLIGHT or request.request in self._serving:
             raise ProtocolError("the other side asks for more at once than may be")
         self._serving[request.request] = trio.CancelScope()
         nursery.start_soon(self._serve, request, handler)
 
-    async def _serve(self, request: m.ChunkRequest, handler: Handler) -> None:
+    async def _serve(self, request: m.ContentRequest, handler: Handler) -> None:
         try:
             with self._serving[request.request]:
                 items = await handler.serve(self, request)
@@ -276,6 +312,10 @@ class _Waiting:
     reply: Reply
     done: trio.Event
     progress: Callable[[int], None]
+
+
+def _split(asked: Asked) -> tuple[bytes, list[int]]:
+    return b"".join(digest for digest, _ in asked), [length for _, length in asked]
 
 
 def _first(group: BaseExceptionGroup[ProtocolError]) -> ProtocolError:

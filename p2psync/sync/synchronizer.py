@@ -153,7 +153,7 @@ class Synchronizer:
         if exchange is not None:
             await exchange.deliver(message)
 
-    async def serve(self, peer: Peer, request: m.ChunkRequest) -> Sequence[Item]:
+    async def serve(self, peer: Peer, request: m.ContentRequest) -> Sequence[Item]:
         """Content that a device asks for."""
         folder = self.folders.get(FolderId(request.folder))
         if folder is None or folder.paused:

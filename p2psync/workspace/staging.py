@@ -76,9 +76,14 @@ class Stage:
 
         IntegrityError when it is not the chunk.
         """
-        expected, offset, length = self._chunks[index]
+        expected, _, length = self._chunks[index]
         if len(data) != length or digest(self.manifest.algorithm, data) != expected:
             raise IntegrityError("a chunk's bytes do not match its hash; it is fetched again from elsewhere")
+        return self.keep(index, data)
+
+    def keep(self, index: int, data: bytes | memoryview) -> bool:
+        """Write one chunk that the caller has just verified; False when it was there already, or it is too late."""
+        offset = self._chunks[index][1]
         with self._lock:
             if self._have[index] or self._closed:
                 return False

@@ -27,7 +27,7 @@ def test_replies_come_together_whatever_the_frame_size(
 ) -> None:
     asked = [len(content) + (5 if manifests else 0) for content, _ in drawn]
     sent: list[Item] = [absent or content for content, absent in drawn]
-    reply = Reply(asked, manifests=manifests)
+    reply = Reply(asked, at_most=manifests)
     encoded = frames(7, sent, payload)
     for i, frame in enumerate(encoded):
         assert len(frame) <= BULK_HEADER_SIZE + payload

@@ -23,6 +23,7 @@ from p2psync.protocol.messages import (
     GoodbyeCode,
     Grants,
     Hello,
+    LeavesRequest,
     Links,
     LinksRequest,
     MailboxHeads,
@@ -35,6 +36,7 @@ from p2psync.protocol.messages import (
     Ping,
     Pong,
     Possession,
+    RangesRequest,
     RecordGroup,
     Records,
     RecordsRequest,
@@ -70,6 +72,8 @@ EXAMPLES: list[Message] = [
     Grants(F, [b"grant"]),
     AccountHead(b"a" * 16, 3, H),
     MailboxHeads(F, H, [b"header"]),
+    LeavesRequest(1, F, H * 2, [1, 70_000]),
+    RangesRequest(1, F, H * 2, [9, 70_000], [[(0, 1), (1, 8)], [(69_999, 1)]]),
 ]
 
 
@@ -149,6 +153,16 @@ def changed(message: Message, at: int, value: object) -> bytes:
         pack([30, 1, F, b"", [], False]),
         pack([30, 1, F, H * 257, [1] * 257, False]),
         changed(EXAMPLES[19], 1, b"b" * (limits.MAX_PAIRING + 1)),
+        changed(EXAMPLES[24], 4, [limits.MAX_REQUEST_BYTES, 1]),
+        changed(EXAMPLES[24], 3, H),
+        changed(EXAMPLES[25], 4, [limits.MAX_REQUEST_BYTES, 1]),
+        changed(EXAMPLES[25], 5, [[(0, 1)]]),
+        changed(EXAMPLES[25], 5, [[(0, 1)], []]),
+        changed(EXAMPLES[25], 5, [[(0, 1)], [(0, 70_001)]]),
+        changed(EXAMPLES[25], 5, [[(0, 1)], [(2**32 - 1, 2)]]),
+        changed(EXAMPLES[25], 5, [[(0, 2), (1, 1)], [(0, 1)]]),
+        changed(EXAMPLES[25], 5, [[(0, 0)], [(0, 1)]]),
+        changed(EXAMPLES[25], 5, [[(0, 1)], [(n, 1) for n in range(limits.MAX_RANGES)]]),
     ],
 )
 def test_every_bound_is_kept(data: bytes) -> None:

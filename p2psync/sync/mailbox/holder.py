@@ -43,6 +43,11 @@ class RelayHolder:
         return DeviceId(self._service.id)
 
     @property
+    def deltas(self) -> None:
+        """A relay cannot look into the chunks that it keeps."""
+        return None
+
+    @property
     def name(self) -> str:
         """What people call the relay."""
         return self._service.name

@@ -147,7 +147,7 @@ def feed_reply(data: bytes) -> None:
     except (msgspec.MsgspecError, ValueError):
         decode_bulk(data)
         return
-    reply = Reply([length % 5000 for length in lengths[:64]], manifests=manifests)
+    reply = Reply([length % 5000 for length in lengths[:64]], at_most=manifests)
     for frame in frames:
         reply.feed(decode_bulk(frame))
     if reply.done:

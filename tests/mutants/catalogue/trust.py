@@ -200,7 +200,7 @@ MUTANTS = (
             ),
             edit(
                 "protocol/bulk.py",
-                "            if length < _LATER and (length > asked or (length != asked and not self._manifests)):",
+                "            if length < _LATER and (length > asked or (length != asked and not self._at_most)):",
                 "            if False:",
             ),
         ),

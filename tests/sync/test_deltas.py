@@ -1,0 +1,148 @@
+"""A change inside a chunk costs the leaves that it touches, whatever the file, and never a wrong byte."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from random import Random
+
+import pytest
+
+from p2psync.model.cutting import Leaf, encode_leaves
+from p2psync.model.manifest import Chunker
+from p2psync.model.paths import RelPath
+from p2psync.protocol.bulk import Absent, Item
+from p2psync.protocol.messages import ContentRequest, LeavesRequest, RangesRequest
+from p2psync.sync import founding
+from p2psync.sync.folder import Folder
+from p2psync.sync.peer import Peer
+from tests.sync.conftest import Story, simulated, told
+from tests.sync.test_contents import publish
+from tests.sync.test_stories import contents
+
+CHUNK = 64 * 1024
+"""The longest; 36 KiB on average, of leaves of 256 bytes."""
+
+
+async def share(story: Story) -> None:
+    for name in ("one", "two"):
+        story.device(name).longest_chunk = CHUNK
+    await story.start("one", "two")
+    await story.share("one", two="editor")
+
+
+async def arrived(story: Story, **files: bytes) -> int:
+    """Publish at `one`, wait for `two`; bytes of content that `two` was sent."""
+    progress = story.folder("two").context.progress
+    before = progress.received
+    await publish(story, **files)
+    await story.until(lambda: all(contents(story, "two").get(n.encode()) == d for n, d in files.items()), timeout=600)
+    return progress.received - before
+
+
+def edits(data: bytes) -> dict[str, bytes]:
+    middle = len(data) // 2
+    return {
+        "overwritten": data[:middle] + b"!" * 50 + data[middle + 50 :],
+        "inserted": b"new" * 10 + data,
+        "removed": data[:middle] + data[middle + 30 :],
+        "appended": data + b"end" * 10,
+    }
+
+
+@simulated
+async def test_an_edit_of_a_large_file_moves_its_leaves_alone() -> None:
+    async with told() as story:
+        await share(story)
+        data = Random(1).randbytes(8 * CHUNK)
+        assert await arrived(story, large=data) >= len(data)
+        for name, edited in edits(data).items():
+            assert await arrived(story, large=edited) < 6000, name
+            assert await arrived(story, large=data) < 6000, f"{name}, and back"
+
+
+@simulated
+async def test_an_edit_of_a_file_of_one_chunk_moves_its_leaves_alone() -> None:
+    async with told() as story:
+        await share(story)
+        data = Random(2).randbytes(15_000)
+        await arrived(story, small=data)
+        assert await arrived(story, small=data[:100] + b"!" + data[101:]) < 2500
+
+
+@simulated
+async def test_deltas_bridge_an_insertion_where_cuts_are_at_fixed_lengths(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(founding, "Chunker", type("Only", (), {"FASTCDC": Chunker.FIXED}))
+    async with told() as story:
+        await share(story)
+        assert story.folder("one").context.cutting.chunker is Chunker.FIXED
+        data = Random(4).randbytes(8 * CHUNK)
+        await arrived(story, large=data)
+        assert await arrived(story, large=b"new" * 10 + data) < len(data) // 8
+
+
+@simulated
+async def test_who_does_not_know_deltas_sends_whole_chunks(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(Peer, "deltas", None)
+    async with told() as story:
+        await share(story)
+        data = Random(5).randbytes(8 * CHUNK)
+        await arrived(story, large=data)
+        assert await arrived(story, large=edits(data)["overwritten"]) >= CHUNK // 4
+
+
+Answer = Sequence[Item]
+
+
+@pytest.mark.parametrize("lie", ["leaves", "lengths", "garbage", "ranges", "gone"])
+@simulated
+async def test_a_device_that_lies_about_leaves_costs_one_fetch(monkeypatch: pytest.MonkeyPatch, lie: str) -> None:
+    honest = Folder.serve
+    told_lies: list[str] = []
+
+    async def serve(folder: Folder, device: bytes, request: ContentRequest) -> list[Item]:
+        items = await honest(folder, device, request)
+        if isinstance(request, LeavesRequest) and lie != "ranges":
+            told_lies.append(lie)
+            match lie:
+                case "leaves":
+                    return [encode_leaves([Leaf(known[0].digest, length)]) for _, length in request.items()]
+                case "lengths":
+                    return [encode_leaves([Leaf(b"x" * 8, 1)])] * len(items)
+                case "garbage":
+                    return [b"garbage"] * len(items)
+                case _:
+                    return [Absent.LATER] * len(items) if len(told_lies) < 3 else items
+        if isinstance(request, RangesRequest) and lie == "ranges":
+            told_lies.append(lie)
+            return [bytes(len(i)) if not isinstance(i, Absent) else i for i in items]
+        return items
+
+    known = [Leaf(b"x" * 8, 1)]
+    async with told() as story:
+        await share(story)
+        data = Random(6).randbytes(8 * CHUNK)
+        await arrived(story, large=data)
+        monkeypatch.setattr(Folder, "serve", serve)
+        await arrived(story, large=edits(data)["overwritten"])
+        assert told_lies
+
+
+@simulated
+async def test_an_older_version_that_changes_under_the_copying_spoils_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    async with told() as story:
+        await share(story)
+        data = Random(7).randbytes(8 * CHUNK)
+        await arrived(story, large=data)
+        honest = Folder.serve
+
+        async def serve(folder: Folder, device: bytes, request: ContentRequest) -> list[Item]:
+            if isinstance(request, RangesRequest):
+                file = story.folder("two").context.root.reopen(RelPath(b"large"))
+                file.pwrite(b"?" * 2 * CHUNK, 3 * CHUNK)
+                file.close()
+            return await honest(folder, device, request)
+
+        monkeypatch.setattr(Folder, "serve", serve)
+        edited = edits(data)["overwritten"]
+        await publish(story, large=edited)
+        await story.until(lambda: edited in contents(story, "two").values(), timeout=600)
