@@ -90,6 +90,10 @@ class WriteFile(ReadFile, Protocol):
         """Set the length; growing makes a hole."""
         ...
 
+    def write_back(self) -> None:
+        """Begin to write to the disk what was written here, so that `sync` has less to wait for. Promises nothing."""
+        ...
+
     def sync(self) -> None:
         """Make content durable (fsync). After an error the file must be thrown away, never synced again."""
         ...

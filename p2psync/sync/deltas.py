@@ -161,6 +161,9 @@ class _Fetch:
                     came[i] = item
         result = await offload.run(lambda: self._assemble(plans, came, result))
         failed = [i for i, item in enumerate(result) if item is None]
+        saved = sum(plan.copied for i, plan in enumerate(plans) if plan is not None and i not in failed)
+        if saved:
+            _log.debug("chunks were fetched in part", folder=self.context.name, saved=saved)
         if failed:
             _log.debug("a delta did not make the chunk", folder=self.context.name, count=len(failed))
             whole = await self.link.fetch(folder, [asked[i] for i in failed], progress=self.progress)

@@ -283,6 +283,7 @@ class RootContract:
         root.mkdir(b"d")
         file = root.create(b"d/f")
         file.pwrite(memoryview(b"1"), 0)
+        file.write_back()
         file.sync()
         file.close()
         root.sync_directory(b"d")

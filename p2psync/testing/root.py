@@ -430,6 +430,9 @@ class SimFile:
         disk.reserve(len(node.blocks) - before)
         self._changed()
 
+    def write_back(self) -> None:
+        """As `ports.WriteFile.write_back`; what a power cut takes is drawn, whatever was begun."""
+
     def sync(self) -> None:
         """As `ports.WriteFile.sync`."""
         try:

@@ -20,6 +20,9 @@ from p2psync.workspace.chunker import zero_hash
 from p2psync.workspace.layout import PART, PRIVATE, PROBE, TMP, batch, make_private
 from p2psync.workspace.probe import remove_probe
 
+WRITE_BACK = 16 * 1024 * 1024
+"""Bytes after which the disk begins to write while more come: else the whole file waits for the sync at its end."""
+
 
 def stage_path(name: bytes) -> bytes:
     """Where the staged content `name` (by convention the hex of its root) lies, relative to the folder."""
@@ -35,6 +38,8 @@ class Stage:
         self._have = have
         """One byte per chunk: whether it was verified by hash in this very file, when read or when written."""
         self._closed = False
+        self._waiting = 0
+        """Bytes written since the disk was told to begin with them."""
         self._chunks = manifest.chunks()
         self._lock = threading.Lock()
         self.manifest = manifest
@@ -90,6 +95,10 @@ class Stage:
             # Zeros too: where they were there as a hole, they were not missing.
             self._file.pwrite(data, offset)
             self._have[index] = 1
+            self._waiting += len(data)
+            if self._waiting >= WRITE_BACK:
+                self._waiting = 0
+                self._file.write_back()
             return True
 
     def read(self, index: int) -> bytes | None:

@@ -8,10 +8,11 @@ import msgspec
 
 from p2psync.errors import InputError, ProtocolError
 from p2psync.membership.batches import check_shape
+from p2psync.model.cutting import Leaf, decode_leaves, encode_leaves, leaves
 from p2psync.protocol import codec
 from p2psync.protocol.batcher import Outgoing, expand, pack
 from p2psync.protocol.bulk import KIND_BULK, KIND_CONTROL, Absent, Item, Reply, decode_bulk, reply_frames
-from p2psync.protocol.limits import BULK_PAYLOAD
+from p2psync.protocol.limits import BULK_PAYLOAD, MAX_RANGES
 from p2psync.protocol.messages import Hello, Message, Records, Welcome
 from p2psync.protocol.session import (
     TRANSITIONS,
@@ -22,6 +23,7 @@ from p2psync.protocol.session import (
     Terminated,
     Transmit,
 )
+from p2psync.transfer.delta import Spot, assemble, plan
 from tests.fuzz.rules import Target
 from tests.fuzz.targets.signed import BATCH, RECORDS
 from tests.protocol.helpers import hello
@@ -136,6 +138,37 @@ def _session_seeds() -> list[bytes]:
     ]
 
 
+# ── deltas ──────────────────────────────────────────────────────────────────────────────────────────────────────────
+_OLD = bytes(range(256)) * 157
+"""What is here of a chunk of which a peer names the leaves."""
+_NEW = _OLD[:20_000] + b"inserted" + _OLD[20_000:]
+
+
+def feed_leaves(data: bytes) -> None:
+    """The leaves of a chunk, as a peer names them, true or not: the plan covers the chunk and can be carried out."""
+    known: dict[Leaf, Spot] = {}
+    at = 0
+    for leaf in leaves(memoryview(_OLD)):
+        known.setdefault(leaf, Spot(0, at))
+        at += leaf.length
+    wanted = decode_leaves(data, len(_NEW))
+    assert encode_leaves(wanted) == data
+    found = plan(wanted, known)
+    assert found.copied + found.fetched == found.length == len(_NEW)
+    assert len(found.ranges) <= MAX_RANGES
+
+    def read(spot: Spot, view: memoryview) -> bool:
+        view[:] = _OLD[spot.offset : spot.offset + len(view)]
+        return True
+
+    assert len(assemble(found, read, bytes(found.fetched))) == len(_NEW)
+
+
+def _leaves_seeds() -> list[bytes]:
+    true = leaves(memoryview(_NEW))
+    return [encode_leaves(true), encode_leaves(true[::-1]), encode_leaves([Leaf(b"x" * 8, len(_NEW))])]
+
+
 # ── content ─────────────────────────────────────────────────────────────────────────────────────────────────────────
 _REPLY = msgspec.msgpack.Decoder(tuple[list[int], bool, list[bytes]])
 
@@ -177,6 +210,7 @@ TARGETS = (
     Target("message", feed_message, (InputError,), lambda: [codec.encode(m) for m in EXAMPLES], "msgpack"),
     Target("records-message", feed_group, (InputError,), _record_messages, "msgpack"),
     Target("session", feed_session, (), _session_seeds, "msgpack case"),
+    Target("leaves", feed_leaves, (InputError,), _leaves_seeds, "bytes"),
     Target("reply", feed_reply, (ProtocolError,), _reply_seeds, "msgpack"),
 )
 assert H
