@@ -24,6 +24,7 @@ from p2psync.membership.links import (
     sign_link,
     target_of,
 )
+from p2psync.model.cutting import seed_of
 from p2psync.model.hashing import Algorithm
 from p2psync.model.ids import DeviceId, FolderId, replica_device_prefix
 from p2psync.model.manifest import Chunker
@@ -84,6 +85,8 @@ class Membership:
     label: str
     algorithm: Algorithm
     chunker: Chunker
+    seed: int
+    """Of the cuts, see `model.cutting`."""
     epochs: Mapping[bytes, KeyEpoch]
     """Key epochs by key id, the greatest (number, key id) first."""
     members: Mapping[DeviceId, Member]
@@ -377,6 +380,7 @@ def _snapshot(graph: LinkGraph) -> Membership:
         label,
         genesis.action.algorithm,
         genesis.action.chunker,
+        seed_of(genesis.encoded),
         _epochs(ordered),
         members,
         former,

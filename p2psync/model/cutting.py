@@ -20,7 +20,7 @@ from blake3 import blake3
 from pyfastcdc import FastCDC
 
 from p2psync.errors import InputError
-from p2psync.model.hashing import Algorithm
+from p2psync.model.hashing import Algorithm, labelled
 from p2psync.model.manifest import MAX_CHUNK, MAX_CHUNKS, Chunker
 
 MAX_CONTENT_CUTS = 102_400
@@ -40,11 +40,16 @@ _SHORTEST_LIMIT = 1024
 
 @dataclass(frozen=True, slots=True)
 class Cutting:
-    """How a folder's files are cut and hashed. `longest` is `MAX_CHUNK`; less in simulations (at least 512)."""
+    """How a folder's files are cut and hashed. `longest` is `MAX_CHUNK`; less in simulations (at least 512).
+
+    `seed` (63 bits) is the folder's own: where others see the lengths of chunks, these shall not tell which known file
+    was cut.
+    """
 
     algorithm: Algorithm
     chunker: Chunker
     longest: int = MAX_CHUNK
+    seed: int = 0
 
     @property
     def shortest(self) -> int:
@@ -64,7 +69,12 @@ class Cutting:
         """Length of the first chunk by content of `data`: at least `longest` bytes, or all up to the file's end."""
         if len(data) <= self.shortest:
             return len(data)
-        return next(_chunks(self.longest).cut_buf(data[: self.longest])).length
+        return next(_chunks(self.longest, self.seed).cut_buf(data[: self.longest])).length
+
+
+def seed_of(genesis: bytes) -> int:
+    """The seed of the folder with this founding link, which its members know and nobody else."""
+    return int.from_bytes(labelled(b"p2psync cutting", genesis)[:8], "big") >> 1
 
 
 class Leaf(NamedTuple):
@@ -110,14 +120,14 @@ def _leaf_average(longest: int) -> int:
 
 
 @lru_cache(maxsize=16)
-def _chunks(longest: int) -> FastCDC:
+def _chunks(longest: int, seed: int) -> FastCDC:
     """Safe in several threads at once: cutting a buffer only reads the parameters."""
     return FastCDC(
         longest // 2,
         min_size=longest // 4,
         max_size=max(longest, _SHORTEST_LIMIT),
         normalized_chunking=2,
-        seed=0,
+        seed=seed,
     )
 
 

@@ -187,7 +187,8 @@ class FolderContext:
     @property
     def cutting(self) -> Cutting:
         """How the folder's files are cut and hashed, chosen when it was made."""
-        return Cutting(self.algorithm, self.membership.chunker, self.world.longest_chunk)
+        membership = self.membership
+        return Cutting(membership.algorithm, membership.chunker, self.world.longest_chunk, membership.seed)
 
     def manifest_of(self, entry: Synced) -> Manifest | None:
         """What a synced file is made of; None for anything else, and where it is not known. Blocks."""

@@ -22,6 +22,7 @@ from p2psync.model.cutting import (
     has_leaves,
     leaves,
     leaves_bound,
+    seed_of,
 )
 from p2psync.model.hashing import Algorithm
 from p2psync.model.manifest import MAX_CHUNK, MAX_MANIFEST, Chunker, Manifest, decode_manifest
@@ -30,6 +31,9 @@ MIB = 1 << 20
 DATA = memoryview(blake3(b"p2psync cutting").digest(24 * MIB))
 CHUNKS = [
     2254023, 2189046, 2105238, 1547910, 2232150, 1718215, 2723803, 2737004, 2551236, 1550118, 2389590, 1167491,
+]  # fmt: skip
+SEEDED = [
+    1437985, 2235478, 1632860, 1692014, 2646635, 4194304, 1511886, 2519834, 2176717, 2238280, 2597400, 282431,
 ]  # fmt: skip
 LEAVES = [
     6004, 14323, 2994, 8544, 8890, 10952, 8847, 11192, 19520, 6668, 11571, 12826, 9205, 10135, 11572, 6808, 8321, 9234,
@@ -72,6 +76,7 @@ def test_the_cuts_are_the_ones_of_the_format() -> None:
     assert cut_all(by_content(MAX_CHUNK), DATA) == CHUNKS
     assert [leaf.length for leaf in leaves(DATA[:200_000])] == LEAVES
     assert leaves(DATA[:200_000])[0] == (blake3(DATA[:6004]).digest()[:8], 6004)
+    assert cut_all(Cutting(Algorithm.BLAKE3, Chunker.FASTCDC, MAX_CHUNK, seed_of(b"genesis")), DATA) == SEEDED
     zeros = memoryview(bytes(MAX_CHUNK))
     assert by_content(MAX_CHUNK).cut(zeros) == MAX_CHUNK
     assert {leaf.length for leaf in leaves(zeros)} == {32 * 1024}
@@ -124,3 +129,11 @@ def test_leaves_are_for_long_chunks() -> None:
     assert has_leaves(32 * 1024)
     assert not has_leaves(32 * 1024 - 1)
     assert leaves_bound(MAX_CHUNK) == LEAF_ENTRY * 2049
+
+
+def test_lengths_of_chunks_tell_nothing_without_the_folders_seed() -> None:
+    def cuts(genesis: bytes) -> set[int]:
+        cutting = Cutting(Algorithm.BLAKE3, Chunker.FASTCDC, MAX_CHUNK, seed_of(genesis))
+        return set(accumulate(cut_all(cutting, DATA)))
+
+    assert cuts(b"one") & cuts(b"another") == {len(DATA)}
