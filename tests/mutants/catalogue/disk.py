@@ -236,6 +236,32 @@ MUTANTS = (
         ("tests/workspace/test_chunker.py",),
     ),
     Mutant(
+        "boundary-kept-whatever-follows",
+        "An edit right behind a chunk leaves its end where it was, though the first byte that follows has a say in it: "
+        "devices that read the file anew cut it elsewhere, and equal contents count as different.",
+        (
+            edit(
+                "workspace/chunker.py",
+                "                        reading.take_back()\n",
+                "                        pass\n",
+            ),
+        ),
+        ("tests/workspace/test_chunker.py",),
+    ),
+    Mutant(
+        "hole-remembered-where-there-is-none",
+        "Read again from an earlier place, a file is taken for the hole that was found farther on: zeros are published "
+        "in the place of content.",
+        (
+            edit(
+                "workspace/chunker.py",
+                "        if not self._hole_from <= self.offset < self._data_from:\n",
+                "        if not self.offset < self._data_from:\n",
+            ),
+        ),
+        ("tests/workspace/test_chunker.py",),
+    ),
+    Mutant(
         "size-and-time-are-identity",
         "A file of the same size and time counts as the same file: swapped files and edits whose time was put back go "
         "unseen (rsync's quick check).",

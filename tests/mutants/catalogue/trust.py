@@ -190,6 +190,26 @@ MUTANTS = (
         ("tests/crypto/test_handshake.py::test_lengths_are_bounded_before_anything_is_buffered",),
     ),
     Mutant(
+        "delta-taken-for-the-chunk",
+        "What leaves and ranges were put together to is not hashed before it is handed on: a leaf that lies, or an "
+        "edit under the copying, is blamed on a device that gave what it has, and that one is not asked any more.",
+        (
+            edit(
+                "sync/deltas.py",
+                "        return memoryview(chunk) if digest(self.algorithm, chunk) == piece.hash else None\n",
+                "        return memoryview(chunk)\n",
+            ),
+        ),
+        ("tests/sync/test_deltas.py",),
+    ),
+    Mutant(
+        "cuts-known-to-everybody",
+        "All folders are cut alike, so that the lengths of its chunks tell a relay which known file is there (chunking "
+        "attacks on backup services).",
+        (edit("sync/context.py", "self.world.longest_chunk, membership.seed)\n", "self.world.longest_chunk)\n"),),
+        ("tests/sync/test_deltas.py",),
+    ),
+    Mutant(
         "reply-longer-than-asked",
         "A peer may send more than was asked for, and memory is found for it.",
         (
