@@ -7,14 +7,21 @@ import errno
 import pytest
 import trio
 
+from p2psync.model.manifest import Chunker
 from p2psync.model.paths import RelPath
-from p2psync.sync import applier
+from p2psync.sync import applier, founding
 from p2psync.workspace.staging import Stage
 from tests.sync.conftest import LABEL, Story, simulated, told
 from tests.sync.test_stories import contents
 
 CHUNK = 1000
 SHARED = b"s" * CHUNK
+
+
+@pytest.fixture(autouse=True)
+def _cut_at_fixed_lengths(monkeypatch: pytest.MonkeyPatch) -> None:
+    """These stories are about who gets which chunk when: they say themselves where files are cut."""
+    monkeypatch.setattr(founding, "Chunker", type("Only", (), {"FASTCDC": Chunker.FIXED}))
 
 
 async def share_in_small_chunks(story: Story) -> None:
