@@ -15,7 +15,7 @@ from functools import partial
 import structlog
 import trio
 
-from p2psync.errors import ConnectionLost, InputError, IntegrityError, ProtocolError, StateError
+from p2psync.errors import ConnectionLost, InputError, IntegrityError, P2PSyncError, ProtocolError, StateError
 from p2psync.model.hashing import DIGEST_SIZE, digest
 from p2psync.model.manifest import MAX_MANIFEST, Manifest, content_root, decode_manifest
 from p2psync.model.paths import PathKey
@@ -116,11 +116,14 @@ class ContentJobs:
                 self._swarm.set_holds(device, root, True)
         self._changed.fire()
 
-    def staged_chunk(self, chunk: bytes) -> bytes | None:
-        """A verified chunk of a file still being assembled, to serve to others and for other files here. Blocks."""
+    def staged_chunk(self, chunk: bytes, length: int) -> bytes | None:
+        """A verified chunk of a file still being assembled, to serve to others and for other files here. Blocks.
+
+        None as well where `length` is not its length, whatever a manifest says.
+        """
         for stage, places in list(self._stages.items()):
             for index in places.get(chunk, ()):
-                if (data := stage.read(index)) is not None:
+                if stage.manifest.lengths[index] == length and (data := stage.read(index)) is not None:
                     return data
         return None
 
@@ -335,7 +338,7 @@ class ContentJobs:
     async def _copy_local(self, stage: Stage, missing: Sequence[int]) -> None:
         """Copy what other local files hold, in two tasks: while one writes, the other reads and hashes."""
         contexts = (self._context, *self._others())
-        errors: list[OSError] = []
+        errors: list[OSError | P2PSyncError] = []
 
         async def copy(left: Sequence[int]) -> None:
             while left and not errors:
@@ -343,7 +346,7 @@ class ContentJobs:
                     copied, left = await self._context.world.offload.run(
                         partial(copy_chunks, contexts, self.staged_chunk, stage, left)
                     )
-                except OSError as error:
+                except (OSError, P2PSyncError) as error:
                     errors.append(error)
                 else:
                     self._context.progress.reused += copied
@@ -359,7 +362,7 @@ class ContentJobs:
         for context in (self._context, *self._others()):
             if context.has_root and (data := find_chunk(context, chunk, length)) is not None:
                 return data
-        return self.staged_chunk(chunk)
+        return self.staged_chunk(chunk, length)
 
     # ── requests ────────────────────────────────────────────────────────────────────────────────────────────────────
     async def _gather(
@@ -378,7 +381,7 @@ class ContentJobs:
             want = self._swarm.want(root, sinks)
             wants[want], self._sinks[want] = root, sinks
             if bases is not None and root in bases:
-                self._bases.update(dict.fromkeys(bases[root].spans, bases[root]))
+                self._bases.update(dict.fromkeys(bases[root].near, bases[root]))
         self._changed.fire()
         try:
             while any(self._swarm.wants(want) for want in wants):
@@ -399,8 +402,9 @@ class ContentJobs:
                 del self._sinks[want]
                 self._failures.pop(want, None)
             for base in (bases or {}).values():
-                for chunk in base.spans:
-                    self._bases.pop(chunk, None)
+                for chunk in base.near:
+                    if self._bases.get(chunk) is base:
+                        del self._bases[chunk]
             self._changed.fire()
 
     def _count_denials(self, wants: Mapping[int, bytes]) -> None:

@@ -7,22 +7,24 @@ copying), the chunk's hash shows, and the chunk is asked for as a whole.
 
 from __future__ import annotations
 
+from collections import OrderedDict
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import structlog
 
-from p2psync.errors import EscapeError, InputError
+from p2psync.errors import EscapeError, InputError, StateError
 from p2psync.model.cutting import Leaf, decode_leaves, has_leaves, leaves, leaves_bound
 from p2psync.model.hashing import Algorithm, digest
 from p2psync.model.manifest import Manifest
 from p2psync.model.paths import RelPath
 from p2psync.model.records import FileRecord
 from p2psync.protocol.bulk import Absent
+from p2psync.protocol.limits import MAX_RANGES
 from p2psync.sync.context import FolderContext
 from p2psync.sync.link import DeltaLink, Link
 from p2psync.transfer import delta
-from p2psync.transfer.delta import Plan, Span, Spot
+from p2psync.transfer.delta import Plan, Spot
 from p2psync.transfer.pieces import Piece
 
 _log = structlog.get_logger(__name__)
@@ -36,36 +38,44 @@ LEAVES_KEPT = 32
 
 @dataclass(slots=True)
 class Base:
-    """The older version of a file and what of it may be in each chunk that is lacking now. Used by one job."""
+    """The older version of a file and what of it may be in each chunk that is lacking now.
+
+    Used by one job, whose requests to several devices plan and assemble in several threads at once.
+    """
 
     context: FolderContext
     path: RelPath
     algorithm: Algorithm
-    spans: Mapping[bytes, Sequence[Span]]
-    """By the hash of the chunk that is lacking."""
-    _leaves: dict[Span, list[Leaf]]
+    chunks: Sequence[tuple[bytes, int, int]]
+    """(hash, offset, length) of all that the older version has."""
+    near: Mapping[bytes, range]
+    """Which of them may share leaves with a chunk that is lacking, by its hash."""
+    _leaves: OrderedDict[int, list[Leaf]] = field(default_factory=OrderedDict)
     _tried: int = 0
     _copied: int = 0
     _wanted: int = 0
 
     def helps(self, piece: Piece) -> bool:
         """Whether it is worth asking for leaves."""
-        return bool(self.spans.get(piece.hash)) and (self._tried < TRIAL or 4 * self._copied > self._wanted)
+        return piece.hash in self.near and (self._tried < TRIAL or 4 * self._copied > self._wanted)
 
-    def plan(self, piece: Piece, offered: memoryview) -> Plan:
-        """Which parts of a chunk with these leaves are here; all is asked for when they make no sense. Blocks."""
+    def plan(self, piece: Piece, offered: memoryview, most: int) -> Plan:
+        """Which parts of a chunk with these leaves are here; all is asked for when they make no sense. Blocks.
+
+        At most `most` ranges.
+        """
         try:
             wanted = decode_leaves(offered, piece.length)
         except InputError as error:
             _log.debug("no leaves", folder=self.context.name, code=str(error))
             return delta.whole(piece.length)
         known: dict[Leaf, Spot] = {}
-        for span in self.spans[piece.hash]:
-            at = span.offset
-            for leaf in self._leaves_of(span):
+        for index in self.near[piece.hash]:
+            at = self.chunks[index][1]
+            for leaf in self._leaves_of(index):
                 known.setdefault(leaf, Spot(0, at))
                 at += leaf.length
-        plan = delta.plan(wanted, known)
+        plan = delta.plan(wanted, known, most)
         self._tried += 1
         self._copied += plan.copied
         self._wanted += plan.length
@@ -79,14 +89,15 @@ class Base:
             return None
         return memoryview(chunk) if digest(self.algorithm, chunk) == piece.hash else None
 
-    def _leaves_of(self, span: Span) -> list[Leaf]:
-        found = self._leaves.get(span)
+    def _leaves_of(self, index: int) -> list[Leaf]:
+        found = self._leaves.get(index)
         if found is None:
-            data = memoryview(bytearray(span.length))
-            found = leaves(data, self.context.world.longest_chunk) if self._read(Spot(0, span.offset), data) else []
-            if len(self._leaves) >= LEAVES_KEPT:
-                del self._leaves[next(iter(self._leaves))]
-            self._leaves[span] = found
+            _, offset, length = self.chunks[index]
+            data = memoryview(bytearray(length))
+            found = leaves(data, self.context.world.longest_chunk) if self._read(Spot(0, offset), data) else []
+            self._leaves[index] = found
+            if len(self._leaves) > LEAVES_KEPT:
+                self._leaves.popitem(last=False)
         return found
 
     def _read(self, spot: Spot, view: memoryview) -> bool:
@@ -96,22 +107,23 @@ class Base:
                 return file.pread_into(view, spot.offset) == len(view)
             finally:
                 file.close()
-        except (OSError, EscapeError):
+        except (OSError, EscapeError, StateError):
             return False
 
 
 def find_base(context: FolderContext, record: FileRecord, manifest: Manifest, lacking: Sequence[int]) -> Base | None:
     """What is here of an older version for these chunks (by index) of a newer one. Blocks."""
     longest = context.world.longest_chunk
-    if not any(has_leaves(manifest.lengths[index], longest) for index in lacking):
+    worthwhile = [index for index in lacking if has_leaves(manifest.lengths[index], longest)]
+    if not worthwhile:
         return None
     with context.index.read() as reader:
         entry = reader.synced(record.path)
     old = None if entry is None or entry.absent else context.manifest_of(entry)
     if old is None or not old.count:
         return None
-    spans = delta.neighbourhoods(old, manifest, lacking, longest)
-    return Base(context, record.path, manifest.algorithm, spans, {}) if spans else None
+    near = delta.neighbourhoods(old, manifest, worthwhile, longest)
+    return Base(context, record.path, manifest.algorithm, old.chunks(), near) if near else None
 
 
 async def fetch(
@@ -122,11 +134,15 @@ async def fetch(
     progress: Callable[[int], None],
 ) -> list[memoryview | Absent]:
     """As `Link.fetch` of these pieces, verified no more than there; where a base helps, only what it lacks comes."""
-    at = [i for i, p in enumerate(pieces) if not p.manifest and (b := bases.get(p.hash)) is not None and b.helps(p)]
-    asked = [(piece.hash, piece.length) for piece in pieces]
-    if link.deltas is None or not at:
+    helping = {
+        i: base
+        for i, piece in enumerate(pieces)
+        if not piece.manifest and (base := bases.get(piece.hash)) is not None and base.helps(piece)
+    }
+    if link.deltas is None or not helping:
+        asked = [(piece.hash, piece.length) for piece in pieces]
         return await link.fetch(context.folder, asked, manifests=pieces[0].manifest, progress=progress)
-    return await _Fetch(context, link, link.deltas, pieces, bases, progress).run(at)
+    return await _Fetch(context, link, link.deltas, pieces, helping, progress).run()
 
 
 @dataclass(frozen=True, slots=True)
@@ -137,12 +153,13 @@ class _Fetch:
     link: Link
     deltas: DeltaLink
     pieces: Sequence[Piece]
-    bases: Mapping[bytes, Base]
+    bases: Mapping[int, Base]
+    """By the index of the piece that they help with."""
     progress: Callable[[int], None]
 
-    async def run(self, at: Sequence[int]) -> list[memoryview | Absent]:
-        """`at` are the indices of the pieces that a base helps with."""
-        offload, folder = self.context.world.offload, self.context.folder
+    async def run(self) -> list[memoryview | Absent]:
+        """What came or was put together for each piece."""
+        offload, folder, at = self.context.world.offload, self.context.folder, list(self.bases)
         asked = [(piece.hash, piece.length) for piece in self.pieces]
         longest = self.context.world.longest_chunk
         bounds = [leaves_bound(self.pieces[i].length, longest) for i in at]
@@ -173,12 +190,15 @@ class _Fetch:
     def _plan(self, offered: Mapping[int, memoryview | Absent]) -> list[Plan | None]:
         """A plan for each piece; None where the device has not got it."""
         plans: list[Plan | None] = []
+        left = MAX_RANGES - len(self.pieces)  # Each may need one of its own.
         for i, piece in enumerate(self.pieces):
             named = offered.get(i)
-            if named is None:
-                plans.append(delta.whole(piece.length))
-            else:
-                plans.append(None if isinstance(named, Absent) else self.bases[piece.hash].plan(piece, named))
+            if isinstance(named, Absent):
+                plans.append(None)
+                continue
+            plan = delta.whole(piece.length) if named is None else self.bases[i].plan(piece, named, left + 1)
+            left -= max(0, len(plan.ranges) - 1)
+            plans.append(plan)
         return plans
 
     def _assemble(
@@ -191,7 +211,7 @@ class _Fetch:
                 continue
             if not plan.copies:
                 result[i] = came[i]
-            elif (chunk := self.bases[piece.hash].assemble(piece, plan, came[i])) is not None:
+            elif (chunk := self.bases[i].assemble(piece, plan, came[i])) is not None:
                 result[i] = chunk
                 self.context.progress.reused += plan.copied
         return result

@@ -46,7 +46,7 @@ def find_chunk(
 
 def copy_chunks(
     contexts: Sequence[FolderContext],
-    staged: Callable[[bytes], bytes | None],
+    staged: Callable[[bytes, int], bytes | None],
     stage: Stage,
     missing: Sequence[int],
 ) -> tuple[int, list[int]]:
@@ -64,7 +64,7 @@ def copy_chunks(
         view = buffer[:length]
         if any(c.has_root and find_chunk(c, chunk, length, out=view) is not None for c in contexts):
             stage.keep(missing[position], view)
-        elif (data := staged(chunk)) is not None:
+        elif (data := staged(chunk, length)) is not None:
             stage.keep(missing[position], data)
         else:
             continue

@@ -29,7 +29,7 @@ class Server:
         self._context = context
         self._observer = observer
         self._contents = contents
-        self._leaves: OrderedDict[bytes, bytes] = OrderedDict()
+        self._leaves: OrderedDict[tuple[bytes, int], bytes] = OrderedDict()
 
     async def serve(self, device: bytes, request: ContentRequest) -> list[Item]:
         """One item per hash asked for, or why there is none. A device that may not read gets nothing."""
@@ -69,16 +69,18 @@ class Server:
         """
         before = len(suspects)
         data = find_chunk(self._context, chunk, length, suspects)
-        return data or self._contents.staged_chunk(chunk) or (Absent.LATER if suspects[before:] else Absent.GONE)
+        return (
+            data or self._contents.staged_chunk(chunk, length) or (Absent.LATER if suspects[before:] else Absent.GONE)
+        )
 
     def _leaves_of(self, chunk: bytes, length: int, suspects: list[RelPath]) -> Item:
-        if (kept := self._leaves.get(chunk)) is not None:
+        if (kept := self._leaves.get((chunk, length))) is not None:
             return kept
         data = self._chunk(chunk, length, suspects)
         if isinstance(data, Absent):
             return data
         encoded = encode_leaves(leaves(memoryview(data), self._context.world.longest_chunk))
-        self._leaves[chunk] = encoded
+        self._leaves[chunk, length] = encoded
         if len(self._leaves) > MAX_LEAVES_KEPT:
             self._leaves.popitem(last=False)
         return encoded

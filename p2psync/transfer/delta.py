@@ -15,7 +15,9 @@ from typing import NamedTuple
 from p2psync.errors import InputError
 from p2psync.model.cutting import Leaf
 from p2psync.model.manifest import Manifest
-from p2psync.protocol.limits import MAX_RANGES
+
+MAX_NEAR = 16
+"""Chunks of an older version that are looked at for one chunk: more than fit in where cuts are ours."""
 
 
 class Spot(NamedTuple):
@@ -23,13 +25,6 @@ class Spot(NamedTuple):
 
     source: int
     offset: int
-
-
-class Span(NamedTuple):
-    """A chunk of an older version."""
-
-    offset: int
-    length: int
 
 
 class Copy(NamedTuple):
@@ -65,8 +60,8 @@ def whole(length: int) -> Plan:
     return Plan(length, (), ((0, length),))
 
 
-def plan(leaves: Sequence[Leaf], known: Mapping[Leaf, Spot]) -> Plan:
-    """Copy the leaves that are known, ask for the others; for everything when that would be too many ranges."""
+def plan(leaves: Sequence[Leaf], known: Mapping[Leaf, Spot], most: int) -> Plan:
+    """Copy the leaves that are known, ask for the others; for everything when that would be more than `most` ranges."""
     copies: list[Copy] = []
     ranges: list[tuple[int, int]] = []
     at = 0
@@ -79,7 +74,7 @@ def plan(leaves: Sequence[Leaf], known: Mapping[Leaf, Spot]) -> Plan:
         else:
             copies.append(Copy(at, spot, leaf.length))
         at += leaf.length
-    return Plan(at, tuple(copies), tuple(ranges)) if len(ranges) <= MAX_RANGES else whole(at)
+    return Plan(at, tuple(copies), tuple(ranges)) if len(ranges) <= most else whole(at)
 
 
 def assemble(found: Plan, read: Callable[[Spot, memoryview], bool], fetched: bytes | memoryview) -> bytearray:
@@ -101,11 +96,12 @@ def assemble(found: Plan, read: Callable[[Spot, memoryview], bool], fetched: byt
     return chunk
 
 
-def neighbourhoods(old: Manifest, new: Manifest, lacking: Sequence[int], longest: int) -> dict[bytes, list[Span]]:
-    """For chunks of `new` that `old` lacks (by index): the chunks of `old` that stand in their place, by their hashes.
+def neighbourhoods(old: Manifest, new: Manifest, lacking: Sequence[int], longest: int) -> dict[bytes, range]:
+    """For chunks of `new` that `old` lacks (by index): which chunks of `old` stand in their place, by their hashes.
 
-    That is between the chunks before and after that both have, and no farther away than a margin of a quarter of
-    `longest`: an insertion or removal shorter than that is bridged also where all cuts are at fixed lengths.
+    They are between the chunks before and after that both have, and no farther away than a margin of a quarter of
+    `longest`: an insertion or removal shorter than that is bridged also where all cuts are at fixed lengths. At most
+    `MAX_NEAR` for each.
     """
     starts = [offset for _, offset, _ in old.chunks()]
     place = {chunk: offset for chunk, offset, _ in old.chunks()}
@@ -116,7 +112,7 @@ def neighbourhoods(old: Manifest, new: Manifest, lacking: Sequence[int], longest
     following.reverse()
     wanted = set(lacking)
     low = shift = 0
-    found: dict[bytes, list[Span]] = {}
+    found: dict[bytes, range] = {}
     for index, (chunk, offset, length) in enumerate(chunks):
         if chunk in place:
             low, shift = place[chunk] + length, offset - place[chunk]
@@ -126,9 +122,10 @@ def neighbourhoods(old: Manifest, new: Manifest, lacking: Sequence[int], longest
                 high, other = old.size, shift
             first = max(low, offset - max(shift, other) - longest // 4)
             last = min(high, offset + length - min(shift, other) + longest // 4)
-            within = range(max(0, bisect_right(starts, first) - 1), bisect_left(starts, last))
-            found[chunk] = [Span(starts[i], old.lengths[i]) for i in within if starts[i] >= low] if last > first else []
-    return {chunk: spans for chunk, spans in found.items() if spans}
+            begin = max(bisect_right(starts, first) - 1, bisect_left(starts, low))
+            end = bisect_left(starts, last) if last > first else begin
+            found[chunk] = range(begin, min(end, begin + MAX_NEAR))
+    return {chunk: near for chunk, near in found.items() if near}
 
 
 def _extend(ranges: list[tuple[int, int]], at: int, length: int) -> None:

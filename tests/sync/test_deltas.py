@@ -7,7 +7,7 @@ from random import Random
 
 import pytest
 
-from p2psync.model.cutting import Leaf, encode_leaves, seed_of
+from p2psync.model.cutting import Leaf, encode_leaves, leaves, seed_of
 from p2psync.model.manifest import Chunker
 from p2psync.model.paths import RelPath
 from p2psync.protocol.bulk import Absent, Item
@@ -15,6 +15,8 @@ from p2psync.protocol.messages import ContentRequest, LeavesRequest, RangesReque
 from p2psync.sync import founding
 from p2psync.sync.folder import Folder
 from p2psync.sync.peer import Peer
+from p2psync.workspace.chunker import read_content
+from p2psync.workspace.staging import Stage
 from tests.sync.conftest import Story, simulated, told
 from tests.sync.test_contents import publish
 from tests.sync.test_stories import contents
@@ -70,6 +72,59 @@ async def test_an_edit_of_a_file_of_one_chunk_moves_its_leaves_alone() -> None:
         data = Random(2).randbytes(15_000)
         await arrived(story, small=data)
         assert await arrived(story, small=data[:100] + b"!" + data[101:]) < 2500
+
+
+@simulated
+async def test_edits_all_over_ask_for_no_more_parts_at_once_than_may_be() -> None:
+    async with told() as story:
+        await share(story)
+        data = Random(3).randbytes(8 * CHUNK)
+        await arrived(story, large=data)
+        edited = bytearray(data)
+        edited[::1000] = bytes(len(edited[::1000]))
+        assert await arrived(story, large=bytes(edited)) < len(data)
+        assert story.folder("two").context.progress.reused
+
+
+@simulated
+async def test_an_older_version_nobody_needs_any_more_is_used_to_the_end(monkeypatch: pytest.MonkeyPatch) -> None:
+    honest = Folder.serve
+    async with told() as story:
+        await share(story)
+        data = Random(8).randbytes(8 * CHUNK)
+        await arrived(story, large=data)
+
+        async def serve(folder: Folder, device: bytes, request: ContentRequest) -> list[Item]:
+            if isinstance(request, LeavesRequest):
+                story.folder("two").contents._bases.clear()
+            return await honest(folder, device, request)
+
+        monkeypatch.setattr(Folder, "serve", serve)
+        assert await arrived(story, large=edits(data)["overwritten"]) < 6000
+
+
+@simulated
+async def test_a_length_that_is_not_the_chunks_gets_nothing() -> None:
+    async with told() as story:
+        await share(story)
+        data = Random(9).randbytes(8 * CHUNK)
+        await arrived(story, large=data)
+        folder, asker = story.folder("one"), story.folder("two").context.device
+        context = folder.context
+        manifest = read_content(context.root, RelPath(b"large"), context.cutting).manifest
+        chunk, length = manifest.chunk(0)
+
+        async def leaves_of(length: int) -> Item:
+            return (await folder.serve(asker, LeavesRequest(1, context.folder, chunk, [length])))[0]
+
+        assert encode_leaves(leaves(memoryview(data)[:length], CHUNK)) == await leaves_of(length)
+        assert await leaves_of(length - 1) is Absent.GONE, "though the leaves are remembered"
+        with Stage.open(context.root, manifest, b"on-its-way") as stage:
+            stage.put(0, data[:length])
+            folder.contents._stages[stage] = {chunk: [0]}
+            assert folder.contents.staged_chunk(chunk, length) == data[:length]
+            assert folder.contents.staged_chunk(chunk, length - 1) is None
+            del folder.contents._stages[stage]
 
 
 @simulated

@@ -153,7 +153,7 @@ def feed_leaves(data: bytes) -> None:
         at += leaf.length
     wanted = decode_leaves(data, len(_NEW))
     assert encode_leaves(wanted) == data
-    found = plan(wanted, known)
+    found = plan(wanted, known, MAX_RANGES)
     assert found.copied + found.fetched == found.length == len(_NEW)
     assert len(found.ranges) <= MAX_RANGES
 
