@@ -94,7 +94,8 @@ class HistoryEntry(msgspec.Struct, frozen=True, array_like=True):
 
     `stored` is where it lies, relative to the history store; `replaced_ns` when (wall clock); `reason` one of
     "replaced", "deleted", "restored", "late". The other fields describe what is kept; `author` is the
-    full id or a prefix of the device that wrote it, empty when unknown, and `counter` its event there.
+    full id or a prefix of the device that wrote it, empty when unknown, and `counter` its event there. `manifest` is
+    that of `content` where it is short enough to be inline in a record: others may have cut the file in another way.
     """
 
     path: bytes
@@ -109,6 +110,7 @@ class HistoryEntry(msgspec.Struct, frozen=True, array_like=True):
     target: bytes = b""
     author: bytes = b""
     counter: int = 0
+    manifest: bytes = b""
 
     @property
     def order(self) -> bytes:

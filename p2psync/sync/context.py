@@ -191,12 +191,12 @@ class FolderContext:
         return Cutting(membership.algorithm, membership.chunker, self.world.longest_chunk, membership.seed)
 
     def manifest_of(self, entry: Synced) -> Manifest | None:
-        """What a synced file is made of; None for anything else, and where it is not known. Blocks."""
+        """What a synced file is made of; None for anything else, and where the index does not say. Blocks."""
         if entry.kind is not Kind.FILE:
             return None
         encoded: bytes | None = entry.manifest
         if not encoded:
-            with self.index.read() as reader:
+            with self.index.read(passing_over={}) as reader:
                 encoded = reader.manifest(entry.content)
         return decode_manifest(encoded) if encoded else None
 

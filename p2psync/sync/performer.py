@@ -294,4 +294,5 @@ def _history(step: order.Step, entry: Synced | None, displaced: ops.Displaced, n
         entry.target if entry is not None and matches else b"",
         replica_device_prefix(dot.replica) if dot is not None else b"",
         dot.counter if dot is not None else 0,
+        entry.manifest if entry is not None and matches and not entry.rot else b"",
     )

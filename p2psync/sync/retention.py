@@ -78,7 +78,9 @@ class Retention:
             stat = context.root.stat(entry.stored)
             if stat is None or (stat.size, stat.mtime_ns) == (entry.size, entry.mtime_ns):
                 continue
-            late = msgspec.structs.replace(entry, size=stat.size, mtime_ns=stat.mtime_ns, content=b"", reason="late")
+            late = msgspec.structs.replace(
+                entry, size=stat.size, mtime_ns=stat.mtime_ns, content=b"", manifest=b"", reason="late"
+            )
 
             def work(writer: Writer, entry: HistoryEntry = entry, late: HistoryEntry = late) -> None:
                 writer.drop_history([entry])

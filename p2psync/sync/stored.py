@@ -43,7 +43,10 @@ class Part:
 
 
 def history(context: FolderContext, progress: chunker.Progress | None = None) -> Iterator[Kept]:
-    """Every kept version whose content is known and is not there any more, or not in one piece. Blocks."""
+    """Every kept version whose content is known and is not there any more, or not in one piece. Blocks.
+
+    It is read along its manifest where that is known still; else it is cut as this folder's files are.
+    """
     after = b""
     while True:
         with context.index.read(passing_over={}) as reader:
@@ -55,7 +58,8 @@ def history(context: FolderContext, progress: chunker.Progress | None = None) ->
             if entry.kind is not Kind.FILE or not entry.content:
                 continue
             try:
-                found = chunker.read_content(context.root, entry.stored, context.cutting, progress=progress)
+                known = _manifest(context, entry)
+                found = chunker.read_content(context.root, entry.stored, context.cutting, known, progress)
             except FileNotFoundError:
                 yield Kept(entry, b"")
             except chunker.Unsettled:
@@ -65,6 +69,12 @@ def history(context: FolderContext, progress: chunker.Progress | None = None) ->
             else:
                 if found.manifest.root() != entry.content:
                     yield Kept(entry, found.manifest.root())
+
+
+def _manifest(context: FolderContext, entry: HistoryEntry) -> Manifest | None:
+    with context.index.read(passing_over={}) as reader:
+        encoded = entry.manifest or reader.manifest(entry.content)
+    return decode_manifest(encoded) if encoded else None
 
 
 def heal(context: FolderContext, kept: Kept) -> bool:
@@ -93,7 +103,7 @@ def accept(context: FolderContext, kept: Kept) -> None:
 
     def work(writer: Writer) -> None:
         writer.drop_history([kept.entry])
-        writer.add_history(msgspec.structs.replace(kept.entry, content=kept.content))
+        writer.add_history(msgspec.structs.replace(kept.entry, content=kept.content, manifest=b""))
 
     context.index.write(work)
 

@@ -239,16 +239,27 @@ def _read(reading: _Reading, known: Manifest | None) -> Manifest:
     cutting, size = reading.cutting, reading.size
     chunker = cutting.chunker_for(size)
     if known is not None and known.algorithm is cutting.algorithm:
-        if known.size == size and known.chunker is not chunker:
+        if known.count > 1 and known.chunker is chunker is Chunker.FASTCDC:
+            return _read_again(reading, known, chunker)
+        if known.size == size and not _cut_alike(known, chunker, cutting):
             if _follow(reading, known, 0) == known.count:
                 return known
             reading.chunks.clear()
             reading.offset = 0
-        elif known.count > 1 and known.chunker is chunker is Chunker.FASTCDC:
-            return _read_again(reading, known, chunker)
     while reading.offset < size:
         reading.add(*reading.cut_next(chunker))
     return _manifest(reading, chunker)
+
+
+def _cut_alike(known: Manifest, chunker: Chunker, cutting: Cutting) -> bool:
+    """Whether a file of the same size gets the boundaries that `known` has, whatever it holds."""
+    if known.chunker is not chunker:
+        return False
+    if chunker is Chunker.FIXED:
+        return (
+            known.lengths[:-1] == (cutting.longest,) * (known.count - 1) and sum(known.lengths[-1:]) <= cutting.longest
+        )
+    return known.size <= cutting.shortest
 
 
 def _read_again(reading: _Reading, known: Manifest, chunker: Chunker) -> Manifest:

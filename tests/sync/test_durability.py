@@ -94,6 +94,28 @@ async def test_a_kept_version_that_was_put_right_keeps_its_metadata_through_a_po
 
 
 @simulated
+async def test_a_kept_version_is_not_damaged_because_others_cut_it_otherwise() -> None:
+    async with told() as story:
+        story.device("one").longest_chunk = 1000
+        await story.start("one", "two")
+        story.user("one").write(b"f", Random(1).randbytes(3000))
+        await story.share("one", two="editor")
+        story.user("one").write(b"f", b"the new version")
+        await story.nodes["one"].folder_scan(LABEL)
+        await story.settle("one")
+        context = story.folder("two").context
+        with context.index.read() as reader:
+            (entry,) = reader.history(RelPath(b"f"))
+        assert list(stored.history(context)) == []
+        file = story.device("two").disk.find(FOLDER + b"/" + entry.stored)
+        assert isinstance(file, File)
+        file.put(0, b"THE")
+        (kept,) = stored.history(context)
+        stored.accept(context, kept)
+        assert list(stored.history(context)) == []
+
+
+@simulated
 async def test_the_journal_stands_until_what_it_describes_is_durable() -> None:
     async with told() as story:
         await story.start("one", "two")

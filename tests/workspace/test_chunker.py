@@ -158,6 +158,22 @@ def test_an_untouched_file_keeps_its_manifest_however_it_was_cut(place: PosixRoo
     assert manifest_of(place, data, Cutting(Algorithm.SHA256, chunker, 1000), known).algorithm is Algorithm.SHA256
 
 
+@pytest.mark.parametrize("chunker", Chunker)
+@pytest.mark.parametrize("lengths", [(900,), (1, 899), (450, 450), (300, 300, 300)])
+def test_cuts_that_are_not_ours_are_kept_as_long_as_the_file_is(
+    place: PosixRoot, chunker: Chunker, lengths: tuple[int, ...]
+) -> None:
+    data = Random(3).randbytes(900)
+    cutting = Cutting(Algorithm.BLAKE3, chunker, 800)
+    starts = [sum(lengths[:i]) for i in range(len(lengths))]
+    hashes = b"".join(digest(Algorithm.BLAKE3, data[at : at + n]) for at, n in zip(starts, lengths, strict=True))
+    known = Manifest(Algorithm.BLAKE3, chunker, 900, hashes, lengths)
+    assert manifest_of(place, data, cutting) != known
+    assert manifest_of(place, data, cutting, known) == known
+    changed = b"!" + data[1:]
+    assert verify_file(place, b"a", manifest_of(place, changed, cutting, known)) == []
+
+
 def test_an_insertion_makes_few_new_chunks_and_little_is_cut_again(
     place: PosixRoot, monkeypatch: pytest.MonkeyPatch
 ) -> None:
