@@ -163,7 +163,8 @@ class _Fetch:
         asked = [(piece.hash, piece.length) for piece in self.pieces]
         longest = self.context.world.longest_chunk
         bounds = [leaves_bound(self.pieces[i].length, longest) for i in at]
-        offered = dict(zip(at, await self.deltas.leaves(folder, [asked[i] for i in at], bounds), strict=True))
+        named = await self.deltas.leaves(folder, [asked[i] for i in at], bounds, self.progress)
+        offered = dict(zip(at, named, strict=True))
         plans = await offload.run(lambda: self._plan(offered))
         wanted = [i for i, plan in enumerate(plans) if plan is not None and plan.ranges]
         came = dict.fromkeys(range(len(plans)), memoryview(b""))

@@ -20,7 +20,9 @@ Ranges = Sequence[Sequence[tuple[int, int]]]
 class DeltaLink(Protocol):
     """A connection to a device that also gives leaves and parts of chunks. Errors as in `Link.fetch`."""
 
-    async def leaves(self, folder: bytes, asked: Asked, bounds: Sequence[int]) -> list[memoryview | Absent]:
+    async def leaves(
+        self, folder: bytes, asked: Asked, bounds: Sequence[int], progress: Callable[[int], None] = lambda _: None
+    ) -> list[memoryview | Absent]:
         """The encoded leaves of each chunk; `bounds` are the bytes that these may have at most."""
         ...
 

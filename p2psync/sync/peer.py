@@ -230,10 +230,14 @@ class Peer:
         """See `Link.deltas`."""
         return self if m.DELTAS in self._session.features else None
 
-    async def leaves(self, folder: bytes, asked: Asked, bounds: Sequence[int]) -> list[memoryview | Absent]:
+    async def leaves(
+        self, folder: bytes, asked: Asked, bounds: Sequence[int], progress: Callable[[int], None] = lambda _: None
+    ) -> list[memoryview | Absent]:
         """See `DeltaLink.leaves`."""
         hashes, lengths = _split(asked)
-        return await self._ask(lambda number: m.LeavesRequest(number, folder, hashes, lengths), bounds, at_most=True)
+        return await self._ask(
+            lambda number: m.LeavesRequest(number, folder, hashes, lengths), bounds, at_most=True, progress=progress
+        )
 
     async def ranges(
         self, folder: bytes, asked: Asked, ranges: Ranges, progress: Callable[[int], None] = lambda _: None
