@@ -203,6 +203,20 @@ MUTANTS = (
         ("tests/sync/test_deltas.py",),
     ),
     Mutant(
+        "chunk-of-another-length",
+        "A manifest that names a wrong length for a chunk gets the chunk all the same: written where the shorter one "
+        "should be it goes over its neighbour, and sent to who asked it ends the connection of two honest devices.",
+        (edit("sync/contents.py", "if stage.manifest.lengths[index] == length and (data", "if (data"),),
+        ("tests/sync/test_deltas.py",),
+    ),
+    Mutant(
+        "more-parts-than-may-be",
+        "Each chunk of a request is given as many parts as a request may have: two that were edited all over make one "
+        "that breaks the protocol.",
+        (edit("sync/deltas.py", "plan(piece, named, left + 1)", "plan(piece, named, MAX_RANGES)"),),
+        ("tests/sync/test_deltas.py",),
+    ),
+    Mutant(
         "cuts-known-to-everybody",
         "All folders are cut alike, so that the lengths of its chunks tell a relay which known file is there (chunking "
         "attacks on backup services).",
