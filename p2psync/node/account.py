@@ -59,8 +59,11 @@ class Invitation:
 class Account:
     """The account of one device and the client of its relay. One lock: one change at a time."""
 
-    def __init__(self, store: AccountStore, world: World, keys: DeviceKeys) -> None:
-        """Reads what is stored; blocks for a moment. Raises as `AccountFiles.load`."""
+    def __init__(self, store: AccountStore, world: World, keys: DeviceKeys, changed: Pulse) -> None:
+        """Reads what is stored; blocks for a moment. Raises as `AccountFiles.load`.
+
+        `changed` fires whenever something of the account was stored.
+        """
         self._store = store
         self._world = world
         self._keys = keys
@@ -71,8 +74,7 @@ class Account:
         self.stored: StoredAccount | None = None
         self.chain: AccountChain | None = None
         """As far as it was verified; with links at its end that the relay may not have yet."""
-        self.changed = Pulse()
-        """Fires when something of it was stored."""
+        self._changed = changed
         loaded = store.load_account()
         if loaded is not None:
             self.stored, links = loaded
@@ -158,7 +160,7 @@ class Account:
         self.stored = stored
         if chain is not None or stored is None:
             self.chain = chain
-        self.changed.fire()
+        self._changed.fire()
 
     # ── beginning ───────────────────────────────────────────────────────────────────────────────────────────────────
     async def sign_up(self, relays: Sequence[str], email: str, login_key: bytes) -> str:

@@ -27,6 +27,8 @@ from p2psync.sync.synchronizer import Synchronizer
 
 SEND_S: Final = 10.0
 """How long one device may take to be told."""
+SEND_AGAIN_S: Final = 30.0
+"""When a device that took longer is told again."""
 PAUSE_S: Final = 5.0
 """Between two questions to the relay at least, however often heads come."""
 AGAIN_S: Final = 300.0
@@ -41,12 +43,14 @@ class AccountHeads:
     def __init__(
         self,
         account: Callable[[], Account],
+        account_changed: Pulse,
         synchronizer: Synchronizer,
         offload: Offload,
         name: Callable[[bytes], str],
     ) -> None:
         """`account` may raise P2PSyncError or OSError; `name` is what a person here calls a device."""
         self._account = account
+        self._account_changed = account_changed
         self._synchronizer = synchronizer
         self._offload = offload
         self._name = name
@@ -70,8 +74,7 @@ class AccountHeads:
         """Tell and judge until cancelled. What a relay or a peer does never ends this."""
         async with trio.open_nursery() as nursery:
             nursery.start_soon(self._poke.follow, self._synchronizer.changed)
-            with suppress(OSError, P2PSyncError):
-                nursery.start_soon(self._poke.follow, self._account().changed)
+            nursery.start_soon(self._poke.follow, self._account_changed)
             nursery.start_soon(self._tell)
             nursery.start_soon(self._judge)
 
@@ -90,19 +93,22 @@ class AccountHeads:
             chain = await self._chain()
             peers = list(self._synchronizer.peers.values())
             told = {peer: told[peer] for peer in peers if peer in told}
+            untold: list[Peer] = []
             if chain is not None:
                 head = AccountHead(chain.account_id, chain.head.seq, chain.head.hash)
+                untold = [p for p in peers if p.device in chain.devices and told.get(p) != head.head]
                 async with trio.open_nursery() as nursery:
-                    for peer in peers:
-                        if peer.device in chain.devices and told.get(peer) != head.head:
-                            told[peer] = head.head
-                            nursery.start_soon(self._tell_one, peer, head)
-            await self._poke.wait_beyond(seen)
+                    for peer in untold:
+                        nursery.start_soon(self._tell_one, peer, head, told)
+                untold = [peer for peer in untold if told.get(peer) != head.head]
+            with trio.move_on_after(SEND_AGAIN_S if untold else math.inf):
+                await self._poke.wait_beyond(seen)
 
     @staticmethod
-    async def _tell_one(peer: Peer, head: AccountHead) -> None:
+    async def _tell_one(peer: Peer, head: AccountHead, told: dict[Peer, bytes]) -> None:
         with suppress(ConnectionLost, ProtocolError), trio.move_on_after(SEND_S):
             await peer.send(head)
+            told[peer] = head.head
 
     # ── judging ─────────────────────────────────────────────────────────────────────────────────────────────────────
     async def _judge(self) -> None:

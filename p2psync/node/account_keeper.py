@@ -103,7 +103,7 @@ class AccountKeeper:
         node = self._node
         account = await self._account()
         async with trio.open_nursery() as nursery:
-            for pulse in (account.changed, node.synchronizer.changed, node.news.account):
+            for pulse in (node.account_changed, node.synchronizer.changed, node.news.account):
                 nursery.start_soon(self._poke.follow, pulse)
             nursery.start_soon(self._watch_person)
             nursery.start_soon(self._search)
@@ -120,12 +120,15 @@ class AccountKeeper:
 
     async def _account(self) -> Account:
         """The account, once it can be read."""
+        changed = self._node.account_changed
         while True:
+            seen = changed.count
             try:
-                return self._node.account
+                return await self._node.read_account()
             except (OSError, P2PSyncError) as error:
                 _log.warning("the account cannot be read", error=str(error))
-                await trio.sleep(LOOK_S)
+            with trio.move_on_after(LOOK_S):
+                await changed.wait_beyond(seen)
 
     async def _watch_person(self) -> None:
         hurry = self._node.hurry

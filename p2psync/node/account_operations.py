@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import AsyncIterator, Sequence
-from contextlib import asynccontextmanager, suppress
+from contextlib import asynccontextmanager
 
 import msgspec
 import trio
@@ -57,14 +57,22 @@ class AccountOperations(Core):
     @property
     def account(self) -> Account:
         """This device's account, read when it is first needed: what is wrong with it must not keep folders waiting."""
-        if self._account is None:
-            self._account = Account(self.home, self.world, self.keys)
-        return self._account
+        return self._account if self._account is not None else self._hold(self._read())
 
-    async def read_account(self) -> None:
-        """Read it now, on a thread: a long chain takes a while. What is wrong with it shows when it is needed."""
-        with suppress(OSError, P2PSyncError):
-            self._account = await self.world.offload.run(lambda: Account(self.home, self.world, self.keys))
+    async def read_account(self) -> Account:
+        """The account, read on a thread: a long chain takes a while. Raises as `AccountFiles.load`."""
+        if self._account is not None:
+            return self._account
+        read = await self.world.offload.run(self._read)
+        return self._account if self._account is not None else self._hold(read)
+
+    def _read(self) -> Account:
+        return Account(self.home, self.world, self.keys, self.account_changed)
+
+    def _hold(self, account: Account) -> Account:
+        self._account = account
+        self.account_changed.fire()
+        return account
 
     async def close_account(self) -> None:
         """Close the connections to the relay."""

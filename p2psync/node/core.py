@@ -98,6 +98,8 @@ class Core:
         self.connections: Connections | None = None
         self.open_port: OpenPort | None = None
         """What the router of the local network does for this node; None when it is not to be asked."""
+        self.account_changed = Pulse()
+        """Fires when something of the account was stored, and once it could be read."""
         self.hurry = Pulse()
         """Fires when a person here has changed who is in the account, or which folders belong to it."""
         self.at_relay: frozenset[FolderId] = frozenset()

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import AsyncIterator, Callable, Collection
-from contextlib import AsyncExitStack, asynccontextmanager
+from contextlib import AsyncExitStack, asynccontextmanager, suppress
 from functools import partial
 from pathlib import Path
 from types import TracebackType
@@ -132,7 +132,8 @@ async def running(
     operations = NodeOperations(home, world, keys, config, online=True)
     try:
         await operations.load()
-        await operations.read_account()
+        with suppress(OSError, P2PSyncError):  # shows when it is needed; whoever waits for the account goes on trying
+            await operations.read_account()
         if operations.broken and not operations.synchronizer.folders:
             # Nothing would be synchronised: say so at once instead of in a status nobody looks at.
             raise next(iter(operations.broken.values()))
@@ -221,14 +222,25 @@ def _rendezvous(operations: NodeOperations, connections: Connections) -> Rendezv
         chain = operations.account.chain
         return chain.devices if chain is not None else ()
 
-    relayed = operations.config.network.relay
-    return Rendezvous(operations.world, connections, client, own, relayed, open_port=operations.open_port)
+    return Rendezvous(
+        operations.world,
+        connections,
+        client,
+        operations.account_changed,
+        own,
+        relayed=operations.config.network.relay,
+        open_port=operations.open_port,
+    )
 
 
 def _heads(operations: NodeOperations, connections: Connections) -> AccountHeads:
     """What devices of the account tell each other of its chain."""
     heads = AccountHeads(
-        lambda: operations.account, operations.synchronizer, operations.world.offload, operations.device_name
+        lambda: operations.account,
+        operations.account_changed,
+        operations.synchronizer,
+        operations.world.offload,
+        operations.device_name,
     )
     connections.on_account_head = heads.hear
     return heads

@@ -30,8 +30,6 @@ from p2psync.sync.pulse import Pulse
 
 AGAIN_S: Final = 30.0
 """After the relay could not be asked."""
-NO_ACCOUNT_S: Final = 3.0
-"""Between two looks whether this device is in an account by now."""
 MAX_ANSWERING: Final = 16
 """Calls answered at the same time; others are left to those who call again."""
 MAX_LEAD_MS: Final = 5000
@@ -49,17 +47,20 @@ class Rendezvous:
         world: World,
         connections: Connections,
         client: Callable[[], RelayClient],
+        account_changed: Pulse,
         own: Callable[[], Collection[DeviceId]],
-        relayed: str,
         *,
+        relayed: str,
         open_port: OpenPort | None = None,
     ) -> None:
-        """`client` gives the account's client, P2PSyncError while there is none, and `own` the account's devices;
-        `relayed` is the setting `network.relay`. `open_port` is run for as long as there is somebody to tell of it.
+        """`client` gives the account's client, P2PSyncError or OSError while there is none, and `own` the account's
+        devices; `account_changed` fires when they may give something else. `relayed` is the setting `network.relay`.
+        `open_port` is run for as long as there is somebody to tell of it.
         """
         self._world = world
         self._connections = connections
         self._client = client
+        self._account_changed = account_changed
         self._own = own
         self._relayed = relayed
         self._open_port = open_port
@@ -118,9 +119,10 @@ class Rendezvous:
     async def _relay(self) -> RelayClient:
         """The account's client, once this device is in an account."""
         while True:
-            with suppress(P2PSyncError):
+            seen = self._account_changed.count
+            with suppress(OSError, P2PSyncError):
                 return self._client()
-            await trio.sleep(NO_ACCOUNT_S)
+            await self._account_changed.wait_beyond(seen)
 
     # ── presence ────────────────────────────────────────────────────────────────────────────────────────────────────
     async def _stay_present(self) -> None:

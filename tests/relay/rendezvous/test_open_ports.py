@@ -17,6 +17,7 @@ from p2psync.node.config import Config
 from p2psync.node.node import NodeOperations
 from p2psync.node.open_port import OpenPort
 from p2psync.node.rendezvous import Rendezvous
+from p2psync.sync.pulse import Pulse
 from p2psync.testing.world import SimWorld
 from tests.node.test_open_port import Router
 from tests.relay.simulated import ADDRESS, VirtualRelay
@@ -87,6 +88,6 @@ async def test_a_router_is_not_asked_for_a_node_on_loopback(listening: list[str]
     def client() -> NoReturn:
         raise AssertionError("nobody is to be told")
 
-    await Rendezvous(world, connections, client, list, "any", open_port=door)._keep_open(door)
+    await Rendezvous(world, connections, client, Pulse(), list, relayed="any", open_port=door)._keep_open(door)
     assert router.asked == []
     assert "loopback" in door.why_not
