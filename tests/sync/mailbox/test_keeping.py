@@ -12,7 +12,7 @@ from p2psync.model.paths import PathKey
 from p2psync.protocol import codec
 from p2psync.protocol import messages as m
 from p2psync.protocol.mailbox import EntryKind
-from p2psync.sync.mailbox import snapshots, writer
+from p2psync.sync.mailbox import snapshots, tidy, writer
 from p2psync.sync.mailbox.backlog import Backlog, Policy
 from p2psync.sync.mailbox.service import StoredRef
 from p2psync.sync.mailbox.snapshots import Assembler, is_due
@@ -192,6 +192,23 @@ async def test_in_a_full_mailbox_what_nobody_needs_leaves_and_what_is_shown_stay
         assert len(relay.refs) == 2
         await story.again("two")
         await story.until(lambda: contents(story, "two") == {b"changed": CONTENT, b"new": CONTENT[::-1]})
+
+
+@simulated
+async def test_what_is_of_no_use_leaves_in_one_day_however_much_it_is(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(tidy, "MAX_DROPPED", 2)
+    async with mailed() as story:
+        await met_and_parted(story)
+        for number in range(5):
+            story.user("one").write(b"f%d" % number, b"%d" % number)
+        await story.posted("one")
+        for number in range(5):
+            story.user("one").delete(b"f%d" % number)
+        await story.posted("one")
+        assert len(story.relay.refs) == 5
+        story.device("one").clock.jump(EVERY_S + KEPT_S)
+        await tidied(story)
+        assert not story.relay.refs
 
 
 @simulated
