@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from enum import Enum
+from itertools import chain, islice
 
 from p2psync.model.paths import PathKey
 
@@ -25,6 +26,8 @@ class Backlog:
     def __init__(self, limit: int = MAX_WAITING) -> None:
         self._limit = limit
         self._waiting: dict[PathKey, tuple[int, float, int]] = {}
+        self._light: dict[PathKey, None] = {}
+        """Those with which no content has to go."""
         self.size = 0
         """Bytes of content that wait with them."""
 
@@ -46,11 +49,15 @@ class Backlog:
             self.size -= known[2]
         self._waiting[key] = (sequence, due, size)
         self.size += size
+        self._light.pop(key, None)
+        if not size:
+            self._light[key] = None
 
     def done(self, key: PathKey) -> None:
         """Nothing of a path is lacking."""
         if known := self._waiting.pop(key, None):
             self.size -= known[2]
+            self._light.pop(key, None)
 
     def postpone(self, key: PathKey, due: float) -> None:
         """It cannot be posted now."""
@@ -60,17 +67,17 @@ class Backlog:
     def clear(self) -> None:
         """Everything is looked for anew."""
         self._waiting.clear()
+        self._light.clear()
         self.size = 0
 
     def ready(self, now: float, limit: int) -> list[PathKey]:
-        """Paths that are due, in the order in which they came."""
-        found: list[PathKey] = []
-        for key, (_, due, _) in self._waiting.items():
-            if due <= now:
-                found.append(key)
-                if len(found) == limit:
-                    break
-        return found
+        """Paths that are due, in the order in which they came; those first with which no content has to go.
+
+        However much waits for room, what is deleted to make some is not behind it.
+        """
+        light = (key for key in self._light if self._waiting[key][1] <= now)
+        others = (key for key, (_, due, size) in self._waiting.items() if size and due <= now)
+        return list(islice(chain(light, others), limit))
 
     def next_due(self) -> float | None:
         """When the next path is due."""

@@ -63,6 +63,12 @@ def test_a_backlog_knows_up_to_where_everything_is_there() -> None:
     assert backlog.ready(3.0, 1) == [key(1)]
     backlog.postpone(key(1), 50.0)
     assert backlog.ready(3.0, 10) == [key(2)]
+    backlog.add(key(3), 10, 3.0)
+    assert backlog.ready(3.0, 10) == [key(3), key(2)]
+    assert backlog.ready(2.0, 10) == [key(2)]
+    backlog.add(key(3), 11, 3.0, 5)
+    assert backlog.ready(3.0, 10) == [key(2), key(3)]
+    backlog.done(key(3))
     backlog.done(key(1))
     assert backlog.settled(9) == 5
     backlog.clear()
@@ -192,6 +198,26 @@ async def test_in_a_full_mailbox_what_nobody_needs_leaves_and_what_is_shown_stay
         assert len(relay.refs) == 2
         await story.again("two")
         await story.until(lambda: contents(story, "two") == {b"changed": CONTENT, b"new": CONTENT[::-1]})
+
+
+@simulated
+async def test_a_deletion_goes_however_much_waits_for_room_before_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(writer, "READY", 3)
+    async with mailed() as story:
+        await met_and_parted(story)
+        user, relay = story.user("one"), story.relay
+        user.write(b"gone", b"gone")
+        await story.posted("one")
+        relay.limit = relay.used() + 20_000
+        for number in range(6):
+            user.write(b"f%d" % number, CONTENT + b"%d" % number)
+        await story.nodes["one"].folder_scan(LABEL)
+        await story.until(lambda: "relay-quota" in story.problems("one"))
+        user.delete(b"gone")
+        await story.nodes["one"].folder_scan(LABEL)
+        story.device("one").clock.jump(EVERY_S + KEPT_S)
+        await tidied(story)
+        assert not relay.refs
 
 
 @simulated
