@@ -84,7 +84,12 @@ async def take_snapshot(
         entry.header.verify()
         if entry.header.folder != context.folder or entry.header.kind != EntryKind.SNAPSHOT:
             raise InputError("it is none of this folder")
-        key = keys.ring.get(entry.header.key_id) or keys.early_key(entry.header.key_id)
+        key_id = entry.header.key_id
+        key = keys.ring.get(key_id) or keys.early_key(key_id)
+        if key is None:
+            # Also one who has a key to seal under may lack this one: of two epochs begun at the same time.
+            await keys.take(await service.granted())
+            key = keys.ring.get(key_id) or keys.early_key(key_id)
         if key is None:
             raise MailboxUnavailable("this device has not been granted the key of its snapshot yet")
         snapshot = decode_snapshot(open_body(key, entry.header.context, entry.body), context.folder)

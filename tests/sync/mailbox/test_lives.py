@@ -13,7 +13,7 @@ from p2psync.membership.fold import Membership
 from p2psync.model.ids import parse_device_id
 from p2psync.protocol.mailbox import ChainKey, EntryKind, decode_entry, next_slot
 from p2psync.sync import rights
-from p2psync.sync.mailbox import writer
+from p2psync.sync.mailbox import snapshots, writer
 from p2psync.sync.mailbox.mailbox import REFUSED_AGAIN
 from tests.sync.conftest import FOLDER, LABEL, Story, contents, simulated
 from tests.sync.mailbox.stories import Post, mailed
@@ -50,6 +50,32 @@ async def test_who_was_away_during_a_removal_learns_the_new_key_and_what_is_seal
         await story.until(lambda: b"secret" in contents(story, "two"))
         assert story.folder("two").context.membership.epoch == 2
         assert not story.folder("two").context.membership.epoch_stale
+
+
+@simulated
+async def test_who_has_begun_an_epoch_of_its_own_begins_with_a_snapshot_of_another() -> None:
+    """It has a key to seal under, and lacks the one of the snapshot."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(snapshots, "LEAST_GROWTH", 2)
+        patch.setattr(writer, "SNAPSHOT_PATIENCE", 1.0)
+        async with mailed() as story:
+            await three(story)
+            gone = await id_of(story, "three")
+            await story.stop("two")
+            await story.stop("three")
+            await story.nodes["one"].folder_unshare(LABEL, gone)
+            count = len(story.relay.snapshots)
+            for number in range(4):
+                story.user("one").write(b"f%d" % number, b"f")
+                await story.posted("one")
+            await story.until(lambda: len(story.relay.snapshots) > count, timeout=300)
+            await story.posted("one")
+            await story.stop("one")
+            story.relay.pruned = story.relay.snapshots[-1].covers
+            await Story.again(story, "two")
+            await story.nodes["two"].folder_unshare(LABEL, gone)
+            story.join("two")
+            await story.until(lambda: len(contents(story, "two")) == 4, timeout=600)
 
 
 @simulated
