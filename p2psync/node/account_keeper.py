@@ -6,6 +6,7 @@ devices agree on it and none has to remember what it has done. Folders at the re
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from functools import partial
 from typing import Final, assert_never
@@ -51,6 +52,8 @@ ASK_PAUSE_S: Final = 5.0
 MAX_BACK_OFF_S: Final = 600.0
 FIND_S: Final = 600.0
 """How long a relay may take to show one folder."""
+MAX_FINDS: Final = 4
+"""Folders that are looked for at the same time: a relay may keep one of them waiting."""
 FIND_AGAIN_S: Final = 10.0
 """When a folder to which nothing leads is tried again; doubled each time, up to `ASK_S`."""
 
@@ -63,6 +66,7 @@ class _Search:
     tried: float = float("-inf")
     delay: float = FIND_AGAIN_S
     found: bool = False
+    running: bool = False
 
     def wait(self, now: float, last_seq: int) -> float:
         """Seconds until it is to be looked for (again); one that was found only when it has grown since."""
@@ -88,6 +92,7 @@ class AccountKeeper:
         self._asked = self._ask_at = float("-inf")
         self._news_seen = -1
         self._chain_seen = -1
+        self._connected_seen = 0
         self._failures = 0
         self._misses = 0
         """How often in a row a folder was not at the relay whose mailbox is used: it is made there soon."""
@@ -97,13 +102,14 @@ class AccountKeeper:
         """Those that are not here."""
         self._listing = Pulse()
         self._searches: dict[FolderId, _Search] = {}
+        self._finds = 0
 
     async def run(self) -> None:
         """Look whenever something has changed, until cancelled. What a relay does never ends this."""
         node = self._node
         account = await self._account()
         async with trio.open_nursery() as nursery:
-            for pulse in (node.account_changed, node.synchronizer.changed, node.news.account):
+            for pulse in (node.account_changed, node.synchronizer.changed, node.news.account, node.news.connected):
                 nursery.start_soon(self._poke.follow, pulse)
             nursery.start_soon(self._watch_person)
             nursery.start_soon(self._search)
@@ -187,11 +193,13 @@ class AccountKeeper:
         """Ask for the chain and the folders when that is due; seconds until it is due again."""
         node, now = self._node, trio.current_time()
         links = len(account.chain.links) if account.chain is not None else 0
-        if node.news.account.count != self._news_seen or links != self._chain_seen:
+        is_back = self._failures > 0 and node.news.connected.count != self._connected_seen
+        if is_back or node.news.account.count != self._news_seen or links != self._chain_seen:
             self._ask_at = min(self._ask_at, self._asked + ASK_PAUSE_S)
         if now < self._ask_at:
             return self._ask_at - now
-        self._asked, self._news_seen = now, node.news.account.count
+        self._asked, self._news_seen, self._chain_seen = now, node.news.account.count, links
+        self._connected_seen, self._failures = node.news.connected.count, 0 if is_back else self._failures
         try:
             chain = await account.refresh()
             listed = await account.client.mailbox.folders()
@@ -278,17 +286,26 @@ class AccountKeeper:
 
     async def _search(self) -> None:
         """Look for the folders that are not here; one that proves that this device is a member is offered."""
-        while True:
-            seen, wait = self._listing.count, ASK_S
-            for entry in list(self._listed):
-                search = self._searches.setdefault(FolderId(entry.folder_id), _Search())
-                left = search.wait(trio.current_time(), entry.last_seq)
-                if left <= 0:
-                    await self._find(FolderId(entry.folder_id), entry.last_seq, search)
-                    left = search.wait(trio.current_time(), entry.last_seq)
-                wait = min(wait, left)
-            with trio.move_on_after(max(wait, PAUSE_S)):
-                await self._listing.wait_beyond(seen)
+        async with trio.open_nursery() as nursery:
+            while True:
+                seen, wait = self._listing.count, ASK_S
+                for entry in self._listed:
+                    search = self._searches.setdefault(FolderId(entry.folder_id), _Search())
+                    left = search.wait(trio.current_time(), entry.last_seq) if not search.running else math.inf
+                    if left > 0:
+                        wait = min(wait, left)
+                    elif self._finds < MAX_FINDS:
+                        self._finds += 1
+                        search.running = True
+                        nursery.start_soon(self._find_one, FolderId(entry.folder_id), entry.last_seq, search)
+                with trio.move_on_after(max(wait, PAUSE_S)):
+                    await self._listing.wait_beyond(seen)
+
+    async def _find_one(self, folder: FolderId, last_seq: int, search: _Search) -> None:
+        await self._find(folder, last_seq, search)
+        search.running = False
+        self._finds -= 1
+        self._listing.fire()
 
     async def _find(self, folder: FolderId, last_seq: int, search: _Search) -> None:
         node, account = self._node, self._node.account

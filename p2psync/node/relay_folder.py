@@ -54,6 +54,8 @@ class RelayNews:
         self._pulses: dict[bytes, Pulse] = {}
         self.account = Pulse()
         """Fires when there is something new about the account's devices, its folders, or who is given their keys."""
+        self.connected = Pulse()
+        """Fires when the relay can be heard, for the first time or again."""
 
     def of(self, folder: bytes) -> Pulse:
         """Fires when there is something new in a folder."""
@@ -80,6 +82,8 @@ class RelayNews:
             self._pulses[event.folder_id].fire()
         if event is not None and event.kind in _OF_THE_ACCOUNT:
             self.account.fire()
+        if event is None:
+            self.connected.fire()
         if event is None or event.kind is EventKind.QUOTA:
             self._on_hope()
 
