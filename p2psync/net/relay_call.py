@@ -217,6 +217,7 @@ class RelayCaller:
     async def _opened_stream(self, way: _Way, request: Request) -> AsyncIterator[HttpStream]:
         token = await self._token(way)
         for again in (True, False):
+            offset = way.offset_s
             target, headers = await self._signed(way, request, token)
             headers["accept"] = "text/event-stream"
             async with way.http.stream(target, headers=headers, max_line=MAX_LINE, idle_s=STREAM_IDLE_S) as opened:
@@ -226,15 +227,16 @@ class RelayCaller:
                 refused = HttpResponse(opened.status, opened.headers, await _rest(opened))
             if refused.status != 401 or not again:
                 raise read_problem(refused)
-            if not self._correct_clock(way, refused):
+            if not self._correct_clock(way, refused, offset):
                 token = await self._token(way, spent=token)
 
     # ── one try ─────────────────────────────────────────────────────────────────────────────────────────────────────
     async def _authorised(self, way: _Way, request: Request) -> HttpResponse:
         """One request, sent again after a 401 whose cause can be removed: a wrong clock, a session that has ended."""
         token = await self._token(way) if request.session else None
+        offset = way.offset_s
         response = await self._send(way, request, token)
-        if response.status == 401 and self._correct_clock(way, response):
+        if response.status == 401 and self._correct_clock(way, response, offset):
             response = await self._send(way, request, token)
         if response.status == 401 and token is not None:
             token = await self._token(way, spent=token)
@@ -273,14 +275,17 @@ class RelayCaller:
         fields = await self._offload.run(sign) if len(request.body) > MAX_PROBLEM else sign()
         return f"{request.path}?{query}" if query else request.path, {**request.headers, **fields}
 
-    def _correct_clock(self, way: _Way, response: HttpResponse) -> bool:
-        """Whether our clock was found to differ from the relay's, so that another try may succeed."""
+    def _correct_clock(self, way: _Way, response: HttpResponse, used: int) -> bool:
+        """Whether our clock was found to differ from the relay's, so that another try may succeed.
+
+        `used` is the offset that the request was signed with: a call at the same time may have corrected it since.
+        """
         try:
             theirs = int(parsedate_to_datetime(response.headers.get("date", "")).timestamp())
         except (ValueError, TypeError, OverflowError, IndexError):
             return False
         offset = theirs - self._now()
-        if abs(offset - way.offset_s) < _SKEW_S or theirs <= 0:
+        if abs(offset - used) < _SKEW_S or theirs <= 0:
             return False
         way.offset_s = offset
         return True
@@ -331,8 +336,9 @@ class RelayCaller:
     async def _session(self, way: _Way, path: str, body: msgspec.Struct) -> Session | None:
         """A session, or None for a 401."""
         request = Request("POST", path, body=msgspec.msgpack.encode(body), session=False)
+        offset = way.offset_s
         response = await self._send(way, request, None)
-        if response.status == 401 and self._correct_clock(way, response):
+        if response.status == 401 and self._correct_clock(way, response, offset):
             response = await self._send(way, request, None)
         if response.status == 401:
             return None

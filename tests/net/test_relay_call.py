@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import AsyncIterator, Callable, Mapping
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field, replace
+from email.utils import formatdate
 from typing import Any
 
 import msgspec
@@ -119,6 +121,28 @@ async def test_a_session_of_another_account_is_none() -> None:
     with pytest.raises(ProtocolError, match="another account"):
         await client.accounts.status()
     assert http.asked == [("POST", "/api/v1/sessions/refresh")]
+
+
+@dataclass
+class Elsewhen(Http):
+    """A relay whose clock is years ahead; it takes what is signed at its own time."""
+
+    now: int = 2_000_000_000
+
+    async def request(self, method: str, target: str, **options: Any) -> HttpResponse:
+        created = re.search(r"created=(\d+)", options["headers"]["signature-input"])
+        assert created is not None
+        if abs(int(created[1]) - self.now) > 60:
+            await trio.lowlevel.checkpoint()
+            return problem("unauthorized", 401, headers={"date": formatdate(self.now, usegmt=True)})
+        return await super().request(method, target, **options)
+
+
+async def test_calls_at_the_same_time_all_find_out_that_the_clock_is_wrong() -> None:
+    client = Elsewhen(lambda *_: answer(session())).client()
+    async with trio.open_nursery() as nursery:
+        for _ in range(3):
+            nursery.start_soon(client.accounts.log_in, "me@example.org", bytes(32))
 
 
 async def test_an_endless_chain_comes_to_an_end() -> None:
