@@ -19,9 +19,10 @@ import trio
 from p2psync.crypto.identity import DeviceKeys
 from p2psync.crypto.recovery import RECOVERY_KEY_SIZE, format_recovery_key, founding_random, recovery_keys
 from p2psync.errors import AuthenticationError, InputError, IntegrityError, RelayRefusal, StateError
-from p2psync.membership.sigchain import AccountChain, Add, DeviceKind, Genesis, Remove, begin_account, fold_chain
+from p2psync.membership.sigchain import AccountChain, Add, DeviceKind, Remove, begin_account, fold_chain
 from p2psync.model.ids import DeviceId
 from p2psync.net.relay_client import RelayClient
+from p2psync.node.account_joining import check_recovery
 from p2psync.node.account_store import AccountStore, StoredAccount
 from p2psync.ports import World
 from p2psync.protocol.relay_address import parse_relay_address
@@ -71,6 +72,8 @@ class Account:
         self._saving = trio.Lock()
         """Sessions are renewed, and kept, beside whatever else goes on."""
         self._client: RelayClient | None = None
+        self.doing = ""
+        """In words, what this device is doing with its account that may take minutes, and meanwhile holds the lock."""
         self.stored: StoredAccount | None = None
         self.chain: AccountChain | None = None
         """As far as it was verified; with links at its end that the relay may not have yet."""
@@ -94,7 +97,7 @@ class Account:
     def require(self) -> StoredAccount:
         """The account. StateError when this device is in none."""
         if self.stored is None:
-            raise StateError(_NO_ACCOUNT)
+            raise StateError(f"{self.doing}; wait until that is done" if self.doing else _NO_ACCOUNT)
         return self.stored
 
     def active(self) -> tuple[StoredAccount, AccountChain]:
@@ -230,13 +233,13 @@ class Account:
             AuthenticationError: the chain is none that the recovery key vouches for.
             StateError: this device is in another account.
         """
-        async with self._lock:
+        async with self._slowly("this device is being let into the folders of its account by the recovery key"):
             is_new = self.stored is None or self.stored.state in ("unverified", "joining")
             recovery = recovery_keys(key)
             async with self._visiting(relays, recovery) as client:
                 await client.accounts.log_in(email, login_key)
                 chain = await self._fetch(client)
-                _check_recovery(chain, recovery.device_id, key)
+                check_recovery(chain, recovery.device_id, key)
                 if not is_new and chain.account_id != self.require().account_id:
                     raise StateError(_OTHER_ACCOUNT)
                 if self._keys.device_id not in chain.devices:
@@ -256,7 +259,7 @@ class Account:
 
         StateError when it does not in time; `refresh` goes on then.
         """
-        async with self._lock:
+        async with self._slowly("this device waits until the relay knows that it is in the account"):
             self.must_be_free()
             stored = StoredAccount(
                 relays=invitation.relays,
@@ -310,6 +313,16 @@ class Account:
                 "this device is in an account already; see: p2psync account status; leave it with: p2psync account "
                 "logout --forget"
             )
+
+    @asynccontextmanager
+    async def _slowly(self, what: str) -> AsyncIterator[None]:
+        """The lock, for what may take long: others are told what is going on, and need not wait to hear it."""
+        async with self._lock:
+            self.doing = what
+            try:
+                yield
+            finally:
+                self.doing = ""
 
     @asynccontextmanager
     async def _visiting(self, relays: Sequence[str], keys: DeviceKeys | None = None) -> AsyncIterator[RelayClient]:
@@ -476,20 +489,3 @@ class Account:
         """What to tell a device that was taken in. StateError as `active`."""
         stored, chain = self.active()
         return Invitation(stored.account_id, stored.relays, stored.email, chain.head.seq, chain.head.hash)
-
-
-def _check_recovery(chain: AccountChain, recovery: DeviceId, key: bytes) -> None:
-    """AuthenticationError unless the recovery key is in the chain and vouches for it: by how it began, or by a link."""
-    device = chain.devices.get(recovery)
-    first = chain.links[0]
-    assert isinstance(first.action, Genesis)
-    began = first.action.random == founding_random(key, first.author)
-    if (
-        device is None
-        or device.kind is not DeviceKind.RECOVERY
-        or not (began or any(link.author == recovery for link in chain.links))
-    ):
-        raise AuthenticationError(
-            "the recovery key does not vouch for the account that the relay shows: the relay may have made it up. "
-            "Nothing was changed here"
-        )

@@ -1,4 +1,4 @@
-"""What a recovery key does for a device that has met nobody: it lets the device into every folder of the account."""
+"""What a recovery key does for a device that has met nobody: it vouches for the account and opens its folders."""
 
 from __future__ import annotations
 
@@ -8,9 +8,10 @@ from typing import Final
 import trio
 
 from p2psync.crypto.identity import DeviceCard, DeviceKeys
-from p2psync.errors import P2PSyncError
-from p2psync.membership.sigchain import AccountChain
-from p2psync.model.ids import FolderId, format_folder_id
+from p2psync.crypto.recovery import founding_random
+from p2psync.errors import AuthenticationError, P2PSyncError
+from p2psync.membership.sigchain import AccountChain, DeviceKind, Genesis
+from p2psync.model.ids import DeviceId, FolderId, format_folder_id
 from p2psync.net.relay_client import RelayClient
 from p2psync.node.relay_folder import RelayFolder
 from p2psync.ports import World
@@ -69,3 +70,20 @@ class Joining:
             self.members += 1
         elif outcome is Outcome.REMOVED:
             self.removed.append(format_folder_id(folder))
+
+
+def check_recovery(chain: AccountChain, recovery: DeviceId, key: bytes) -> None:
+    """AuthenticationError unless the recovery key is in the chain and vouches for it: by how it began, or by a link."""
+    device = chain.devices.get(recovery)
+    first = chain.links[0]
+    assert isinstance(first.action, Genesis)
+    began = first.action.random == founding_random(key, first.author)
+    if (
+        device is None
+        or device.kind is not DeviceKind.RECOVERY
+        or not (began or any(link.author == recovery for link in chain.links))
+    ):
+        raise AuthenticationError(
+            "the recovery key does not vouch for the account that the relay shows: the relay may have made it up. "
+            "Nothing was changed here"
+        )

@@ -165,6 +165,8 @@ class AccountOperations(Core):
         account = self.account
         try:
             if account.require().state in ("active", "joining"):
+                if account.doing:
+                    return None, [Problem("account-busy", account.doing, "wait until that is done")]
                 with trio.fail_after(STATUS_TIME):
                     await account.refresh()
                     return _usage(await account.client.accounts.status()), []

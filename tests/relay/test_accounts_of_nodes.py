@@ -17,6 +17,7 @@ from p2psync.membership.sigchain import AccountChain, Add, DeviceKind, begin_acc
 from p2psync.net import relay_accounts
 from p2psync.net.relay_client import RelayClient
 from p2psync.node.account import Account, ChainRefusedError
+from p2psync.node.account_joining import Joining
 from p2psync.node.node import NodeOperations
 from p2psync.node.views import Peer
 from tests.relay.homes import EMAIL, KEY, Home
@@ -53,6 +54,30 @@ async def test_sign_up_and_a_second_device_by_the_recovery_key(
         msgspec.structs.replace(d, here=d.id == found[0].id, name=f.name, seen=f.seen)
         for d, f in zip(await laptop.account_devices(), found, strict=True)
     ]
+
+
+async def test_status_says_what_takes_so_long(
+    autojump_clock: MockClock, home: Home, desk: NodeOperations, laptop: NodeOperations, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    recovery = await signed_up(home, desk)
+
+    async def join_slowly(*_: object) -> None:
+        await trio.sleep(600)
+
+    monkeypatch.setattr(Joining, "run", join_slowly)
+    for node in (desk, laptop):
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(node.account_log_in, EMAIL, KEY, [URL], recovery)
+            await trio.sleep(60)
+            asked = trio.current_time()
+            if node is desk:
+                (problem,) = (await node.account_status()).problems
+                assert (problem.code, "recovery key" in problem.text) == ("account-busy", True)
+            else:  # which is in no account yet
+                with pytest.raises(StateError, match="recovery key"):
+                    await node.account_status()
+            assert trio.current_time() == asked
+        assert (await node.account_status()).problems == []
 
 
 async def test_an_account_outlives_a_restart(autojump_clock: MockClock, home: Home) -> None:

@@ -77,7 +77,7 @@ MUTANTS = (
         "and gets every folder key (unauthenticated public keys: Sync, Tresorit; eprint 2024/1616).",
         (
             edit(
-                "node/account.py",
+                "node/account_joining.py",
                 "    began = first.action.random == founding_random(key, first.author)\n",
                 "    began = bool(founding_random(key, first.author))\n",
             ),
