@@ -12,6 +12,7 @@ import trio
 
 from p2psync.crypto.identity import SEED_SIZE, DeviceKeys
 from p2psync.errors import P2PSyncError
+from p2psync.index.writer import ROT_CODES
 from p2psync.model.ids import format_device_id
 from p2psync.node.node import NodeOperations
 from p2psync.node.views import FolderView
@@ -129,10 +130,12 @@ async def _heed(host: "Host", view: FolderView, advice: set[str]) -> None:
     """Do what the folder's problems advise, where it is for a person to do."""
     node: NodeOperations = host.node
     for problem in view.problems:
-        if problem.code == "unavailable" and problem.remedy in advice and host.story.calm:
+        # Who meets nobody has nobody to be told by that a damaged file is nowhere else, either.
+        nowhere = {"unavailable", *ROT_CODES} if host.story.relay_alone else {"unavailable"}
+        if problem.code in nowhere and problem.remedy in advice and host.story.calm:
             # Not before everybody is back: who is away may have what nobody else has.
             if "--accept-local" in problem.remedy:
-                await node.check(repair=True, quick=True, accept_local=True)
+                await node.check(repair=True, quick=problem.code == "unavailable", accept_local=True)
                 host.story.note(host.device.name, "keeper gives up")
             continue
         if problem.code not in {"root", "index", "removed"} or problem.remedy not in advice:
