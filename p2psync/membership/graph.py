@@ -88,6 +88,8 @@ class _About:
     nodes: list[Node] = field(default_factory=list)
     """In rank order."""
     links: int = 0
+    adding: int = 0
+    """Those that bring the device."""
     enabling: int = 0
     """Those that give the right to sign links."""
     revoking: int = 0
@@ -97,6 +99,8 @@ class _About:
         insort(self.nodes, node, key=lambda n: n.rank)
         action, bit = node.link.action, 1 << node.index
         self.links |= bit
+        if isinstance(action, Genesis | Add):
+            self.adding |= bit
         if isinstance(action, Genesis) or (isinstance(action, Add | SetRole) and action.role >= Role.EDITOR):
             self.enabling |= bit
         if node.link.revokes:
@@ -308,12 +312,12 @@ class LinkGraph:
         return permitted(link.author, author, target, link.action) and not self._collides(node)
 
     def _collides(self, node: Node) -> bool:
-        """Whether an Add would bring a second device whose replicas look like those of a known one."""
+        """Whether an Add would bring a second device whose replicas look like those of one that its author knew."""
         target = node.link.target
         if target is None or not isinstance(node.link.action, Add):
             return False
         twins = [d for d in self._prefixes[replica_device_prefix(target)] if d != target]
-        return any(node.past & self._about[d].links for d in twins)
+        return any(node.past & self._about[d].adding for d in twins)
 
 
 def permitted(author: bytes, author_role: int, target_role: int, action: Action) -> bool:

@@ -116,6 +116,21 @@ def test_device_that_looks_like_another_is_refused(monkeypatch: pytest.MonkeyPat
     assert roles(membership.extend([forged])) == {0: "owner"}
 
 
+def test_what_looks_like_a_device_that_was_never_added_is_judged_alike_in_any_order(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """The twin is named before it is added: whether it is added later must not change a verdict of before."""
+    twins = {device(number).device_id for number in (1, 2)}
+    for module in (graph_module, fold_module):
+        monkeypatch.setattr(module, "replica_device_prefix", lambda d: bytes(8) if d in twins else d[:8])
+    membership = found()
+    for action in (remove(2), add(1, OWNER), add(2, EDITOR)):
+        link = sign_link(device(0), membership.folder, membership.heads, action)
+        membership = membership.extend([link.encoded])
+    assert roles(membership) == {0: "owner", 1: "owner"}
+    assert roles(fold(membership.encoded_links())) == roles(membership)
+
+
 def test_members_are_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(fold_module, "MAX_MEMBERS", 3)
     base = team(EDITOR)
