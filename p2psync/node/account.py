@@ -19,11 +19,11 @@ import trio
 from p2psync.crypto.identity import DeviceKeys
 from p2psync.crypto.recovery import RECOVERY_KEY_SIZE, format_recovery_key, founding_random, recovery_keys
 from p2psync.errors import AuthenticationError, InputError, IntegrityError, RelayRefusal, StateError
-from p2psync.membership.sigchain import AccountChain, Add, DeviceKind, Remove, begin_account, fold_chain
+from p2psync.membership.sigchain import AccountChain, Add, DeviceKind, HeadVerdict, Remove, begin_account, fold_chain
 from p2psync.model.ids import DeviceId
 from p2psync.net.relay_client import RelayClient
 from p2psync.node.account_joining import check_recovery
-from p2psync.node.account_store import AccountStore, StoredAccount
+from p2psync.node.account_store import AccountStore, StoredAccount, verified
 from p2psync.ports import World
 from p2psync.protocol.relay_address import parse_relay_address
 from p2psync.protocol.relay_api import Session
@@ -38,6 +38,10 @@ _TRIES: Final = 4
 """Other devices may append a link at the same time."""
 _OTHER_ACCOUNT = (
     "that is another account than the one this device is in; leave that first: p2psync account logout --forget"
+)
+_SET_BACK = (
+    "the relay shows fewer devices of this account than it did: it was set back to an old copy, or withholds them; the "
+    "devices known here stay as they are. Ask its operator"
 )
 _NO_ACCOUNT = "this device is in no account; run: p2psync account signup, or: p2psync account login"
 
@@ -421,11 +425,17 @@ class Account:
         raise StateError("other devices change the account at the same time; try again")
 
     async def _refresh(self) -> AccountChain:
+        reminded = False
         for _ in range(_TRIES):
             stored = self.require()
             links = await self.client.accounts.chain(max(stored.confirmed - 1, 0))
+            if not links and self.chain is not None and stored.confirmed:
+                if reminded or not await self._remind(self.chain):
+                    raise ChainRefusedError(_SET_BACK)
+                reminded = True
+                continue
             try:
-                theirs = await self._world.offload.run(partial(self._verified, stored, links))
+                theirs = await self._world.offload.run(partial(verified, stored, self.chain, links))
             except (AuthenticationError, InputError) as error:
                 raise ChainRefusedError(str(error)) from error
             mine = self.chain.links[len(theirs.links) :] if self._agrees(theirs) and self.chain is not None else ()
@@ -446,6 +456,24 @@ class Account:
             return chain
         raise StateError("other devices change the account at the same time; try again")
 
+    async def _remind(self, known: AccountChain) -> bool:
+        """Whether a relay that shows less than it did takes what it lacks: one that was put back from a backup does.
+
+        Else whoever joined since could not come in any more.
+        """
+        accounts = self.client.accounts
+        try:
+            theirs = await self._world.offload.run(partial(fold_chain, await accounts.chain(0)))
+            if not self._agrees(theirs):
+                return False
+            lost = known.links[len(theirs.links) :]
+            for link in lost:
+                await accounts.append_link(link.encoded)
+        except (AuthenticationError, InputError, RelayRefusal):
+            return False
+        _log.warning("a relay that was put back was given the account's newer links", count=len(lost))
+        return True
+
     async def _confirm(self, chain: AccountChain) -> None:
         stored = self.require()
         state = "active" if stored.state == "joining" and self._keys.device_id in chain.devices else stored.state
@@ -454,32 +482,10 @@ class Account:
         elif self.chain.links != chain.links:
             await self._change(chain)
 
-    def _verified(self, stored: StoredAccount, links: list[bytes]) -> AccountChain:
-        """What the relay has, on the ground of what it had before."""
-        if self.chain is not None and stored.confirmed:
-            if not links:
-                raise AuthenticationError(
-                    "the relay shows fewer devices of this account than it did: it was set back to an old copy, or "
-                    "withholds them; the devices known here stay as they are. Ask its operator"
-                )
-            known = self.chain
-            if len(known.links) > stored.confirmed:
-                known = fold_chain(known.encoded_links()[: stored.confirmed])
-            return known.extend(links)
-        chain = fold_chain(links)
-        if chain.account_id != stored.account_id:
-            raise AuthenticationError("the relay shows the chain of another account")
-        if stored.head and (len(chain.links) <= stored.head_seq or chain.links[stored.head_seq].hash != stored.head):
-            raise AuthenticationError(
-                "the relay shows another chain of this account than the device that took this one in"
-            )
-        return chain
-
     def _agrees(self, theirs: AccountChain) -> bool:
         """Whether what is kept here goes on where the relay's chain ends."""
-        if self.chain is None or len(self.chain.links) < len(theirs.links):
-            return False
-        return self.chain.links[len(theirs.links) - 1].hash == theirs.head.hash
+        head = theirs.head
+        return self.chain is not None and self.chain.judge_head(head.seq, head.hash) is HeadVerdict.KNOWN
 
     async def note_introduced(self, links: int) -> None:
         """The devices of the first `links` links are known here now."""

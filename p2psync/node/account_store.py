@@ -11,8 +11,8 @@ from typing import Annotated, Literal, Protocol
 import msgspec
 from msgspec import Meta
 
-from p2psync.errors import IntegrityError, StateError
-from p2psync.membership.sigchain import ACCOUNT_ID_SIZE, MAX_CHAIN
+from p2psync.errors import AuthenticationError, IntegrityError, StateError
+from p2psync.membership.sigchain import ACCOUNT_ID_SIZE, MAX_CHAIN, AccountChain, fold_chain
 from p2psync.node.files import read_private, sync_directory, write_private
 from p2psync.protocol.relay_api import Session
 
@@ -113,3 +113,21 @@ _Links = Annotated[list[bytes], Meta(max_length=MAX_CHAIN)]
 
 class _Versioned(msgspec.Struct):
     version: int
+
+
+def verified(stored: StoredAccount, known: AccountChain | None, links: list[bytes]) -> AccountChain:
+    """What a relay shows of the account's chain, on the ground of what it had before and of what is `known` here.
+
+    Raises:
+        InputError, AuthenticationError: it is not this account's chain.
+    """
+    if known is not None and stored.confirmed:
+        if len(known.links) > stored.confirmed:
+            known = fold_chain(known.encoded_links()[: stored.confirmed])
+        return known.extend(links)
+    chain = fold_chain(links)
+    if chain.account_id != stored.account_id:
+        raise AuthenticationError("the relay shows the chain of another account")
+    if stored.head and (len(chain.links) <= stored.head_seq or chain.links[stored.head_seq].hash != stored.head):
+        raise AuthenticationError("the relay shows another chain of this account than the device that took this one in")
+    return chain

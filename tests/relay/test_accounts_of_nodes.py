@@ -318,6 +318,21 @@ def lied_to(monkeypatch: pytest.MonkeyPatch, lie: Lie) -> None:
     monkeypatch.setattr(relay_accounts.AccountCalls, "chain", chain)
 
 
+async def test_a_relay_that_was_put_back_from_a_backup_lets_in_who_came_since(
+    autojump_clock: MockClock, home: Home, desk: NodeOperations, laptop: NodeOperations
+) -> None:
+    recovery = await signed_up(home, desk)
+    backup = home.relay.backup()
+    await laptop.account_log_in(EMAIL, KEY, [URL], recovery)
+    before = await desk.account.refresh()
+    line = home.relay.line
+    app, line.app = line.app, None
+    home.relay.restore(backup, chunks=True)
+    line.app = app
+    assert (await desk.account.refresh()).links == before.links
+    assert (await laptop.account.refresh()).links == before.links
+
+
 @pytest.mark.parametrize("kept", [0, 1, 2])
 async def test_a_relay_that_was_set_back(
     autojump_clock: MockClock,
