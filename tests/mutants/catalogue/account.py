@@ -65,8 +65,8 @@ MUTANTS = (
         (
             edit(
                 "node/account.py",
-                "        if self.chain is not None and stored.confirmed:\n            if not links:\n",
-                "        if self.chain is not None and stored.confirmed:\n            if links is None:\n",
+                "            if not links and self.chain is not None and stored.confirmed:\n",
+                "            if links is None and self.chain is not None and stored.confirmed:\n",
             ),
         ),
         (f"{NODES}::test_a_relay_that_was_set_back",),
@@ -87,7 +87,7 @@ MUTANTS = (
     Mutant(
         "an-invitation-names-no-place",
         "What the inviting device said of its chain is not compared with what the relay shows the new one.",
-        (edit("node/account.py", "if stored.head and (len", "if not stored.head and (len"),),
+        (edit("node/account_store.py", "if stored.head and (len", "if not stored.head and (len"),),
         (f"{NODES}::test_an_invited_device_knows_its_account_from_a_made_up_one",),
     ),
     Mutant(
