@@ -1,7 +1,7 @@
 """What a seed decides before its story starts, so that the report of a failure says what the story was about."""
 
 import random
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from p2psync.model.manifest import MAX_CHUNK
 from tests.simulation.cast import Cast
@@ -46,6 +46,10 @@ class Plan:
         rng = random.Random(f"{seed} plan")
         cast = Cast.draw(random.Random(f"{seed} cast"))
         devices = cast.devices
+        relay = RelayPlan.draw(seed, devices)
+        if relay is not None and relay.meeting == "none":
+            # All are in one account, and whoever has not heard yet what one of them is to be makes it an owner.
+            cast = replace(cast, viewers=())
         long = rng.random() < LONG_SHARE
         actions = _log_uniform(rng, 150, 600) if long else _log_uniform(rng, 15, 150)
         troubles = 0 if rng.random() < 0.15 else _log_uniform(rng, 3, 30)
@@ -64,7 +68,7 @@ class Plan:
             slow_s=rng.choice((0.002, 0.02, 0.2)),
             longest_chunk=rng.choice((1000, 4096, MAX_CHUNK)),
             cast=cast,
-            relay=RelayPlan.draw(seed, devices),
+            relay=relay,
         )
 
 
