@@ -38,6 +38,8 @@ EMPTY_PAGE = 128
 """Bytes of an answer that brings no entries, at the most."""
 LOGIN = "p2psync account login"
 ROLLBACK = "relay-rollback"
+CHUNKS_WITHIN_S = 60.0
+"""How long a relay that is to lose chunks waits for some, in virtual time."""
 
 FAULTS = ("relay-line", "relay-down", "relay-restart", "relay-cut", "relay-logout", "relay-chunks", ROLLBACK)
 ASPECTS = frozenset({"relay", "relay-quota", *FAULTS})
@@ -243,7 +245,7 @@ class Station:
                 case "relay-logout":
                     story.hosts[self._rng.choice(story.cast.devices)].order("log out")
                 case "relay-chunks":
-                    self._lose_chunks()
+                    await self._lose_chunks()
                 case _:
                     self._back_up_or_restore()
 
@@ -256,9 +258,13 @@ class Station:
             broken_streams=choice((0.0, 0.2)),
         )
 
-    def _lose_chunks(self) -> None:
+    async def _lose_chunks(self) -> None:
         store, share = self.virtual.store, self._rng.choice((0.1, 0.5, 1.0))
-        lost = [key for key in sorted(store.objects) if key.startswith("chunks/") and self._rng.random() < share]
+        keys: list[str] = []
+        with trio.move_on_after(CHUNKS_WITHIN_S):
+            while not (keys := [key for key in sorted(store.objects) if key.startswith("chunks/")]):
+                await trio.sleep(1.0)
+        lost = [key for key in keys if self._rng.random() < share] or keys[:1]
         store.delete(lost)
         if lost:
             self._story.note("relay", "relay lost chunks", count=len(lost))
