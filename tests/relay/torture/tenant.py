@@ -89,13 +89,26 @@ class Tenant:
         made.refs = {ref_id(key, self.rng.randbytes(32)): tuple(ids[number:]) for number in range(2)}
         made.entries = self._entries(folder)
         await client.mailbox.create_folder(folder)
-        for chunk, sealed in made.chunks.items():
-            await client.blocks.put(folder, chunk, sealed)
-        await client.blocks.put_refs(folder, made.refs)
+        lacking = ids
+        while lacking:  # a greedy sweep may be faster than the reference
+            for chunk in lacking:
+                await client.blocks.put(folder, chunk, made.chunks[chunk])
+            lacking = await self._refer(client, made)
         await client.mailbox.append(made.entries[:-1])
         await client.mailbox.post_snapshot(folder, made.entries[-1], ENTRIES, next(iter(made.refs)))
         made.is_whole = True
         self.figures.snapshots += 1
+
+    async def _refer(self, client: RelayClient, made: Made) -> list[bytes]:
+        """Put the references; what was swept meanwhile."""
+        try:
+            await client.blocks.put_refs(made.folder, made.refs)
+        except RelayRefusal as refusal:
+            missing = refusal.figures.get("missing")
+            if refusal.code != "conflict" or not isinstance(missing, list):
+                raise
+            return [bytes.fromhex(chunk) for chunk in missing]
+        return []
 
     def _entries(self, folder: FolderId) -> list[bytes]:
         keys, key = self.device.keys, epoch_key(folder)
