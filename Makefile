@@ -71,12 +71,12 @@ demo-relay: $(VENV)/.dev ## a relay, an account, and devices that are never onli
 	$(BIN)/python -m tools.demo_relay
 
 # A peer that cannot be installed is a row that says so, hence the leading "-".
-bench: $(VENV)/.dev ## measure beside rsync and Syncthing
-	-$(call debian,command -v rsync && command -v syncthing && command -v ip,rsync syncthing iproute2)
+bench: $(VENV)/.dev ## measure beside Syncthing, Unison, rsync and the floor
+	-$(call debian,command -v rsync && command -v syncthing && command -v unison && command -v ip,rsync syncthing unison iproute2)
 	$(BIN)/python -m benchmarks
 
 bench-quick: $(VENV)/.dev ## the same, small: under two minutes
-	-$(call debian,command -v rsync && command -v syncthing && command -v ip,rsync syncthing iproute2)
+	-$(call debian,command -v rsync && command -v syncthing && command -v unison && command -v ip,rsync syncthing unison iproute2)
 	$(BIN)/python -m benchmarks --quick
 
 bench-relay: $(VENV)/.dev ## measure a relay beside the same stack serving a bare handler

@@ -1,8 +1,9 @@
-"""Measure p2psync beside Syncthing and rsync on the same work, in one run."""
+"""Measure p2psync beside Syncthing, Unison, rsync and the machine's floor on the same work, in one run."""
 
 from __future__ import annotations
 
 import argparse
+import dataclasses
 import json
 import os
 import random
@@ -13,32 +14,46 @@ from pathlib import Path
 from rich.console import Console
 
 from benchmarks import report
-from benchmarks.run import WORKLOADS, Run
+from benchmarks.run import Run
+from benchmarks.scale import SCALES, adjusted
+from benchmarks.table import BY_KEY
 from benchmarks.tools import TOOLS
-from benchmarks.workloads import FULL, QUICK, Scale
+from benchmarks.verdict import lines
 
 RESULTS = Path(__file__).parent / "results"
+QUICK_ROWS = ("big", "edit", "rename-file", "insert", "small", "new", "rename-directory", "tree")
+
+
+def parser(description: str | None) -> argparse.ArgumentParser:
+    """The options that all commands which measure have."""
+    made = argparse.ArgumentParser(description=description)
+    made.add_argument("--scale", choices=sorted(SCALES), default="full", help="sizes and rounds (default full)")
+    made.add_argument("--set", nargs="+", default=[], metavar="NAME=NUMBER", help="change fields of the scale")
+    made.add_argument("--rounds", type=int, help="how often (default as the scale says)")
+    made.add_argument("--rows", nargs="+", choices=list(BY_KEY), help="only these")
+    made.add_argument("--seed", type=int, default=random.SystemRandom().randrange(2**32), help="order and data")
+    made.add_argument("--directory", type=Path, help="where the trees are made: the disk that is measured")
+    return made
 
 
 def main() -> None:
     """Parse the command line, measure, and show and store what was found."""
-    parser = argparse.ArgumentParser(prog="python -m benchmarks", description=__doc__)
-    parser.add_argument("--quick", action="store_true", help="less work, one round: under two minutes")
-    parser.add_argument("--rounds", type=int, help="rounds (3, quick 1)")
-    parser.add_argument("--tools", nargs="+", choices=sorted(TOOLS), default=list(TOOLS), help="only these")
-    parser.add_argument("--seed", type=int, default=random.SystemRandom().randrange(2**32), help="order and data")
-    parser.add_argument("--limit", type=float, help="seconds that one cell may take (180, quick 30)")
-    parser.add_argument("--directory", type=Path, help="where the trees are made: the disk that is measured")
-    arguments = parser.parse_args()
-    console = Console(width=None if Console().is_terminal else 160)
-    scale = QUICK if arguments.quick else FULL
+    options = parser(__doc__)
+    options.add_argument("--quick", action="store_true", help="small sizes and the rows of files: under two minutes")
+    options.add_argument("--tools", nargs="+", choices=list(TOOLS), default=list(TOOLS), help="only these")
+    arguments = options.parse_args()
+    console = Console(width=None if Console().is_terminal else 200)
+    try:
+        scale = adjusted(SCALES["quick" if arguments.quick else arguments.scale], arguments.set)
+    except ValueError as error:
+        options.error(str(error))
     if arguments.rounds:
-        scale = Scale(scale.big_bytes, scale.small_files, scale.samples, arguments.rounds)
+        scale = dataclasses.replace(scale, rounds=arguments.rounds)
     run = Run(
         scale,
-        arguments.tools,
+        {name: make for name, make in TOOLS.items() if name in arguments.tools},
+        frozenset(arguments.rows or (QUICK_ROWS if arguments.quick else BY_KEY)),
         arguments.seed,
-        arguments.limit or (30 if arguments.quick else 180),
         lambda text: console.print(f"{time.strftime('%H:%M:%S')} {text}", markup=False, highlight=False),
     )
     # Also as a background job, whose SIGINT the shell ignores.
@@ -49,25 +64,28 @@ def main() -> None:
         run.measure(arguments.directory)
     except KeyboardInterrupt:
         console.print("interrupted: only what was measured until now is shown")
-    cells = run.cells
-    cells.sort(key=lambda cell: (WORKLOADS.index(cell.workload), list(TOOLS).index(cell.tool), cell.round))
-    rows = report.summarise(cells)
-    report.show(rows, console)
-    RESULTS.mkdir(exist_ok=True)
-    stem = RESULTS / time.strftime("%Y-%m-%dT%H%M%S")
     document = {
         "machine": machine,
         "load_average_after": os.getloadavg(),
-        "link": run.network,
-        "seed": arguments.seed,
-        "cells": [cell.as_json() for cell in cells],
+        "links": run.links,
+        "seed": run.seed,
+        "scale": dataclasses.asdict(scale),
+        "cells": [cell.as_json() for cell in run.cells],
     }
+    _report(run, document, console)
+
+
+def _report(run: Run, document: dict[str, object], console: Console) -> None:
+    figures = lines(run.cells)
+    overview, costs = report.overview(figures, run.scale), report.costs(figures, run.scale)
+    report.show(costs, "Medians; CPU of all ends together; a new file: CPU and bytes per file", console)
+    report.show(overview, "Asked and measured; what is asked is meant for the sizes of the full run", console)
+    RESULTS.mkdir(exist_ok=True)
+    stem = RESULTS / time.strftime("%Y-%m-%dT%H%M%S")
     stem.with_suffix(".json").write_text(json.dumps(document, indent=1) + "\n")
-    stem.with_suffix(".md").write_text(report.markdown(rows) + "\n")
-    console.print(
-        f"{run.network}; {machine['cores']} cores, {machine['cpu']}, {machine['memory_gib']} GiB", markup=False
-    )
-    console.print(f"written: {stem}.json and .md", markup=False)
+    tables = (report.markdown(overview, 1), report.markdown(costs, 2))
+    stem.with_suffix(".md").write_text("\n\n".join(tables) + "\n")
+    console.print(f"{'; '.join(run.links)}\nwritten: {stem}.json and .md", markup=False)
 
 
 if __name__ == "__main__":

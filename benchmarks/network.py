@@ -44,17 +44,29 @@ class Host:
 
 
 @dataclass(frozen=True, slots=True)
-class Network:
-    """Both hosts, and the counter of what passed between them."""
+class Link:
+    """How hosts are joined: directly, else each by a line of its own to a router, shaped on its way there."""
 
-    left: Host
-    right: Host
+    hosts: int = 2
+    rate: float = 0.0
+    """Bytes a second; 0 for a direct link."""
+    delay: float = 0.0
+    """Seconds one way."""
+    loss: float = 0.0
+    """Share of the packets."""
+
+
+@dataclass(frozen=True, slots=True)
+class Network:
+    """The hosts, and the counter of what passed between the last of them and the others."""
+
+    hosts: tuple[Host, ...]
     description: str
     interface: str
 
     def wire_bytes(self) -> int:
         """Bytes, headers and acknowledgements included, that passed since the machine or the link was made."""
-        with self.right.entered():
+        with self.hosts[-1].entered():
             lines = Path("/proc/thread-self/net/dev").read_text().splitlines()
         received, sent = counters(lines, self.interface)
         return received if self.interface == "lo" else received + sent
@@ -70,9 +82,12 @@ def counters(lines: list[str], interface: str) -> tuple[int, int]:
     raise KeyError(interface)
 
 
+DIRECT = Link()
+
+
 @contextlib.contextmanager
-def network() -> Iterator[Network]:
-    """Two namespaces and their link, removed at the end; loopback when the machine does not permit them."""
+def network(link: Link) -> Iterator[Network]:
+    """Namespaces and what joins them, removed at the end; loopback when the machine does not permit them."""
     tag = f"psb{os.getpid()}"
     names = (f"{tag}a", f"{tag}b")
     try:
@@ -82,13 +97,13 @@ def network() -> Iterator[Network]:
             reason = (getattr(error, "stderr", None) or str(error)).strip()
             host = Host("this machine", "127.0.0.1")
             text = f"loopback ({reason}); its counter includes other local traffic"
-            yield Network(host, host, text, "lo")
+            yield Network((host, host), text, "lo")
             return
         hosts = [
             Host(name, f"10.213.77.{end}", ("ip", "netns", "exec", name), Path("/var/run/netns", name))
             for end, name in enumerate(names, 1)
         ]
-        yield Network(hosts[0], hosts[1], "two network namespaces, veth pair, MTU 1500", "veth0")
+        yield Network((hosts[0], hosts[1]), "two network namespaces, veth pair, MTU 1500", "veth0")
     finally:
         for name in names:
             subprocess.run(["ip", "netns", "del", name], check=False, capture_output=True)

@@ -6,6 +6,7 @@ import contextlib
 import os
 import threading
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 _TICK = os.sysconf("SC_CLK_TCK")
@@ -49,21 +50,40 @@ def cpu_seconds(root: int) -> float:
 
 
 class PeakMeter:
-    """Peak memory of one side, sampled so that processes which end are seen too.
+    """Peak memory of one process and its family, sampled so that processes which end are seen too.
 
     The kernel's own high-water mark is read, so for a single process that lives to the end the figure is exact. The
     peaks of processes that live at the same time are added: an upper bound, pages they share count twice.
     """
 
     def __init__(self, root: int) -> None:
+        self._meter = EndMeter(lambda: root)
+
+    def stop(self) -> int:
+        """Bytes at the peak since the meter was made."""
+        return self._meter.stop()
+
+
+class EndMeter:
+    """CPU and peak memory of one end of a tool, also across restarts of its process, until `stop`."""
+
+    def __init__(self, root: Callable[[], int | None]) -> None:
+        """`root`: the process of the end as it is now, None while there is none."""
         self._root = root
         self._peak = 0
+        first = root()
+        self._before = 0.0 if first is None else cpu_seconds(first)
+        self._cpu: dict[int, float] = {}
         self._ended = threading.Event()
-        for pid in family(root):
-            with contextlib.suppress(OSError):
-                Path(f"/proc/{pid}/clear_refs").write_text("5")
+        _forget_peaks(first)
         self._thread = threading.Thread(target=self._run, daemon=True)
         self._thread.start()
+
+    @property
+    def cpu(self) -> float:
+        """CPU seconds since the meter was made; of a process that was ended, until shortly before."""
+        self._sample()
+        return sum(self._cpu.values()) - self._before
 
     def stop(self) -> int:
         """Bytes at the peak since the meter was made."""
@@ -77,20 +97,33 @@ class PeakMeter:
             self._sample()
 
     def _sample(self) -> None:
-        total = 0
-        for pid in family(self._root):
-            with contextlib.suppress(OSError):
-                total += parse_peak(Path(f"/proc/{pid}/status").read_text())
-        self._peak = max(self._peak, total)
+        root = self._root()
+        if root is not None:
+            self._peak = max(self._peak, _peak(root))
+            self._cpu[root] = max(self._cpu.get(root, 0.0), cpu_seconds(root))
 
 
-def settle(roots: list[int], quiet_s: float = 0.5, limit_s: float = 20.0) -> bool:
-    """Wait until the processes have hardly used the CPU (2 %) for `quiet_s`; False when they never rest."""
+def _forget_peaks(root: int | None) -> None:
+    for pid in [] if root is None else family(root):
+        with contextlib.suppress(OSError):
+            Path(f"/proc/{pid}/clear_refs").write_text("5")
+
+
+def _peak(root: int) -> int:
+    total = 0
+    for pid in family(root):
+        with contextlib.suppress(OSError):
+            total += parse_peak(Path(f"/proc/{pid}/status").read_text())
+    return total
+
+
+def settle(cpu: Callable[[], float], quiet_s: float = 0.5, limit_s: float = 60.0) -> bool:
+    """Wait until hardly any CPU (2 %) was used for `quiet_s`; False when that never comes."""
     deadline = time.monotonic() + limit_s
-    before = sum(map(cpu_seconds, roots))
+    before = cpu()
     while time.monotonic() < deadline:
         time.sleep(quiet_s)
-        now = sum(map(cpu_seconds, roots))
+        now = cpu()
         if now - before <= max(0.02 * quiet_s, 1 / _TICK):
             return True
         before = now

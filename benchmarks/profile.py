@@ -1,6 +1,6 @@
-"""Where the time of a first sync or an edit goes: py-spy on both nodes, summed by function.
+"""Where the time of a row of the table goes: py-spy on all nodes, summed by function.
 
-    python -m benchmarks.profile big|small|edit [--directory DIR]
+    python -m benchmarks.profile ROW [--scale NAME] [--set NAME=NUMBER] [--gil] [--directory DIR]
 
 Needs py-spy (`.venv/bin/pip install py-spy`). Prints, per node, the functions that were on the CPU (self) and on the
 stack (total), as shares of the samples of threads that were not idle; writes the raw stacks beside the results.
@@ -8,26 +8,28 @@ stack (total), as shares of the samples of threads that were not idle; writes th
 
 from __future__ import annotations
 
-import argparse
 import collections
 import contextlib
+import dataclasses
 import os
-import random
 import re
 import shutil
 import signal
 import subprocess
 import sys
-import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Iterator
+from contextlib import AbstractContextManager
 from pathlib import Path
 
-from benchmarks import workloads
-from benchmarks.measure import Cell, synchronise
-from benchmarks.network import Network, network
+from benchmarks.__main__ import parser
+from benchmarks.measure import Cell
 from benchmarks.processes import cpu_seconds
-from benchmarks.tools import P2PSync
+from benchmarks.run import Run
+from benchmarks.scale import SCALES, adjusted
+from benchmarks.stage import Stage
+from benchmarks.table import BY_KEY
+from benchmarks.tools.p2psync import P2PSync
 
 RESULTS = Path(__file__).parent / "results"
 _RATE = 200
@@ -45,80 +47,59 @@ _UNINTERESTING = ("typer", "threading.py", "runpy", "outcome", "thread (", "_thr
 
 
 def main() -> None:
-    """Run one workload under py-spy."""
-    parser = argparse.ArgumentParser(prog="python -m benchmarks.profile", description=__doc__)
-    parser.add_argument("workload", choices=["big", "small", "edit"])
-    parser.add_argument("--directory", type=Path, help="where the trees are made")
-    parser.add_argument("--gil", action="store_true", help="only samples of the thread that holds the GIL")
-    arguments = parser.parse_args()
-    spy = shutil.which("py-spy", path=str(Path(sys.executable).parent)) or shutil.which("py-spy")
-    if spy is None:
+    """Run the row's session, with py-spy around the row."""
+    options = parser(__doc__)
+    options.add_argument("row", choices=list(BY_KEY))
+    options.add_argument("--gil", action="store_true", help="only samples of the thread that holds the GIL")
+    arguments = options.parse_args()
+    if which("py-spy") is None:
         raise SystemExit(f"py-spy is not installed; run: {sys.executable} -m pip install py-spy")
     RESULTS.mkdir(exist_ok=True)
-    base = Path(tempfile.mkdtemp(prefix="p2psync-profile-", dir=arguments.directory))
-    try:
-        with network() as link:
-            extra = ["--gil"] if arguments.gil else []
-            _profile(spy, extra, arguments.workload, P2PSync(base, link), base, link)
-    finally:
-        shutil.rmtree(base, ignore_errors=True)
+    scale = dataclasses.replace(adjusted(SCALES[arguments.scale], arguments.set), rounds=1)
+
+    def around(stage: Stage, cell: Cell) -> AbstractContextManager[None]:
+        return _watched(stage, cell, gil=arguments.gil) if cell.row == arguments.row else contextlib.nullcontext()
+
+    run = Run(scale, {P2PSync.name: P2PSync}, frozenset((arguments.row,)), arguments.seed, print, around)
+    run.measure(arguments.directory)
 
 
-def _profile(spy: str, extra: list[str], workload: str, tool: P2PSync, base: Path, link: Network) -> None:
-    rng, staged = random.Random(1), base / "staged"
-    if workload == "small":
-        workloads.make_small(staged, workloads.FULL.small_files, rng)
-    else:
-        workloads.make_big(staged, workloads.FULL.big_bytes, rng)
-    expected = [(name.replace("staged", "data", 1), size) for name, size in workloads.listing(staged)]
-    big = Path("data", "big.bin")
-
-    def first_sync() -> workloads.Arrived:
-        staged.rename(tool.left / "data")
-        return workloads.files_arrived(tool.right, expected)
-
-    def edit() -> workloads.Arrived:
-        return workloads.block_arrived(tool.right / big, *workloads.edit(tool.left / big, rng))
-
-    def run(apply: Callable[[], workloads.Arrived]) -> float:
-        cell = Cell(workload, tool.name, 1)
-        synchronise(cell, tool, link, apply, "data", changed=apply is edit, limit=180, reserve=4 << 30)
-        return cell.wall or 0.0
-
-    try:
-        tool.start()
-        if workload == "edit":
-            run(first_sync)
-        _watched(spy, extra, workload, tool, lambda: run(edit if workload == "edit" else first_sync))
-    finally:
-        tool.stop()
+def which(command: str) -> str | None:
+    """Where a program is: beside this Python, or on the path."""
+    return shutil.which(command, path=str(Path(sys.executable).parent)) or shutil.which(command)
 
 
-def _watched(spy: str, extra: list[str], workload: str, tool: P2PSync, run: Callable[[], float]) -> None:
-    files = [RESULTS / f"profile-{workload}-{side}.raw" for side in ("left", "right")]
-    options = ["-r", str(_RATE), "-f", "raw", "-d", "600", *extra]
+@contextlib.contextmanager
+def _watched(stage: Stage, cell: Cell, *, gil: bool) -> Iterator[None]:
+    roots = [root for root in stage.tool.roots() if root is not None]
+    files = [RESULTS / f"profile-{cell.row}-{end}.raw" for end in range(len(roots))]
+    options = ["-r", str(_RATE), "-f", "raw", "-d", "3600", *(["--gil"] if gil else [])]
+    quiet = subprocess.DEVNULL
     spies = [
-        subprocess.Popen([spy, "record", "-p", str(pid), "-o", str(file), *options], stdout=quiet, stderr=quiet)
-        for pid, file in zip(tool.roots(), files, strict=True)
-        for quiet in [subprocess.DEVNULL]
+        subprocess.Popen(
+            [str(which("py-spy")), "record", "-p", str(pid), "-o", str(file), *options], stdout=quiet, stderr=quiet
+        )
+        for pid, file in zip(roots, files, strict=True)
     ]
     time.sleep(2)
-    before = [cpu_seconds(pid) for pid in tool.roots()]
-    idle = [thread_times(pid) for pid in tool.roots()]
+    before = [cpu_seconds(pid) for pid in roots]
+    idle = [thread_times(pid) for pid in roots]
     try:
-        wall = run()
-        spent = [cpu_seconds(pid) - start for pid, start in zip(tool.roots(), before, strict=True)]
-        busy = [thread_times(pid) for pid in tool.roots()]
+        yield
+        spent = [cpu_seconds(pid) - start for pid, start in zip(roots, before, strict=True)]
+        busy = [thread_times(pid) for pid in roots]
     finally:
         for process in spies:
             process.send_signal(signal.SIGINT)
             process.wait(30)
-    print(f"{workload}: {wall:.2f} s under py-spy; {_RATE} samples a second of every thread that does not wait")
-    for end, side in enumerate(("left (sends)", "right (receives)")):
+    print(
+        f"{cell.row}: {cell.wall or 0:.2f} s under py-spy; {_RATE} samples a second of every thread that does not wait"
+    )
+    for end, file in enumerate(files):
         threads: dict[str, float] = collections.defaultdict(float)
         for (number, name), seconds in busy[end].items():
             threads[name] += seconds - idle[end].get((number, name), 0.0)
-        show(side, spent[end], threads, files[end].read_text())
+        show(f"end {end}{' (makes the change)' if end == 0 else ''}", spent[end], threads, file.read_text())
 
 
 def thread_times(pid: int) -> dict[tuple[int, str], float]:

@@ -1,4 +1,4 @@
-"""One whole run: every tool on every workload, rounds interleaved in shuffled order, everything kept until the end."""
+"""One whole run: every tool in every session, rounds interleaved in shuffled order, small files kept until the end."""
 
 from __future__ import annotations
 
@@ -6,131 +6,106 @@ import contextlib
 import random
 import shutil
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 
-from benchmarks import workloads
-from benchmarks.measure import Cell, FailedError, latency, synchronise
-from benchmarks.network import Network, network
-from benchmarks.tools import TOOLS, Floor, NotInstalledError, Tool
-from benchmarks.workloads import Scale
-
-BIG, EDIT, SMALL, LATENCY = "first sync, one big file", "4 KiB edited inside it", "first sync, small files", "new file"
-WORKLOADS = (BIG, EDIT, SMALL, LATENCY)
+from benchmarks.measure import Cell, FailedError
+from benchmarks.network import network
+from benchmarks.scale import Scale
+from benchmarks.stage import Around, Session, Stage, Step
+from benchmarks.table import title
+from benchmarks.tools import Make
+from benchmarks.tools.base import NotInstalledError
+from benchmarks.workloads import SESSIONS
 
 Say = Callable[[str], None]
 
 
+@dataclass(slots=True)
 class Run:
     """The cells of one run, measured into a directory that is removed afterwards."""
 
-    def __init__(self, scale: Scale, tools: list[str], seed: int, limit: float, say: Say) -> None:
-        """`limit`: seconds that one cell may take. `say` is told of progress."""
-        self.cells: list[Cell] = []
-        self.network = ""
-        self._scale, self._tools, self._seed, self._limit, self._say = scale, tools, seed, limit, say
-        self._rng = random.Random(seed)
-        self._reserve = 4 * scale.big_bytes
+    scale: Scale
+    tools: Mapping[str, Make]
+    """Under the names they have in the table."""
+    rows: frozenset[str]
+    """Of the table; those that come before in a session are worked through, and not recorded."""
+    seed: int
+    say: Say
+    """Is told of progress."""
+    around: Around = lambda _stage, _cell: contextlib.nullcontext()
+    stand_for: Mapping[str, str] = field(default_factory=dict)
+    """Names of tools that take part where another one does."""
+    cells: list[Cell] = field(default_factory=list)
+    links: list[str] = field(default_factory=list)
+    """How the ends were joined, in words."""
 
     def measure(self, directory: Path | None) -> None:
         """Run everything into `cells`; those that fail say why."""
         with contextlib.ExitStack() as stack:
             base = Path(tempfile.mkdtemp(prefix="p2psync-bench-", dir=directory))
             stack.callback(shutil.rmtree, base, ignore_errors=True)
-            link = stack.enter_context(network())
-            self.network = link.description
-            self._say(f"link: {link.description}; seed {self._seed}; trees in {base}")
-            for number in range(1, self._scale.rounds + 1):
-                sessions = [(kind, tool) for kind in (self._big, self._small) for tool in self._tools]
-                self._rng.shuffle(sessions)
-                for kind, tool in sessions:
-                    self._session(kind, tool, number, base, link)
+            self.say(f"seed {self.seed}; trees in {base}")
+            for number in range(1, self.scale.rounds + 1):
+                pairs = [(session, tool) for session in SESSIONS for tool in self.tools]
+                sessions = [(session, tool) for session, tool in pairs if self._takes_part(session, tool, number)]
+                random.Random(f"{self.seed} {number}").shuffle(sessions)
+                for session, tool in sessions:
+                    self._session(session, tool, number, base / f"{number}-{session.name}-{tool.replace('/', '-')}")
 
-    def _session(
-        self,
-        kind: Callable[[Tool, int, Path, Network], None],
-        name: str,
-        number: int,
-        base: Path,
-        link: Network,
-    ) -> None:
-        place = base / f"{number}-{kind.__name__.strip('_')}-{name.lower()}"
-        place.mkdir()
+    def _takes_part(self, session: Session, tool: str, number: int) -> bool:
+        plain = self.stand_for.get(tool, tool)
+        rounds = 1 if plain in session.once else session.rounds or number
+        return plain in session.tools and number <= rounds and bool(self._steps(session, plain))
 
+    def _steps(self, session: Session, tool: str) -> list[Step]:
+        """Those that have to be taken for the rows that are wanted."""
+        steps = [step for step in session.steps if tool not in step.without]
+        while steps and steps[-1].row not in self.rows:
+            steps.pop()
+        return steps
+
+    def _session(self, session: Session, name: str, number: int, place: Path) -> None:
+        waiting = self._steps(session, self.stand_for.get(name, name))
+        failure = ""
         try:
-            tool = TOOLS[name](place, link)
-        except NotInstalledError:
-            for workload in (BIG, EDIT) if kind == self._big else (SMALL, LATENCY):
-                self._record(Cell(workload, name, number, failed="not installed"))
-            return
-        try:
-            tool.start()
-            kind(tool, number, place, link)
+            with contextlib.ExitStack() as stack:
+                link = stack.enter_context(network(session.link))
+                if link.description not in self.links:
+                    self.links.append(link.description)
+                place.mkdir()
+                if session.few_files:
+                    stack.callback(shutil.rmtree, place, ignore_errors=True)
+                tool = (session.make or self.tools[name])(place, link)
+                stack.callback(tool.stop)
+                tool.start()
+                rng = random.Random(f"{self.seed} {number} {session.name}")
+                stage = Stage(tool, link, place, rng, self.scale, self.around)
+                while waiting:
+                    cell = Cell(waiting[0].row, name, number)
+                    waiting[0].work(stage, cell)
+                    self._record(cell)
+                    waiting.pop(0)
+        except NotInstalledError as error:
+            failure = f"{error} is not installed"
         except Exception as error:  # noqa: BLE001  (a tool that fails is a row of the table, not the end of the run)
-            self._say(f"{name}: {error!r}"[:2000])
-            for workload in (BIG, EDIT) if kind == self._big else (SMALL, LATENCY):
-                if not any((c.workload, c.tool, c.round) == (workload, name, number) for c in self.cells):
-                    self._record(Cell(workload, name, number, failed=f"{type(error).__name__}: {error}"[:200]))
-        finally:
-            tool.stop()
-
-    def _big(self, tool: Tool, number: int, place: Path, link: Network) -> None:
-        staged = place / "staged"
-        workloads.make_big(staged, self._scale.big_bytes, self._rng)
-        self._first_sync(Cell(BIG, tool.name, number), tool, staged, link)
-        if isinstance(tool, Floor):
-            return
-        cell = Cell(EDIT, tool.name, number)
-        name = Path("data", "big.bin")
-
-        def apply() -> workloads.Arrived:
-            offset, block = workloads.edit(tool.left / name, self._rng)
-            return workloads.block_arrived(tool.right / name, offset, block)
-
-        self._guarded(
-            cell,
-            lambda: synchronise(
-                cell, tool, link, apply, "data", changed=True, limit=self._limit, reserve=self._reserve
-            ),
-        )
-
-    def _small(self, tool: Tool, number: int, place: Path, link: Network) -> None:
-        staged = place / "staged"
-        workloads.make_small(staged, self._scale.small_files, self._rng)
-        self._first_sync(Cell(SMALL, tool.name, number), tool, staged, link)
-        if isinstance(tool, Floor):
-            return
-        cell = Cell(LATENCY, tool.name, number)
-        budget = self._limit / 2
-        self._guarded(cell, lambda: latency(cell, tool, link, self._scale.samples, self._rng, budget))
-
-    def _first_sync(self, cell: Cell, tool: Tool, staged: Path, link: Network) -> None:
-        expected = [(name.replace("staged", "data", 1), size) for name, size in workloads.listing(staged)]
-
-        def apply() -> workloads.Arrived:
-            staged.rename(tool.left / "data")
-            return workloads.files_arrived(tool.right, expected)
-
-        self._guarded(
-            cell,
-            lambda: synchronise(
-                cell, tool, link, apply, "data", changed=False, limit=self._limit, reserve=self._reserve
-            ),
-        )
-        if cell.failed:
-            raise FailedError(f"the first sync failed: {cell.failed}")
-
-    def _guarded(self, cell: Cell, work: Callable[[], None]) -> None:
-        try:
-            work()
-        except (FailedError, OSError, RuntimeError) as error:
-            cell.failed = str(error) or repr(error)
-        self._record(cell)
+            failure = str(error) if isinstance(error, FailedError) else f"{type(error).__name__}: {error}"
+        for step in waiting:
+            self._record(Cell(step.row, name, number, failed=" ".join(failure.split())[:300]))
+            failure = "the step before failed"
 
     def _record(self, cell: Cell) -> None:
+        if cell.row not in self.rows:
+            if cell.failed:
+                self.say(f"round {cell.round}: {cell.tool:10} {cell.row or 'preparing'}: {cell.failed}")
+            return
         self.cells.append(cell)
-        wall = f"{cell.wall:.2f} s" if cell.wall is not None else ""
+        figures = f"{cell.wall:.2f} s" if cell.wall is not None else ""
         if cell.latencies:
-            wall = f"{len(cell.latencies)} samples, median {sorted(cell.latencies)[len(cell.latencies) // 2]:.3f} s"
-        outcome = f"failed: {cell.failed}" if cell.failed else wall
-        self._say(f"round {cell.round}: {cell.tool:10} {cell.workload:26} {outcome} {cell.note}")
+            median = sorted(cell.latencies)[len(cell.latencies) // 2]
+            figures = f"{len(cell.latencies)} samples, median {median:.3f} s"
+        if cell.cpu is not None:
+            figures += f", CPU {cell.cpu:.2f} s"
+        outcome = f"failed: {cell.failed}" if cell.failed else figures
+        self.say(f"round {cell.round}: {cell.tool:10} {title(cell.row, self.scale)}: {outcome} {cell.note}")

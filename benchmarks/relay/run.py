@@ -14,7 +14,7 @@ from benchmarks.relay import chunks, slow, streams
 from benchmarks.relay.load import Client, Load
 from benchmarks.relay.rows import Row
 from benchmarks.relay.stage import FOLDERS, PRESENCE, Ask, Device, Stage, address_of
-from benchmarks.report import percentile
+from benchmarks.verdict import percentile
 from tests.relay.process import RelayProcess
 
 MAX_STREAM: Final = 100.0

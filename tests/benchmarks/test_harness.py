@@ -9,12 +9,11 @@ from pathlib import Path
 
 import pytest
 
-from benchmarks import floor, memory, report, workloads
-from benchmarks.measure import Cell
+from benchmarks import arrival, floor, memory, trees
 from benchmarks.network import counters
 from benchmarks.processes import cpu_seconds, family, parse_cpu, parse_peak
 from benchmarks.profile import functions
-from benchmarks.tools import configure
+from benchmarks.tools.syncthing import configure
 
 
 def test_cpu_counts_user_system_and_children_whatever_the_name() -> None:
@@ -49,7 +48,7 @@ def test_a_reserve_is_given_back_whole() -> None:
 
 
 def test_arrived_means_every_file_with_its_size(tmp_path: Path) -> None:
-    arrived = workloads.files_arrived(tmp_path, [("a", 1), ("b", 2)])
+    arrived = arrival.files_arrived(tmp_path, [("a", 1), ("b", 2)])
     (tmp_path / "a").write_bytes(b"1")
     assert not arrived()
     (tmp_path / "b").write_bytes(b"1")
@@ -61,54 +60,54 @@ def test_arrived_means_every_file_with_its_size(tmp_path: Path) -> None:
 def test_an_edit_has_arrived_when_its_block_has(tmp_path: Path) -> None:
     for side in ("left", "right"):
         (tmp_path / side).write_bytes(bytes(64 * 1024))
-    offset, block = workloads.edit(tmp_path / "left", random.Random(1))
-    assert not workloads.block_arrived(tmp_path / "right", offset, block)()
-    assert not workloads.block_arrived(tmp_path / "missing", offset, block)()
-    assert workloads.block_arrived(tmp_path / "left", offset, block)()
+    offset, block = trees.edit(tmp_path / "left", random.Random(1))
+    assert not arrival.block_arrived(tmp_path / "right", offset, block)()
+    assert not arrival.block_arrived(tmp_path / "missing", offset, block)()
+    assert arrival.block_arrived(tmp_path / "left", offset, block)()
     assert (tmp_path / "left").stat().st_size == 64 * 1024
 
 
 def test_digests_see_every_difference(tmp_path: Path) -> None:
     for side in ("left", "right"):
-        workloads.make_small(tmp_path / side, 3, random.Random(1))
-    assert workloads.digests(tmp_path / "left") == workloads.digests(tmp_path / "right") != {}
-    (tmp_path / "right" / "d0000" / "f000001.bin").write_bytes(b"")
-    assert workloads.digests(tmp_path / "left") != workloads.digests(tmp_path / "right")
-    assert len(workloads.listing(tmp_path / "left")) == 3
+        trees.make_small(tmp_path / side, 3, random.Random(1))
+    assert trees.digests(tmp_path / "left") == trees.digests(tmp_path / "right") != {}
+    (tmp_path / "right" / trees.entry_name(1)).write_bytes(b"")
+    assert trees.digests(tmp_path / "left") != trees.digests(tmp_path / "right")
+    assert len(trees.listing(tmp_path / "left")) == 3
 
 
-@pytest.mark.parametrize(("fraction", "expected"), [(0.5, 10), (0.95, 19), (1.0, 20), (0.0, 1)])
-def test_percentiles_are_values_that_were_measured(fraction: float, expected: int) -> None:
-    assert report.percentile(list(range(20, 0, -1)), fraction) == expected
+def test_both_are_awaited_also_when_one_comes_first(tmp_path: Path) -> None:
+    (tmp_path / "old").touch()
+    arrived = arrival.both(arrival.files_arrived(tmp_path, [("new", 0)]), arrival.gone(tmp_path / "old"))
+    assert not arrived()
+    (tmp_path / "new").touch()
+    assert not arrived()
+    (tmp_path / "old").unlink()
+    assert arrived()
 
 
-def test_rows_hold_medians_spread_ratios_and_failures() -> None:
-    cells = [Cell("w", "p2psync", n, wall=float(n), cpu=1.0, wire=10) for n in (1, 2, 9)]
-    cells += [Cell("w", "Syncthing", n, wall=4.0) for n in (1, 2)]
-    cells += [Cell("w", "rsync", 1, failed="not installed")]
-    ours, syncthing, rsync = report.summarise(cells)
-    assert ours.wall == (2.0, 1.0, 9.0)
-    assert ours.to_syncthing == 0.5
-    assert ours.to_rsync is None
-    assert syncthing.to_syncthing is None
-    assert rsync.wall is None
-    assert "not installed" in report.texts(rsync)[2]
-    assert report.markdown([ours, rsync]).count("\n") == 3
+def test_a_tree_has_the_shape_of_sources_and_is_made_again_from_its_seed(tmp_path: Path) -> None:
+    for name in ("one", "other"):
+        trees.make_tree(tmp_path / name, 400, random.Random(5))
+    sizes = sorted(size for _, size in trees.listing(tmp_path / "one"))
+    assert trees.digests(tmp_path / "one") == trees.digests(tmp_path / "other")
+    assert (len(sizes), len(os.listdir(tmp_path / "one" / "flat"))) == (400, 170)
+    assert len(set(trees.digests(tmp_path / "one").values())) == 400 - sizes.count(0) + 1
+    assert 2_000 < sizes[200] < 8_000
+    assert sum(os.access(file, os.X_OK) for file in (tmp_path / "one" / "flat").iterdir()) > 0
 
 
-def test_latencies_of_all_rounds_count_and_costs_are_per_file() -> None:
-    cells = [Cell("w", "t", n, cpu=1.0, wire=100, latencies=[0.1, 0.2, 0.3, n]) for n in (1, 2)]
-    (row,) = report.summarise(cells)
-    assert row.wall == (0.25, 0.1, 2)
-    assert row.p95 == 2
-    assert row.cpu == 0.25
-    assert row.wire == 25
+def test_an_insertion_moves_everything_else_along(tmp_path: Path) -> None:
+    (tmp_path / "old").write_bytes(b"content")
+    block = trees.with_insertion(tmp_path / "old", tmp_path / "new", random.Random(1))
+    assert (tmp_path / "new").read_bytes() == block + b"content"
+    assert len(block) == 1024
 
 
-def test_a_partial_failure_is_not_hidden() -> None:
-    (row,) = report.summarise([Cell("w", "t", 1, wall=1.0), Cell("w", "t", 2, wall=9.0, failed="2 files differ")])
-    assert row.wall == (1.0, 1.0, 1.0)
-    assert "1 of 2: 2 files differ" in report.texts(row)[2]
+def test_entries_are_where_their_names_say(tmp_path: Path) -> None:
+    trees.make_entries(tmp_path / "entries", 201, random.Random(1))
+    assert [Path(name) for name, _ in trees.listing(tmp_path / "entries")] == [trees.entry_name(n) for n in range(201)]
+    assert trees.entry_name(123_456) == Path("d012", "d34", "f0123456.bin")
 
 
 def test_syncthing_is_told_to_stay_on_this_link(tmp_path: Path) -> None:
@@ -136,10 +135,10 @@ def test_profiles_leave_waiting_out() -> None:
 
 def test_the_floor_writes_what_it_read(tmp_path: Path) -> None:
     left, right = tmp_path / "left", tmp_path / "right"
-    workloads.make_small(left, 5, random.Random(2))
+    trees.make_small(left, 5, random.Random(2))
     (left / "big").write_bytes(random.Random(3).randbytes(2 * floor.FRAME + 17))
     right.mkdir()
     writer = floor.Writer(os.fsencode(right))
     for frame in floor.frames(left):
         writer.write(frame)
-    assert workloads.digests(left) == workloads.digests(right)
+    assert trees.digests(left) == trees.digests(right)

@@ -1,0 +1,8 @@
+"""What is done to the tools, by idea; each module lists its sessions, in the order of the table's rows."""
+
+from __future__ import annotations
+
+from benchmarks.stage import Session
+from benchmarks.workloads import files, scale
+
+SESSIONS: tuple[Session, ...] = (*files.SESSIONS, *scale.SESSIONS)
