@@ -193,8 +193,9 @@ class Derived(Reader):
             leaves[work.key] = leaf_hash(work.key, (s.identifier for s in work.siblings)) if work.siblings else None
         if leaves:
             WriteTrie(self.txn).change(leaves)
-        for key in sorted(self._unsettled):
-            self._settle(key, self._unsettled[key])
+        # In the order in which they were touched: what was signed together, and both halves of a move, stay neighbours.
+        for key, path in self._unsettled.items():
+            self._settle(key, path)
         self._changed.clear()
         self._unsettled.clear()
 

@@ -27,8 +27,9 @@ from p2psync.reconcile.guards import Tally
 from p2psync.sync import rights
 from p2psync.sync.contents import ContentJobs, UnavailableError
 from p2psync.sync.context import FolderContext
-from p2psync.sync.observer import Observer, resolution_in
-from p2psync.sync.performer import Performer, Ready, plan_now
+from p2psync.sync.observer import Observer
+from p2psync.sync.performer import Performer, Ready, move_sources, plan_now
+from p2psync.sync.publish import resolution_in
 from p2psync.sync.recovery import recover
 from p2psync.workspace import operations as ops
 from p2psync.workspace import staging
@@ -215,7 +216,8 @@ class Applier:
         held: list[Problem] = []
         coming: defaultdict[RelPath, set[RelPath]] = defaultdict(set)
         with context.index.read() as reader:
-            for path in paths:
+            sources = move_sources(reader, paths, {*paths, *self._busy, *self._later})
+            for path in (*paths, *sources):
                 if may_write and resolution_in(reader, path) is not None:
                     lost_here.append(path)
                     continue
@@ -236,7 +238,9 @@ class Applier:
                     writer.hold(RelPath(problem.path), problem)
 
             context.index.write(hold)
-        return list(arranged.steps), [blocked.action.path for blocked in arranged.held], lost_here
+        # What does not move from there after all has its turn among the removals.
+        steps = [step for step in arranged.steps if not (isinstance(step, plan.Remove) and step.path in sources)]
+        return steps, [blocked.action.path for blocked in arranged.held], lost_here
 
     def _unholdable(
         self, reader: Reader, action: plan.Action, coming: Mapping[RelPath, Collection[RelPath]]

@@ -19,10 +19,12 @@ import trio
 
 from p2psync.errors import ConnectionLost, ProtocolError
 from p2psync.index.reader import Reader
+from p2psync.index.values import FeedEntry
 from p2psync.index.writer import Writer
 from p2psync.model.descent import MerkleDriver, answer
 from p2psync.model.merkle import EMPTY_HASH
 from p2psync.model.paths import KEY_SIZE, PathKey
+from p2psync.model.records import MAX_BATCH
 from p2psync.protocol import messages as m
 from p2psync.protocol.batcher import pack
 from p2psync.protocol.limits import MAX_GRANTS_PER_MESSAGE, MAX_KEYS, MAX_LINKS_PER_MESSAGE
@@ -450,13 +452,32 @@ def _split_keys(keys: bytes) -> list[PathKey]:
     return [PathKey(keys[i : i + KEY_SIZE]) for i in range(0, len(keys), KEY_SIZE)]
 
 
+def _page_end(reader: Reader, entries: Sequence[FeedEntry]) -> int:
+    """Where to cut: `FEED_PAGE`, or where the signed batch ends that this would cut through.
+
+    A batch in two messages costs the ids of what is in the other one, and a move in two is a copy and a removal.
+    """
+    if len(entries) <= FEED_PAGE:
+        return len(entries)
+
+    def batches(entry: FeedEntry) -> list[bytes]:
+        return [] if entry.possession else [stored.batch_id for stored in reader.stored(entry.key)]
+
+    last = batches(entries[FEED_PAGE - 1])
+    end = FEED_PAGE
+    while end < len(entries) and any(batch in last for batch in batches(entries[end])):
+        end += 1
+    return end
+
+
 def _feed_messages(
     reader: Reader, since: int, peer: bytes, context: FolderContext
 ) -> tuple[list[m.Records], m.Possession | None, int]:
     """One page of the feed for a peer, without what came from it."""
-    entries = reader.feed(since, FEED_PAGE)
+    entries = reader.feed(since, FEED_PAGE + MAX_BATCH)
     if not entries:
         return [], None, since
+    entries = entries[: _page_end(reader, entries)]
     upto = entries[-1].sequence
     wanted = [e.key for e in entries if not e.possession and e.origin != peer]
     possessed = [e.key for e in entries if e.possession]

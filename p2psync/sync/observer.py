@@ -2,7 +2,7 @@
 
 Hints and scans yield findings; their content is read and hashed in threads; the pure room `reconcile.observe` says what
 each one means; one index transaction per batch makes it so. Removals wait until everything else of a pass is known,
-because only then can a removal be told from a move and a mass removal be held back (I20).
+because only then can a removal be told from a move and a mass removal be held back (I20); what moved is one commit.
 """
 
 from __future__ import annotations
@@ -10,28 +10,24 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cache
-from math import ceil, inf
+from math import inf
 
 import structlog
 import trio
 
 from p2psync.errors import EscapeError
-from p2psync.index.reader import Reader
 from p2psync.index.values import Problem
 from p2psync.index.writer import ROT_CODES, Writer
-from p2psync.membership.batches import sign_batch
 from p2psync.model.entries import Synced
 from p2psync.model.ignore import IGNORE_FILE
 from p2psync.model.manifest import INLINE_CHUNKS, decode_manifest
 from p2psync.model.paths import RelPath, display, parent, path_key
-from p2psync.model.records import CONFIRMED, MAX_BATCH, FileRecord
+from p2psync.model.records import CONFIRMED, FileRecord
 from p2psync.ports import Kind
-from p2psync.reconcile.conflicts import LookUp
 from p2psync.reconcile.guards import Tally
 from p2psync.reconcile.observe import (
     Adopt,
     DiskState,
-    Draft,
     Forget,
     KeepLocal,
     Publish,
@@ -40,10 +36,11 @@ from p2psync.reconcile.observe import (
     finish,
     observe,
 )
-from p2psync.reconcile.resolve import resolution
 from p2psync.sync import rights
 from p2psync.sync.context import FolderContext
 from p2psync.sync.hints import HintInbox
+from p2psync.sync.moves import MAX_HELD, Moves
+from p2psync.sync.publish import look_up_in, publish, resolution_in
 from p2psync.sync.pulse import Pulse
 from p2psync.sync.synced_tree import SyncedTree
 from p2psync.workspace import chunker
@@ -67,6 +64,7 @@ MAX_PROBLEMS = 1000
 class _Pass:
     """What one look at the disk has found so far."""
 
+    moves: Moves
     missing: list[Finding] = field(default_factory=list)
     closed: list[Finding] = field(default_factory=list)
     """What took the name of a directory."""
@@ -203,7 +201,7 @@ class Observer:
 
     async def _observe(self, batches: Iterator[Batch], *, full: bool) -> _Pass:
         """Drive one pass: findings in, hashes in parallel, commits in order, removals last."""
-        found = _Pass()
+        found = _Pass(self._moves())
         states_in, states_out = trio.open_memory_channel[list[tuple[Finding, DiskState | None]]](4)
         groups_in, groups_out = trio.open_memory_channel[list[Finding]](4)
         async with trio.open_nursery() as nursery:
@@ -217,13 +215,19 @@ class Observer:
         if await self._commit_missing(found):
             await self._read_and_commit(found.closed, found)
         # What moved meanwhile is looked at again, and is no problem unless that keeps happening.
-        found.retry.extend(p.path for p in found.problems if p.code == MOVING)
+        found.retry += [*(p.path for p in found.problems if p.code == MOVING), *found.moves.told]
         lasting = [p for p in found.problems if p.code != MOVING or self._attempts.get(p.path, 0) >= PATIENT_LOOKS]
         found.problems = lasting
         await self._context.world.offload.run(lambda: self._note_problems(found, full=full))
         for path in found.retry:
             self._retry_later(path)
         return found
+
+    def _moves(self) -> Moves:
+        """No new file waits for what is missed where nothing can be, or where that would not be believed."""
+        with self._context.index.read() as reader:
+            room = MAX_HELD if self._derive_removals and reader.totals().files else 0
+        return Moves(self._context.root.capabilities.granularity_ns, room)
 
     async def _find(
         self, batches: Iterator[Batch], groups: trio.MemorySendChannel[list[Finding]], found: _Pass
@@ -234,7 +238,9 @@ class Observer:
             if batch.ignored:
                 await self._forget(batch.ignored)
             present = [finding for finding in batch.findings if finding.stat is not None]
-            found.missing.extend(finding for finding in batch.findings if finding.stat is None)
+            missing = [finding for finding in batch.findings if finding.stat is None]
+            found.missing += missing
+            found.moves.miss(missing)
             # No device may ever see a file with live entries below it: it would move the file aside. So a directory
             # comes before what is in it, and what takes its name after the removal of what was in it.
             turned = [finding for finding in present if finding.why is Why.KIND]
@@ -242,8 +248,10 @@ class Observer:
             found.closed += [finding for finding in turned if finding.synced and finding.synced.kind is Kind.DIRECTORY]
             await self._read_and_commit(opened, found)
             apart = {finding.path for finding in (*opened, *found.closed)}
-            for group in _groups([finding for finding in present if finding.path not in apart]):
+            for group in _groups(found.moves.hold([finding for finding in present if finding.path not in apart])):
                 await groups.send(group)
+        for group in _groups(found.moves.release()):
+            await groups.send(group)
 
     async def _hash_stream(
         self,
@@ -269,8 +277,10 @@ class Observer:
                     found.retry += [above, finding.path]
                     continue
                 try:
-                    known = None if finding.synced is None else context.manifest_of(finding.synced)
-                    state = chunker.observe(context.root, finding.path, context.cutting, clock.wall_ns, known)
+                    state = found.moves.unread(finding)
+                    if state is None:
+                        known = None if finding.synced is None else context.manifest_of(finding.synced)
+                        state = chunker.observe(context.root, finding.path, context.cutting, clock.wall_ns, known)
                 except chunker.Unsettled:
                     unsettled.append(finding.path)
                 except (OSError, EscapeError) as error:
@@ -305,6 +315,7 @@ class Observer:
     async def _commit_missing(self, found: _Pass) -> bool:
         """Record removals, unless so much would go that a person must say so first; False when they were held."""
         context = self._context
+        found.missing = [finding for finding in found.missing if finding.path not in found.moves.recorded]
         if not found.missing:
             return True
         if not (await context.world.offload.run(context.check_root)).ok:
@@ -343,18 +354,27 @@ class Observer:
     async def _commit(self, states: list[tuple[Finding, DiskState | None]], found: _Pass) -> None:
         context = self._context
         flags = CONFIRMED if context.confirmed_outgoing else 0
+        with_moves = found.moves.together(states)
+        if len(with_moves) > len(states) and (await context.world.offload.run(context.check_root)).ok:
+            states = with_moves
 
         def work(writer: Writer) -> tuple[list[FileRecord], list[bytes]]:
             records: list[FileRecord] = []
             entries: list[tuple[Synced, bytes]] = []
             overtaken: list[bytes] = []
+            apart: Finding | None = None
             for finding, read in states:
+                if finding is apart:
+                    continue
                 synced = writer.synced(finding.path)
                 siblings = writer.siblings(path_key(finding.path))
                 unheard = context.awaiting_records and not siblings and read is not None
                 if synced != finding.synced or unheard:
                     overtaken.append(finding.path)
+                    apart = found.moves.source(finding.path)
                     continue
+                if read is None:
+                    found.moves.recorded.add(finding.path)
                 state, manifest = _inline(read)
                 look_up = look_up_in(writer)
                 match observe(finding.path, state, synced, siblings, may_write=may_write, look_up=look_up):
@@ -474,23 +494,3 @@ def _inline(state: DiskState | None) -> tuple[DiskState | None, bytes]:
     if decode_manifest(state.manifest).count <= INLINE_CHUNKS:
         return state, state.manifest
     return replace(state, manifest=b""), state.manifest
-
-
-def look_up_in(reader: Reader) -> LookUp:
-    """What the conflict rules ask: the records at a path, and what this disk shows there."""
-    return lambda path: (reader.siblings(path_key(path)), reader.synced(path))
-
-
-def resolution_in(reader: Reader, path: RelPath) -> Draft | None:
-    """See `reconcile.resolve`."""
-    siblings = reader.siblings(path_key(path))
-    return resolution(reader.synced(path), siblings, lambda content: bool(reader.find_content(content)))
-
-
-def publish(context: FolderContext, writer: Writer, records: Sequence[FileRecord]) -> None:
-    """Sign records in batches and merge them into the index."""
-    for batch_number in range(ceil(len(records) / MAX_BATCH)):
-        part = records[batch_number * MAX_BATCH : (batch_number + 1) * MAX_BATCH]
-        encoded = [record.encode() for record in part]
-        batch = sign_batch(context.keys, context.folder, context.membership.epoch, encoded)
-        writer.merge(batch, list(zip(part, encoded, strict=True)))

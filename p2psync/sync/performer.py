@@ -6,7 +6,7 @@ All of it blocks; the applier calls it in a worker thread.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass, replace
 
 from p2psync.errors import EscapeError
@@ -17,14 +17,14 @@ from p2psync.membership.links import Role
 from p2psync.model.entries import Synced
 from p2psync.model.ids import replica_device_prefix
 from p2psync.model.paths import RelPath, name, path_key
-from p2psync.model.records import CONFIRMED
+from p2psync.model.records import CONFIRMED, winner
 from p2psync.ports import Kind
 from p2psync.reconcile import batch as order
 from p2psync.reconcile import plan
 from p2psync.reconcile.guards import MassChangeGuard, Tally, suspicious
 from p2psync.sync import rights
 from p2psync.sync.context import FolderContext
-from p2psync.sync.observer import look_up_in
+from p2psync.sync.publish import look_up_in
 from p2psync.workspace import chunker, materialiser
 from p2psync.workspace import operations as ops
 from p2psync.workspace.history import stamp
@@ -221,6 +221,23 @@ def plan_now(context: FolderContext, reader: Reader, path: RelPath) -> plan.Acti
         device=context.short_id,
         viewer=context.membership.role(context.device) is Role.VIEWER,
     )
+
+
+def move_sources(reader: Reader, paths: Iterable[RelPath], without: Collection[RelPath]) -> dict[RelPath, None]:
+    """Where contents that are new at these paths stand on this disk and are to go, `without` some."""
+    found: dict[RelPath, None] = {}
+    for path in paths:
+        siblings = reader.siblings(path_key(path))
+        record = winner(siblings) if siblings else None
+        if record is None or record.deleted or record.kind is not Kind.FILE or reader.synced(path) is not None:
+            continue
+        for source in reader.find_content(record.content):
+            if source in without or source in found:
+                continue
+            there = reader.siblings(path_key(source))
+            if there and winner(there).deleted:
+                found[source] = None
+    return found
 
 
 def source_of(step: order.Step) -> RelPath:

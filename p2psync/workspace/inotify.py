@@ -7,9 +7,11 @@ import os
 from collections.abc import Callable
 from contextlib import suppress
 
+from watchdog.events import DirMovedEvent
 from watchdog.observers.api import BaseObserver
 from watchdog.observers.inotify import InotifyFullEmitter, InotifyWatchGroup
 from watchdog.observers.inotify_c import CallbackId, InotifyEvent, InotifyFD, Mask, WatchCallback, WatchDescriptor
+from watchdog.observers.inotify_move_event_grouper import GroupedInotifyEvent, PathedInotifyEvent
 
 
 class _ReportingFD(InotifyFD):
@@ -77,6 +79,13 @@ class _Emitter(InotifyFullEmitter):
             event_mask=self.get_event_mask_from_filter(),
             follow_symlink=self.watch.follow_symlink,
         )
+
+    def build_and_queue_event(self, event: GroupedInotifyEvent, *, full_events: bool = True) -> None:
+        """As watchdog does it, but a directory that moved is one event, not one of everything in it as well."""
+        if not isinstance(event, PathedInotifyEvent) and event[0].ev.is_directory:
+            self.queue_event(DirMovedEvent(os.fsdecode(event[0].path), os.fsdecode(event[1].path)))
+        else:
+            super().build_and_queue_event(event, full_events=full_events)
 
 
 class ReportingObserver(BaseObserver):

@@ -17,7 +17,7 @@ from p2psync.node import check
 from p2psync.ports import Kind
 from p2psync.protocol.bulk import Absent
 from p2psync.sync import rot, scrub, stored
-from p2psync.sync.observer import publish
+from p2psync.sync.publish import publish
 from p2psync.sync.serving import Server
 from p2psync.testing.inodes import File
 from p2psync.testing.world import InlineOffload
