@@ -9,6 +9,8 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 
+import msgspec
+
 from p2psync.index import tables
 from p2psync.index.reader import Reader, stored_record
 from p2psync.index.tables import Row, State, from_number, number, place
@@ -21,8 +23,7 @@ from p2psync.model.records import FileRecord, SignedBatch, record_id, winner
 from p2psync.ports import Kind, WriteTxn
 
 
-@dataclass(frozen=True, slots=True)
-class Sibling:
+class Sibling(msgspec.Struct, frozen=True):
     """A stored record with everything derived from its bytes."""
 
     record: FileRecord

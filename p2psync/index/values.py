@@ -12,8 +12,7 @@ from p2psync.model.records import FileRecord
 from p2psync.ports import Kind
 
 
-@dataclass(frozen=True, slots=True)
-class StoredRecord:
+class StoredRecord(msgspec.Struct, frozen=True):
     """A record with the exact bytes its author signed and the batch whose signature covers them."""
 
     record: FileRecord
@@ -21,8 +20,7 @@ class StoredRecord:
     batch_id: bytes
 
 
-@dataclass(frozen=True, slots=True)
-class Location:
+class Location(msgspec.Struct, frozen=True):
     """`length` bytes at `offset` of the synced file `path` hold a chunk."""
 
     path: RelPath
@@ -30,8 +28,7 @@ class Location:
     length: int
 
 
-@dataclass(frozen=True, slots=True)
-class Pending:
+class Pending(msgspec.Struct, frozen=True):
     """A path whose disk does not yet show what the records ask for.
 
     `order` pages and sorts, see `tables.pending_order`. `size` is how many bytes of content are

@@ -7,7 +7,6 @@ with its fingerprint, the planner compares its version with the announced siblin
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 from functools import cached_property
 from typing import Annotated
 
@@ -21,8 +20,7 @@ from p2psync.model.versions import Dot, Replica, VersionVector
 from p2psync.ports import Kind, Stat
 
 
-@dataclass(frozen=True, slots=True)
-class Fingerprint:
+class Fingerprint(msgspec.Struct, frozen=True, array_like=True):
     """What identified an entry on disk when its content was last known, and when (`observed_ns`, wall clock)."""
 
     dev: int
@@ -56,8 +54,7 @@ class Fingerprint:
         )
 
 
-@dataclass(frozen=True)
-class Synced:
+class Synced(msgspec.Struct, frozen=True, dict=True):
     """One entry of the synced tree.
 
     `version` is what a local edit made now would causally follow; `sources` the dots of the records whose content is on
@@ -111,20 +108,19 @@ class Synced:
 
     def encode(self) -> bytes:
         """Bytes for the index."""
-        f = self.fingerprint
         return _encoder.encode(
             _Stored(
                 self.path,
-                int(self.kind),
+                self.kind,
                 self.size,
                 self.mtime_ns,
                 self.mode,
                 self.content,
                 self.manifest,
                 self.target,
-                (f.dev, f.ino, f.size, f.mtime_ns, f.ctime_ns, f.observed_ns),
-                list(self.version.entries),
-                [(d.counter, d.replica) for d in self.sources],
+                self.fingerprint,
+                self.version.entries,
+                self.sources,
                 self.diverged,
                 self.implied,
                 self.absent,
@@ -150,17 +146,17 @@ def settled(synced: Synced | None, siblings: Sequence[FileRecord], live_descenda
 
 
 class _Stored(msgspec.Struct, frozen=True, array_like=True):
-    path: bytes
-    kind: int
+    path: RelPath
+    kind: Kind
     size: int
     mtime_ns: int
     mode: int
     content: Annotated[bytes, msgspec.Meta(max_length=DIGEST_SIZE)]
     manifest: bytes
     target: bytes
-    fingerprint: tuple[int, int, int, int, int, int]
-    version: list[tuple[bytes, int]]
-    sources: list[tuple[int, bytes]]
+    fingerprint: Fingerprint
+    version: tuple[tuple[Replica, int], ...]
+    sources: tuple[Dot, ...]
     diverged: bool
     implied: bool
     absent: bool
@@ -176,17 +172,17 @@ def decode_synced(data: bytes) -> Synced:
     try:
         s = _decoder.decode(data)
         return Synced(
-            RelPath(s.path),
-            Kind(s.kind),
+            s.path,
+            s.kind,
             s.size,
             s.mtime_ns,
             s.mode,
             s.content,
             s.manifest,
             s.target,
-            Fingerprint(*s.fingerprint),
-            VersionVector(tuple((Replica(r), c) for r, c in s.version)),
-            tuple(Dot(c, Replica(r)) for c, r in s.sources),
+            s.fingerprint,
+            VersionVector(s.version),
+            s.sources,
             s.diverged,
             s.implied,
             s.absent,

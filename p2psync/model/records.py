@@ -9,7 +9,6 @@ Types", 2011). Which sibling a disk shows is a function of the set alone (`winne
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
 from functools import cached_property
 
 import msgspec
@@ -34,8 +33,7 @@ _MODE_MASK = 0o777
 _MAX_TIME_NS = 2**63 - 1
 
 
-@dataclass(frozen=True)
-class FileRecord:
+class FileRecord(msgspec.Struct, frozen=True, dict=True):
     """One version of one path.
 
     `mode` is permission bits, `mtime_ns` nanoseconds since the epoch, `size` bytes (files only). `content` names the
@@ -78,7 +76,7 @@ class FileRecord:
         return _encoder.encode(
             _Wire(
                 self.path,
-                int(self.kind),
+                self.kind,
                 self.deleted,
                 self.size,
                 self.mtime_ns,
@@ -88,15 +86,15 @@ class FileRecord:
                 self.target,
                 self.dot.replica,
                 self.dot.counter,
-                list(self.version.entries),
+                self.version.entries,
                 self.flags,
             )
         )
 
 
 class _Wire(msgspec.Struct, frozen=True, array_like=True, forbid_unknown_fields=True):
-    path: bytes
-    kind: int
+    path: RelPath
+    kind: Kind
     deleted: bool
     size: int
     mtime_ns: int
@@ -104,9 +102,9 @@ class _Wire(msgspec.Struct, frozen=True, array_like=True, forbid_unknown_fields=
     content: bytes
     manifest: bytes
     target: bytes
-    replica: bytes
+    replica: Replica
     counter: int
-    version: list[tuple[bytes, int]]
+    version: tuple[tuple[Replica, int], ...]
     flags: int
 
 
@@ -140,7 +138,7 @@ def decode_record(data: bytes) -> FileRecord:
 def decode_stored_record(data: bytes) -> FileRecord:
     """Decode a record that `decode_record` accepted before it was stored; InputError when it has been damaged since."""
     wire = _decode_wire(data)
-    return _build(wire, VersionVector(tuple((Replica(r), c) for r, c in wire.version)))
+    return _build(wire, VersionVector(wire.version))
 
 
 def _decode_wire(data: bytes) -> _Wire:
@@ -151,13 +149,9 @@ def _decode_wire(data: bytes) -> _Wire:
 
 
 def _build(wire: _Wire, version: VersionVector) -> FileRecord:
-    try:
-        kind = Kind(wire.kind)
-    except ValueError:
-        raise InputError("record of an unknown kind of entry") from None
     return FileRecord(
-        RelPath(wire.path),
-        kind,
+        wire.path,
+        wire.kind,
         wire.deleted,
         wire.size,
         wire.mtime_ns,
@@ -165,7 +159,7 @@ def _build(wire: _Wire, version: VersionVector) -> FileRecord:
         wire.content,
         wire.manifest,
         wire.target,
-        Dot(wire.counter, Replica(wire.replica)),
+        Dot(wire.counter, wire.replica),
         version,
         wire.flags,
     )

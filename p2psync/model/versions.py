@@ -8,9 +8,10 @@ entry always means "not seen".
 from __future__ import annotations
 
 from collections.abc import Iterable
-from dataclasses import dataclass
 from enum import Enum
 from typing import NewType
+
+import msgspec
 
 from p2psync.errors import InputError
 
@@ -31,16 +32,14 @@ class Order(Enum):
     CONCURRENT = "concurrent"
 
 
-@dataclass(frozen=True, slots=True, order=True)
-class Dot:
+class Dot(msgspec.Struct, frozen=True, array_like=True, order=True):
     """One event: the `counter`-th tick of `replica`'s Lamport clock. Ordered by counter, then replica."""
 
     counter: int
     replica: Replica
 
 
-@dataclass(frozen=True, slots=True)
-class VersionVector:
+class VersionVector(msgspec.Struct, frozen=True):
     """An immutable version vector: sorted (replica, counter) pairs with counters ≥ 1."""
 
     entries: tuple[tuple[Replica, int], ...] = ()

@@ -7,6 +7,8 @@ from dataclasses import dataclass
 from enum import Enum, IntEnum
 from typing import Protocol
 
+import msgspec
+
 
 class Kind(IntEnum):
     """What a directory entry is. The first three are synchronised; OTHER (sockets, devices, pipes) never is."""
@@ -17,8 +19,7 @@ class Kind(IntEnum):
     OTHER = 3
 
 
-@dataclass(frozen=True, slots=True)
-class Stat:
+class Stat(msgspec.Struct, frozen=True):
     """`lstat` of one entry. Times in nanoseconds, size in bytes, mode the permission bits only (0o7777)."""
 
     kind: Kind

@@ -9,7 +9,10 @@ whose conflict copy is on record.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
+
+import msgspec
+from msgspec.structs import replace
 
 from p2psync.model.entries import Fingerprint, Synced
 from p2psync.model.paths import RelPath
@@ -19,8 +22,7 @@ from p2psync.ports import Kind
 from p2psync.reconcile.conflicts import LookUp, copy_name
 
 
-@dataclass(frozen=True, slots=True)
-class DiskState:
+class DiskState(msgspec.Struct, frozen=True):
     """One path as it is on the disk, its content hashed.
 
     Fields mean what they mean in `Synced`; `mode` is the permission bits and `content` empty for directories. Kind
@@ -42,8 +44,7 @@ class DiskState:
         return (False, self.kind, self.content)
 
 
-@dataclass(frozen=True, slots=True)
-class Draft:
+class Draft(msgspec.Struct, frozen=True):
     """A record without its event: everything but dot and version, and the `base` it causally follows."""
 
     path: RelPath

@@ -8,12 +8,13 @@ because only then can a removal be told from a move and a mass removal be held b
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from functools import cache
 from math import inf
 
 import structlog
 import trio
+from msgspec.structs import replace
 
 from p2psync.errors import EscapeError
 from p2psync.index.values import Problem
@@ -385,8 +386,8 @@ class Observer:
                     case Refresh(entry) | Adopt(entry) | KeepLocal(entry):
                         writer.put_synced(entry, manifest)
                     case Publish() as change:
-                        record, shown = change.finish(writer.tick())
-                        records.append(replace(record, flags=flags))
+                        record, shown = change.finish(writer.tick(), flags)
+                        records.append(record)
                         if shown is not None:
                             entries.append((shown, manifest))
             publish(context, writer, records)

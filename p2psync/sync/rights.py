@@ -9,9 +9,10 @@ these are published anew once that device may write (again).
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import replace
 from itertools import islice
 from typing import TYPE_CHECKING
+
+from msgspec.structs import replace
 
 from p2psync.index.reader import Reader
 from p2psync.index.writer import Writer

@@ -10,9 +10,9 @@ rotten waits for a person's word.
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from dataclasses import replace
 
 import msgspec
+from msgspec.structs import replace
 
 from p2psync.errors import EscapeError, InputError
 from p2psync.index.reader import Reader
@@ -138,7 +138,7 @@ def note(context: FolderContext, found: Iterable[tuple[Synced, bytes]]) -> list[
             noted.append((entry.path, text))
         if noted:
             now = standing(writer)
-            keep_standing(writer, msgspec.structs.replace(now, found=now.found + len(noted)))
+            keep_standing(writer, replace(now, found=now.found + len(noted)))
         return noted
 
     noted = context.index.write(work)

@@ -13,7 +13,9 @@ import errno
 import time
 from collections.abc import Callable, Collection, Sequence
 from contextlib import suppress
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
+
+from msgspec.structs import replace
 
 from p2psync.errors import EscapeError
 from p2psync.model.entries import Fingerprint

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
+from msgspec.structs import replace
 
 from p2psync.model.entries import Fingerprint, Synced
 from p2psync.model.paths import RelPath

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
 from random import Random
 
 import pytest
 import trio
+from msgspec.structs import replace
 
 from p2psync.errors import StoreFullError
 from p2psync.index.writer import Writer

@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
-
 import pytest
 import trio
+from msgspec.structs import replace
 
 from p2psync.index.writer import Writer
 from p2psync.membership.links import Role, decode_link

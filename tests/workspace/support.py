@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import dataclasses
 import os
 from collections.abc import Callable, Iterable
-from dataclasses import replace
 from pathlib import Path
+
+from msgspec.structs import replace
 
 from p2psync.model.cutting import Cutting
 from p2psync.model.entries import Fingerprint, Synced
@@ -40,7 +42,7 @@ class Hooked:
 
     @property
     def capabilities(self) -> FsCapabilities:
-        return replace(self._root.capabilities, **self._changes)
+        return dataclasses.replace(self._root.capabilities, **self._changes)
 
     def __getattr__(self, name: str) -> object:
         method = getattr(self._root, name)
