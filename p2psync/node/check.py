@@ -249,13 +249,13 @@ class Check:
                 generation = folder.observer.ask_scan()
             # What is put off to a later look is not known yet either.
             known = agreed and folder.observer.generation >= generation and (folder.observer.idle or not scan)
-            denied = all(folder.contents.denied(content) >= before.get(content, 0) + DENIALS for content in open_)
+            denied = all(folder.contents.denials.times(content) >= before.get(content, 0) + DENIALS for content in open_)
             if known and (not open_ or (denied and asked_all and folder.scrubber.lost.agreed())):
                 return
             if known and denied and folder.scrubber.lost.agreed():
                 # Some may have said so before they knew.
                 asked_all = await folder.scrubber.lost.all_looked_again()
-                before = {content: folder.contents.denied(content) for content in open_}
+                before = {content: folder.contents.denials.times(content) for content in open_}
                 asked = -math.inf
             met |= bool(folder.exchanges)
             gained = (len(open_), context.progress.received, known, asked_all)

@@ -91,6 +91,10 @@ class WriteFile(ReadFile, Protocol):
         """Set the length; growing makes a hole."""
         ...
 
+    def utime(self, mtime_ns: int) -> None:
+        """Set the modification time. To be done after the last write, which sets it too."""
+        ...
+
     def write_back(self) -> None:
         """Begin to write to the disk what was written here, so that `sync` has less to wait for. Promises nothing."""
         ...

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import suppress
-from dataclasses import dataclass
 from functools import partial
 
 import structlog
@@ -24,13 +23,14 @@ from p2psync.protocol.bulk import Absent
 from p2psync.reconcile.guards import room_for
 from p2psync.sync.context import FolderContext
 from p2psync.sync.deltas import Base, fetch, find_base
+from p2psync.sync.denials import Denials
 from p2psync.sync.link import Link
 from p2psync.sync.local_chunks import copy_chunks, find_chunk
 from p2psync.sync.pulse import Pulse
 from p2psync.transfer.pieces import Piece, Refusal, Request
 from p2psync.transfer.swarm import Swarm
 from p2psync.transfer.window import Window
-from p2psync.workspace.staging import Stage, dress, file_mode, stage_small
+from p2psync.workspace.staging import Small, Stage, dress, file_mode, stage_small
 
 _log = structlog.get_logger(__name__)
 
@@ -39,9 +39,6 @@ PATIENCE = 2.0
 
 What is under way may take as long as bytes come at all: one piece over a slow line takes minutes.
 """
-MAX_DENIED = 10_000
-CERTAIN = 2
-"""Times that a device must have said that it has not got something before it is believed."""
 _OF_MANIFEST = b"m"
 """Added to a content's root where it stands for its manifest, which others hold than its chunks."""
 
@@ -50,15 +47,6 @@ Sink = Callable[[memoryview], None]
 
 Staged = dict[PathKey, tuple[bytes, bytes]]
 """Path key → (staged path, encoded manifest)."""
-
-
-@dataclass(frozen=True, slots=True)
-class Denied:
-    """A content that nobody who was connected had all of: how often in a row, and what of it was said to be gone."""
-
-    times: int
-    lacking: Sequence[bytes]
-    """Hashes of pieces."""
 
 
 class UnavailableError(Exception):
@@ -89,16 +77,14 @@ class ContentJobs:
         self._changed = Pulse()
         self._stages: dict[Stage, Mapping[bytes, Sequence[int]]] = {}
         """What is being assembled, and where in it each chunk belongs."""
-        self._denied: dict[bytes, Denied] = {}
-        self._gone: dict[bytes, dict[bytes, int]] = {}
-        """Pieces, by hash, that devices said they have not got, and how often each said so."""
+        self.denials = Denials()
 
     # ── peers ───────────────────────────────────────────────────────────────────────────────────────────────────────
     def attach(self, link: Link) -> None:
         """A peer can be asked from now on."""
         self._links[link.device] = link
         self._swarm.add_peer(link.device, Window(trio.current_time()))
-        self._forget_answers(link.device)
+        self.denials.forget_answers(link.device)
         self._changed.fire()
 
     def detach(self, link: Link) -> None:
@@ -110,7 +96,7 @@ class ContentJobs:
 
     def possesses(self, device: bytes, roots: Sequence[bytes]) -> None:
         """A peer says that it holds these contents, or some that are not named."""
-        self._forget_answers(device)
+        self.denials.forget_answers(device)
         for root in roots:
             if self._swarm.wanted(root):
                 self._swarm.set_holds(device, root, True)
@@ -131,33 +117,6 @@ class ContentJobs:
     def connected(self) -> bool:
         """Whether there is anybody to ask."""
         return bool(self._links)
-
-    def denied(self, content: bytes) -> int:
-        """How often in a row nobody who was connected had all of a content."""
-        return self._denied[content].times if content in self._denied else 0
-
-    def nowhere(self, content: bytes, devices: Sequence[bytes]) -> bool:
-        """Whether there is a piece of a content that each of these devices has said more than once it has not got.
-
-        What a device said before it got new content, or before it last connected, does not count.
-        """
-        return content in self._denied and any(
-            all(answers.get(device, 0) >= CERTAIN for device in devices)
-            for answers in (self._gone.get(piece, {}) for piece in self._denied[content].lacking)
-        )
-
-    def _forget_answers(self, device: bytes) -> None:
-        for answers in self._gone.values():
-            answers.pop(device, None)
-
-    def _note_answer(self, piece: Piece, device: bytes, *, gone: bool) -> None:
-        if not gone:
-            self._gone.pop(piece.hash, None)
-            return
-        if len(self._gone) > MAX_DENIED:
-            self._gone.clear()
-        answers = self._gone.setdefault(piece.hash, {})
-        answers[device] = answers.get(device, 0) + 1
 
     async def run(self) -> None:
         """Send requests as the swarm decides. Never returns."""
@@ -285,11 +244,16 @@ class ContentJobs:
             raise UnavailableError
 
         def stage() -> Staged:
-            names = [_stage_name(record) for record in complete]
-            contents = [b"".join(data[c] for c, _, _ in manifests[r.key].chunks()) for r in complete]
-            paths = stage_small(context.root, list(zip(names, contents, strict=True)))
-            for record, path in zip(complete, paths, strict=True):
-                _dress(context, path, record)
+            items = (
+                Small(
+                    _stage_name(record),
+                    b"".join(data[c] for c, _, _ in manifests[record.key].chunks()),
+                    file_mode(record.mode, context.settings.umask),
+                    record.mtime_ns,
+                )
+                for record in complete
+            )
+            paths = stage_small(context.root, items)
             context.root.sync_all()
             return {r.key: (path, manifests[r.key].encode()) for r, path in zip(complete, paths, strict=True)}
 
@@ -323,7 +287,9 @@ class ContentJobs:
             lacking = dict.fromkeys(chunks[index][0] for index in missing)
             pieces = {Piece(c, chunks[places[c][0]][2]): sink_for(places[c]) for c in lacking}
             await self._gather({record.content: pieces}, {} if base is None else {record.content: base})
-            await offload.run(lambda: _dress(context, stage.path, record))
+            mode = file_mode(record.mode, context.settings.umask)
+            # Metadata before the sync: what comes after it, a power cut may take back.
+            await offload.run(lambda: dress(context.root, stage.path, mode, record.mtime_ns))
             await offload.run(stage.sync)
         except StateError as error:
             _log.exception("content is not whole", folder=context.name)
@@ -408,16 +374,13 @@ class ContentJobs:
             self._changed.fire()
 
     def _count_denials(self, wants: Mapping[int, bytes]) -> None:
-        if len(self._denied) > MAX_DENIED:
-            self._denied.clear()
         for want, root in wants.items():
             content = root.removesuffix(_OF_MANIFEST) if len(root) > DIGEST_SIZE else root
             if self._swarm.wants(want):
                 if self._links:
-                    lacking = [piece.hash for piece in self._sinks[want] if piece.hash in self._gone]
-                    self._denied[content] = Denied(self.denied(content) + 1, lacking)
+                    self.denials.deny(content, (piece.hash for piece in self._sinks[want]))
             elif root == content:
-                self._denied.pop(content, None)
+                self.denials.obtained(content)
 
     async def _ask(self, request: Request[bytes]) -> None:
         """Send one request and store what comes."""
@@ -477,18 +440,13 @@ class ContentJobs:
             self._arrived.fire()
         for piece, item, verdict, done in zip(request.pieces, items, verdicts, stored, strict=True):
             if verdict in {None, Refusal.GONE}:
-                self._note_answer(piece, request.peer, gone=verdict is not None)
+                self.denials.answered(piece.hash, request.peer, gone=verdict is not None)
             if verdict is not None:
                 _log.debug("no content", code=verdict.name, folder=self._context.name, device=request.peer.hex()[:8])
                 self._swarm.refused(request.id, piece, verdict, trio.current_time())
             elif self._swarm.delivered(request.id, piece, done) and not isinstance(item, Absent):
                 progress.completed(len(item), trio.current_time())
                 self._arrived.fire()
-
-
-def _dress(context: FolderContext, path: bytes, record: FileRecord) -> None:
-    """Metadata before the sync: what comes after it, a power cut may take back."""
-    dress(context.root, path, file_mode(record.mode, context.settings.umask), record.mtime_ns)
 
 
 def _stage_name(record: FileRecord) -> bytes:

@@ -32,6 +32,8 @@ from p2psync.sync.observer import Observer, publish
 from p2psync.sync.performer import plan_now
 
 INTERVAL = 10.0
+PAUSE = 1.0
+"""Seconds between two looks at least: a look reads all that is pending, and records change with every batch."""
 DENIALS = 2
 """Times that nobody connected must have had a content before it is named."""
 KEEPER_DELAY = 300.0
@@ -91,17 +93,16 @@ class LostContents:
         context = self._context
         while True:
             seen = context.records_changed.count
-            found = await context.world.offload.run(self._find)
+            found = await self._find()
             self._show(found)
             await self._let_go(found)
-            if found:
-                await trio.sleep(INTERVAL)
-            else:
+            await trio.sleep(INTERVAL if found else PAUSE)
+            if not found:
                 await context.records_changed.wait_beyond(seen)
 
     async def hopeless(self) -> list[Lost]:
         """What a person may give up: nobody who is connected has it, and its author is among them or no member."""
-        found = await self._context.world.offload.run(self._find)
+        found = await self._find()
         return [lost for lost in found if lost.nowhere and self.agreed() and self._author_is_heard(lost)]
 
     async def give_up(self, chosen: Sequence[Lost]) -> list[RelPath]:
@@ -145,8 +146,13 @@ class LostContents:
     def _alone(self) -> bool:
         return not self._context.others()
 
-    def _find(self) -> list[Lost]:
-        """Wanted contents that nobody had when they were last asked for."""
+    async def _find(self) -> list[Lost]:
+        """Wanted contents that nobody had when they were last asked for; none as long as nothing was denied."""
+        if not (self._alone or self._contents.denials):
+            return []
+        return await self._context.world.offload.run(self._search)
+
+    def _search(self) -> list[Lost]:
         context, found, after = self._context, list[Lost](), b""
         with context.index.read() as reader:
             if not reader.totals().need_files:
@@ -156,7 +162,7 @@ class LostContents:
                 for pending in page:
                     path = RelPath(pending.path)
                     siblings = reader.siblings(path_key(path))
-                    if not siblings or not (self._alone or self._contents.denied(winner(siblings).content) >= DENIALS):
+                    if not siblings or not (self._alone or self._contents.denials.times(winner(siblings).content) >= DENIALS):
                         continue
                     entry = reader.synced(path)
                     step = plan_now(context, reader, path)
@@ -165,7 +171,7 @@ class LostContents:
                     record = step.record
                     if entry is not None and (entry.rot or entry.diverged):
                         continue
-                    nowhere = self._alone or self._contents.nowhere(record.content, list(self._exchanges))
+                    nowhere = self._alone or self._contents.denials.nowhere(record.content, list(self._exchanges))
                     found.append(Lost(path, record, nowhere, entry is not None and entry.kind is Kind.FILE))
         return found
 
@@ -204,6 +210,9 @@ class LostContents:
     async def _let_go(self, found: Sequence[Lost]) -> None:
         """Give up what every member has lacked for long enough."""
         now = trio.current_time()
+        if not found:
+            self._since.clear()
+            return
         everyone = all(device in self._exchanges for device in self._context.others()) and self.agreed()
         lacked = [lost for lost in found if lost.nowhere and everyone]
         self._since = {lost.record: self._since.get(lost.record, now) for lost in lacked}

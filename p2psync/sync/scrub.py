@@ -167,7 +167,7 @@ class Scrubber:
             self._torn &= torn
             for path in sorted(self._torn):
                 entry = reader.synced(path)
-                if entry is not None and (alone or self._contents.denied(entry.content) >= DENIALS):
+                if entry is not None and (alone or self._contents.denials.times(entry.content) >= DENIALS):
                     given_up.append(path)
         return given_up
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import errno
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 
 import pytest
 import trio
@@ -31,11 +31,8 @@ def fails(number: int) -> Iterator[None]:
 
 def put(root: Root, path: bytes, data: bytes, mode: int = 0o644) -> None:
     """Create a file with content."""
-    file = root.create(path, mode)
-    try:
+    with closing(root.create(path, mode)) as file:
         file.pwrite(data, 0)
-    finally:
-        file.close()
 
 
 def content(file: ReadFile) -> bytes:
@@ -273,7 +270,8 @@ class RootContract:
         assert bytes(buffer) == b"\0\0\0data\0\0\0"
         assert file.pread_into(buffer, (50 << 30) - 4) == 4
         file.truncate(2)
-        assert file.stat().size == 2
+        file.utime(987_654_321)
+        assert (file.stat().size, file.stat().mtime_ns) == (2, 987_654_321)
         file.truncate(6000)
         file.close()
         assert get(root, b"f") == bytes(6000)

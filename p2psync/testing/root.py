@@ -430,6 +430,13 @@ class SimFile:
         disk.reserve(len(node.blocks) - before)
         self._changed()
 
+    def utime(self, mtime_ns: int) -> None:
+        """As `ports.WriteFile.utime`."""
+        self._enter("futime", write=True)
+        self._disk.touched(self._node)
+        self._node.mtime_ns = mtime_ns
+        self._node.ctime_ns = self._disk.stamp()
+
     def write_back(self) -> None:
         """As `ports.WriteFile.write_back`; what a power cut takes is drawn, whatever was begun."""
 

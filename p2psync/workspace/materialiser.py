@@ -161,10 +161,9 @@ class _Batch:
 
     # ── files and symlinks ──────────────────────────────────────────────────────────────────────────────────────────
     def _place(self, op: Place, temp: bytes) -> Outcome | _Effect:
-        current = self._root.stat(op.path)
-        if (current is None) != (op.expect is None):
-            return Changed(op.path, current)
-        if current is not None and op.expect is not None and not op.expect.matches(current):
+        # Whether a name is free shows when it is taken.
+        current = self._root.stat(op.path) if op.expect is not None else None
+        if op.expect is not None and (current is None or not op.expect.matches(current)):
             return Changed(op.path, current)
         source, new = self._prepare(op, temp, current)
         if current is not None and current.kind is not Kind.DIRECTORY:
@@ -185,18 +184,17 @@ class _Batch:
     def _prepare(self, op: Place, temp: bytes, current: Stat | None) -> tuple[bytes, Stat]:
         """Give the new entry its metadata while nobody can see it; where it stands and what it is."""
         if op.kind is Kind.SYMLINK:
-            source = temp
             self._root.symlink(op.target, temp)
             with suppress(OSError):
                 self._root.utime(temp, op.mtime_ns)
-        else:
-            assert op.staged is not None
-            source = op.staged
-            self._metadata |= dress(self._root, source, file_mode(op.mode, self._umask, current), op.mtime_ns)
-        stat = self._root.stat(source)
-        if stat is None:
-            raise FileNotFoundError(errno.ENOENT, "the staged content is gone", source)
-        return source, stat
+            stat = self._root.stat(temp)
+            if stat is None:
+                raise FileNotFoundError(errno.ENOENT, "the symlink is gone", temp)
+            return temp, stat
+        assert op.staged is not None
+        stat, changed = dress(self._root, op.staged, file_mode(op.mode, self._umask, current), op.mtime_ns)
+        self._metadata |= changed
+        return op.staged, stat
 
     def _unstage(self, op: Place, source: bytes) -> None:
         """Put our own content at `source`, which was not placed, back where it can be placed from again."""

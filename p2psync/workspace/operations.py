@@ -192,6 +192,8 @@ def intents(root: Root, operations: Sequence[Operation], stamp: bytes) -> list[I
     result: list[Intent] = []
     for number, operation in enumerate(operations):
         match operation:
+            case Place(expect=None, staged=bytes()) if root.capabilities.noreplace:
+                pass  # One rename to a free name: the file that stands there afterwards, or does not, tells all.
             case Place(path=path, expect=expect):
                 staged = root.stat(operation.staged) if operation.staged is not None else None
                 result.append(

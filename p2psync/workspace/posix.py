@@ -83,6 +83,10 @@ class PosixFile:
         """Set the length."""
         os.ftruncate(self._fd, size)
 
+    def utime(self, mtime_ns: int) -> None:
+        """Set the modification time and leave the access time."""
+        os.utime(self._fd, ns=(os.fstat(self._fd).st_atime_ns, mtime_ns))
+
     def write_back(self) -> None:
         """`sync_file_range`, where the C library has it; errors come to light in `sync`."""
         with suppress(AttributeError):

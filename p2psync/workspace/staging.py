@@ -8,9 +8,10 @@ from __future__ import annotations
 
 import errno
 import threading
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Iterable
 from contextlib import suppress
 from types import TracebackType
+from typing import NamedTuple
 
 from p2psync.errors import IntegrityError, StateError
 from p2psync.model.hashing import digest
@@ -144,18 +145,28 @@ class Stage:
         self.close()
 
 
-def stage_small(root: Root, items: Sequence[tuple[bytes, bytes]]) -> list[bytes]:
-    """Write many whole contents, verified already, in one go; their staged paths. Then call `root.sync_all()`.
+class Small(NamedTuple):
+    """A whole content, verified already, and the metadata that it will be seen with."""
+
+    name: bytes
+    data: bytes | memoryview
+    mode: int = 0o600
+    mtime_ns: int = 0
+
+
+def stage_small(root: Root, items: Iterable[Small]) -> list[bytes]:
+    """Write many small contents in one go; their staged paths. Then call `root.sync_all()`.
 
     When one cannot be written (a full disk), its part is removed and the OSError raised; the earlier ones stay.
     """
     paths: list[bytes] = []
     with batch(root):
-        for name, data in items:
-            path = stage_path(name)
-            file = create_stage_file(root, path)
+        for item in items:
+            path = stage_path(item.name)
+            file = create_stage_file(root, path, item.mode)
             try:
-                file.pwrite(data, 0)
+                file.pwrite(item.data, 0)
+                file.utime(item.mtime_ns)
             except OSError:
                 file.close()
                 root.unlink(path)
@@ -171,19 +182,26 @@ def file_mode(wanted: int, umask: int, current: Stat | None = None) -> int:
     return base | (base & 0o444) >> 2 if wanted & 0o100 else base & ~0o111
 
 
-def dress(root: Root, path: bytes, mode: int, mtime_ns: int) -> bool:
-    """Give staged content the metadata it will be seen with; True when something had to be set.
+def dress(root: Root, path: bytes, mode: int, mtime_ns: int) -> tuple[Stat, bool]:
+    """Give staged content the metadata it will be seen with: (what it is then, whether anything had to be set).
 
     Done before the content is synced, it need not be synced again.
     """
+    stat = _staged(root, path)
+    changes_mode, changes_time = stat.mode & 0o777 != mode, stat.mtime_ns != mtime_ns
+    if changes_mode:
+        root.chmod(path, mode)
+    if changes_time:
+        root.utime(path, mtime_ns)
+    changed = changes_mode or changes_time
+    return _staged(root, path) if changed else stat, changed
+
+
+def _staged(root: Root, path: bytes) -> Stat:
     stat = root.stat(path)
     if stat is None:
         raise FileNotFoundError(errno.ENOENT, "the staged content is gone", path)
-    if changes_mode := stat.mode & 0o777 != mode:
-        root.chmod(path, mode)
-    if changes_time := stat.mtime_ns != mtime_ns:
-        root.utime(path, mtime_ns)
-    return changes_mode or changes_time
+    return stat
 
 
 def sweep(root: Root, keep: Collection[bytes], older_than_ns: int) -> list[bytes]:
@@ -207,17 +225,17 @@ def sweep(root: Root, keep: Collection[bytes], older_than_ns: int) -> list[bytes
     return removed
 
 
-def create_stage_file(root: Root, path: bytes) -> WriteFile:
+def create_stage_file(root: Root, path: bytes, mode: int = 0o600) -> WriteFile:
     """A fresh file at `path`, in place of whatever of ours stood there."""
     try:
-        return root.create(path, 0o600)
+        return root.create(path, mode)
     except FileExistsError:
         root.unlink(path)
     except FileNotFoundError:
         if root.stat(PRIVATE) is None:
             raise
         make_private(root)
-    return root.create(path, 0o600)
+    return root.create(path, mode)
 
 
 def _verify(file: WriteFile, manifest: Manifest, have: bytearray) -> None:

@@ -26,7 +26,7 @@ from p2psync.workspace.operations import (
     SetMetadata,
 )
 from p2psync.workspace.posix import PosixRoot
-from p2psync.workspace.staging import stage_small
+from p2psync.workspace.staging import Small, stage_small
 from tests.workspace.support import STAMP, Hooked, contents, fingerprint, make_folder, overwrite, write
 
 MTIME = 1_500_000_000_123_456_789
@@ -52,7 +52,7 @@ def limited(request: pytest.FixtureRequest, root: PosixRoot) -> Hooked:
 
 
 def stage(root: object, data: bytes = b"new", name: bytes = b"s") -> bytes:
-    [path] = stage_small(root, [(name, data)])
+    [path] = stage_small(root, [Small(name, data)])
     return path
 
 

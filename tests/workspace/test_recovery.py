@@ -26,7 +26,7 @@ from p2psync.workspace.operations import (
     intents,
 )
 from p2psync.workspace.recovery import Fate, recover
-from p2psync.workspace.staging import stage_small
+from p2psync.workspace.staging import Small, stage_small
 from tests.workspace.support import FOLDER, MARKER_ID, STAMP, Crash, Hooked, contents, fingerprint, make_folder, write
 
 MTIME = 1_500_000_000_123_456_789
@@ -37,7 +37,7 @@ def prepare(root: Hooked) -> list[object]:
     for name in (b"replaced", b"kept", b"linked", b"removed", b"moved", b"becomes-directory", b"taken"):
         write(root, name, b"old " + name)
     root.symlink(b"old target", b"symlink")
-    staged = stage_small(root, [(n, b"new " + n) for n in (b"replaced", b"kept", b"created", b"after-move")])
+    staged = stage_small(root, [Small(n, b"new " + n) for n in (b"replaced", b"kept", b"created", b"after-move")])
     return [
         Place(b"replaced", Kind.FILE, staged[0], b"", 0o644, MTIME, fingerprint(root, b"replaced")),
         Place(b"kept", Kind.FILE, staged[1], b"", 0o644, MTIME, fingerprint(root, b"kept"), b"kept (conflict)"),
@@ -113,7 +113,7 @@ def test_after_a_crash_a_directory_may_have_become_anything(tmp_path: Path, inst
         root.mkdir(b"d")
         for name in (b"d/replaced", b"d/kept", b"d/removed", b"d/moved"):
             write(root, name, b"old " + name)
-        staged = stage_small(root, [(b"1", b"new d/replaced"), (b"2", b"new d/kept")])
+        staged = stage_small(root, [Small(b"1", b"new d/replaced"), Small(b"2", b"new d/kept")])
         operations = [
             Place(b"d/replaced", Kind.FILE, staged[0], b"", 0o644, MTIME, fingerprint(root, b"d/replaced")),
             Place(
@@ -229,7 +229,7 @@ def test_metadata_that_was_set_survives_a_power_cut(moved: bool) -> None:
 def test_an_exchange_that_brought_out_an_unseen_edit_is_given_back(tmp_path: Path) -> None:
     root = make_folder(tmp_path / "f")
     write(root, b"a", b"old")
-    [staged] = stage_small(root, [(b"s", b"new")])
+    [staged] = stage_small(root, [Small(b"s", b"new")])
     operation = Place(b"a", Kind.FILE, staged, b"", 0o644, MTIME, fingerprint(root, b"a"))
     journal = intents(root, [operation], STAMP)
     write(root, b"a", b"edit")

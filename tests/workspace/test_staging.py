@@ -21,7 +21,7 @@ from p2psync.workspace import marker
 from p2psync.workspace.materialiser import apply
 from p2psync.workspace.operations import Failed, Place
 from p2psync.workspace.posix import PosixRoot
-from p2psync.workspace.staging import Stage, stage_path, stage_small, sweep
+from p2psync.workspace.staging import Small, Stage, stage_path, stage_small, sweep
 from tests.workspace.support import FOLDER, LATER, MARKER_ID, STAMP, contents, fingerprint, make_folder, write
 
 
@@ -102,7 +102,7 @@ def test_an_empty_file_is_done_at_once(tmp_path: Path) -> None:
 
 def test_leftovers_are_swept_but_never_what_may_be_a_persons(tmp_path: Path) -> None:
     root = make_folder(tmp_path)
-    kept, _ = stage_small(root, [(b"kept", b"1"), (b"old", b"2")])
+    kept, _ = stage_small(root, [Small(b"kept", b"1"), Small(b"old", b"2")])
     write(root, b".p2psync/tmp/x-0.swap", b"theirs")
     root.mkdir(b".p2psync/tmp/probe-1")
     root.create(b".p2psync/tmp/probe-1/one").close()
@@ -113,8 +113,8 @@ def test_leftovers_are_swept_but_never_what_may_be_a_persons(tmp_path: Path) -> 
 
 def test_small_files_replace_an_abandoned_stage(tmp_path: Path) -> None:
     root = make_folder(tmp_path)
-    stage_small(root, [(b"a", b"abandoned")])
-    [path] = stage_small(root, [(b"a", b"new")])
+    stage_small(root, [Small(b"a", b"abandoned")])
+    [path] = stage_small(root, [Small(b"a", b"new")])
     assert (tmp_path / os.fsdecode(path)).read_bytes() == b"new"
 
 
@@ -142,9 +142,9 @@ def fill(root: PosixRoot) -> None:
 
 def test_a_full_disk_leaves_everything_as_it_was(tiny: PosixRoot, tmp_path: Path) -> None:
     write(tiny, b"a", b"old")
-    [staged] = stage_small(tiny, [(b"s", b"new")])
+    [staged] = stage_small(tiny, [Small(b"s", b"new")])
     with pytest.raises(OSError, match="No space"):
-        stage_small(tiny, [(b"big", b"x" * (2 << 20))])
+        stage_small(tiny, [Small(b"big", b"x" * (2 << 20))])
     assert tiny.stat(stage_path(b"big")) is None
     with Stage.open(tiny, manifest_of(b"y" * (2 << 20))) as stage:
         with pytest.raises(OSError, match="No space"):
@@ -173,7 +173,7 @@ def small() -> Iterator[tuple[SimDisk, SimRoot]]:
 def test_a_content_that_does_not_fit_leaves_nothing(small: tuple[SimDisk, SimRoot]) -> None:
     _, root = small
     with pytest.raises(OSError, match="No space"):
-        stage_small(root, [(b"fits", b"1"), (b"big", b"x" * (1 << 20))])
+        stage_small(root, [Small(b"fits", b"1"), Small(b"big", b"x" * (1 << 20))])
     assert root.stat(stage_path(b"fits")) is not None
     assert root.stat(stage_path(b"big")) is None
 
