@@ -8,6 +8,7 @@ CPU counts on a machine that does other things as well; wall time only on an idl
 from __future__ import annotations
 
 import argparse
+import json
 import random
 import shutil
 import sys
@@ -15,7 +16,7 @@ import tempfile
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from contextlib import asynccontextmanager, contextmanager
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
 
@@ -80,7 +81,9 @@ class Figure:
 class Bench:
     """One relay, and what is measured at it."""
 
-    def __init__(self, base: Path, mib: int, files: int) -> None:
+    def __init__(self, base: Path, mib: int, files: int, *, as_json: bool = False) -> None:
+        """`mib`: of chunks, and of the large file; `files`: small ones; `as_json`: one document a line."""
+        self.as_json = as_json
         self.base = base
         self.relay = Relay(base / "relay", CONFIG)
         self.chunks = max(1, mib * MIB // MAX_SEALED_CHUNK)
@@ -127,7 +130,8 @@ class Bench:
         """Files of one device come to another by the mailbox alone: they meet once, while the folder is empty."""
         left, right = self.base / "left", self.base / "right"
         await self._meet(left, right)
-        for what, count, size in (("one large file", 1, self.mib * MIB), ("files of 10 KiB", self.files, SMALL)):
+        work = (("one large file", min(1, self.mib), self.mib * MIB), ("files of 10 KiB", self.files, SMALL))
+        for what, count, size in (part for part in work if part[1]):
             for number in range(count):
                 with (left / f"{what} {number}").open("wb") as file:
                     for start in range(0, size, MIB):
@@ -182,7 +186,7 @@ class Bench:
                 time.process_time() - here,
                 meter.stop(),
             )
-        sys.stdout.write(f"{figure}\n")
+        sys.stdout.write(f"{json.dumps(asdict(figure)) if self.as_json else figure}\n")
         sys.stdout.flush()
 
 
@@ -213,10 +217,11 @@ def main() -> None:
     parser.add_argument("--mib", type=int, default=1024, help="of chunks, and size of the large file (default 1024)")
     parser.add_argument("--files", type=int, default=1000, help="small files (default 1000)")
     parser.add_argument("--parts", nargs="+", choices=("calls", "nodes"), default=["calls", "nodes"])
+    parser.add_argument("--json", action="store_true", help="one document a line, for programs")
     parser.add_argument("--directory", type=Path, help="where everything is made: the disk that is measured")
     arguments = parser.parse_args()
     base = Path(tempfile.mkdtemp(prefix="p2psync-mailbox-", dir=arguments.directory))
-    bench = Bench(base, arguments.mib, arguments.files)
+    bench = Bench(base, arguments.mib, arguments.files, as_json=arguments.json)
     try:
         bench.relay.start()
         for part in arguments.parts:

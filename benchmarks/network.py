@@ -1,4 +1,4 @@
-"""Two hosts for one run: network namespaces joined by a veth pair where the machine permits, loopback otherwise."""
+"""Hosts for a session: network namespaces joined by a veth pair or by a slow line; else loopback."""
 
 from __future__ import annotations
 
@@ -7,12 +7,21 @@ import ctypes
 import os
 import socket
 import subprocess
+import sys
 from collections.abc import Iterator
 from dataclasses import dataclass
+from ipaddress import IPv4Address
 from pathlib import Path
 
+NAMESPACES = Path("/var/run/netns")
+DEVICE = "bench0"
+"""In each namespace: what leads to the others."""
 _CLONE_NEWNET = 0x4000_0000
 _LIBC = ctypes.CDLL(None, use_errno=True)
+
+
+class NotPermittedError(Exception):
+    """The machine does not permit what a link needs; the text says why."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,6 +63,19 @@ class Link:
     """Seconds one way."""
     loss: float = 0.0
     """Share of the packets."""
+    queue: int = 1_250_000
+    """Bytes that may wait at the router: by default what 100 Mbit/s carry in 100 ms."""
+    mtu: int = 1500
+
+    def __str__(self) -> str:
+        if not self.rate:
+            return "two network namespaces, veth pair, MTU 1500, CUBIC"
+        lost = f", {100 * self.loss:g} % lost" if self.loss else ""
+        rate, delay, queue = 8e-6 * self.rate, 1000 * self.delay, self.queue / 1000
+        return (
+            f"{self.hosts} network namespaces, TUN devices, each sends {rate:g} Mbit/s at most and has a queue of "
+            f"{queue:g} KB, {delay:g} ms one way{lost}, MTU {self.mtu}, CUBIC"
+        )
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,6 +85,8 @@ class Network:
     hosts: tuple[Host, ...]
     description: str
     interface: str
+    router: int | None = None
+    """The process that shapes the lines."""
 
     def wire_bytes(self) -> int:
         """Bytes, headers and acknowledgements included, that passed since the machine or the link was made."""
@@ -85,38 +109,81 @@ def counters(lines: list[str], interface: str) -> tuple[int, int]:
 DIRECT = Link()
 
 
+def address(end: int) -> IPv4Address:
+    """Where a host is, counted from 0."""
+    return IPv4Address("10.213.77.1") + end
+
+
 @contextlib.contextmanager
-def network(link: Link) -> Iterator[Network]:
-    """Namespaces and what joins them, removed at the end; loopback when the machine does not permit them."""
-    tag = f"psb{os.getpid()}"
-    names = (f"{tag}a", f"{tag}b")
-    try:
+def network(link: Link, seed: int = 0) -> Iterator[Network]:
+    """Namespaces and what joins them, removed at the end; `seed`: of the losses.
+
+    Loopback instead of a direct link where the machine permits no namespaces; NotPermittedError for a shaped one.
+    """
+    names = [f"psb{os.getpid()}{letter}" for letter in "abcdefgh"[: link.hosts]]
+    hosts = tuple(
+        Host(name, str(address(end)), ("ip", "netns", "exec", name), NAMESPACES / name)
+        for end, name in enumerate(names)
+    )
+    with contextlib.ExitStack() as stack:
+        stack.callback(_remove, names)
         try:
-            _make_namespaces(names)
+            for host in hosts:
+                _make(host)
+            router = None
+            if link.rate:
+                router = stack.enter_context(_routed(hosts, link, seed))
+            else:
+                _join(names)
+            for end, host in enumerate(hosts):
+                _ip("-n", host.name, "addr", "add", f"{address(end)}/24", "dev", DEVICE)
+                _ip("-n", host.name, "link", "set", DEVICE, "up", "mtu", str(link.mtu))
         except (OSError, subprocess.CalledProcessError) as error:
             reason = (getattr(error, "stderr", None) or str(error)).strip()
+            if link.rate:
+                raise NotPermittedError(f"no slow line on this machine: {reason}") from error
             host = Host("this machine", "127.0.0.1")
-            text = f"loopback ({reason}); its counter includes other local traffic"
-            yield Network((host, host), text, "lo")
+            yield Network((host, host), f"loopback ({reason}); its counter includes other local traffic", "lo")
             return
-        hosts = [
-            Host(name, f"10.213.77.{end}", ("ip", "netns", "exec", name), Path("/var/run/netns", name))
-            for end, name in enumerate(names, 1)
-        ]
-        yield Network((hosts[0], hosts[1]), "two network namespaces, veth pair, MTU 1500", "veth0")
+        yield Network(hosts, str(link), DEVICE, router)
+
+
+def _make(host: Host) -> None:
+    _ip("netns", "add", host.name)
+    _ip("-n", host.name, "link", "set", "lo", "up")
+    # As Debian has it; programs that want another one for a socket can ask for it.
+    with host.entered(), contextlib.suppress(OSError):
+        Path("/proc/sys/net/ipv4/tcp_congestion_control").write_text("cubic")
+
+
+def _join(names: list[str]) -> None:
+    one, other = names
+    _ip("link", "add", DEVICE, "netns", one, "type", "veth", "peer", "name", DEVICE, "netns", other)
+
+
+@contextlib.contextmanager
+def _routed(hosts: tuple[Host, ...], link: Link, seed: int) -> Iterator[int]:
+    values = {"rate": link.rate, "delay": link.delay, "loss": link.loss, "queue": link.queue, "seed": seed}
+    options = [f"--{name}={value}" for name, value in values.items()]
+    command = [sys.executable, "-m", "benchmarks.router", *(host.name for host in hosts), *options]
+    router = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    try:
+        assert router.stdout is not None
+        assert router.stderr is not None
+        if router.stdout.readline() != "ready\n":
+            raise OSError(router.stderr.read().strip().rpartition("\n")[2])
+        yield router.pid
     finally:
-        for name in names:
-            subprocess.run(["ip", "netns", "del", name], check=False, capture_output=True)
+        try:
+            router.communicate(timeout=10)
+        except subprocess.TimeoutExpired:
+            router.kill()
+            router.communicate()
 
 
-def _make_namespaces(names: tuple[str, str]) -> None:
+def _remove(names: list[str]) -> None:
     for name in names:
-        _ip("netns", "add", name)
-    _ip("link", "add", "veth0", "netns", names[0], "type", "veth", "peer", "name", "veth0", "netns", names[1])
-    for end, name in enumerate(names, 1):
-        _ip("-n", name, "addr", "add", f"10.213.77.{end}/24", "dev", "veth0")
-        _ip("-n", name, "link", "set", "veth0", "up")
-        _ip("-n", name, "link", "set", "lo", "up")
+        subprocess.run(["ip", "netns", "del", name], check=False, capture_output=True)
 
 
 def _ip(*arguments: str) -> None:

@@ -71,7 +71,7 @@ class Run:
         failure = ""
         try:
             with contextlib.ExitStack() as stack:
-                link = stack.enter_context(network(session.link))
+                link = stack.enter_context(network(session.link, self.seed + number))
                 if link.description not in self.links:
                     self.links.append(link.description)
                 place.mkdir()

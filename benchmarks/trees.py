@@ -139,7 +139,7 @@ def listing(root: Path) -> list[tuple[str, int]]:
 
 
 def digests(root: Path) -> dict[str, str]:
-    """BLAKE3 of every file below `root`, empty when it does not exist."""
+    """BLAKE3 of every file below `root`, or of that file under an empty name; empty when it does not exist."""
     found = {}
     for relative, path in _files(root):
         hasher = blake3.blake3()
@@ -152,6 +152,8 @@ def digests(root: Path) -> dict[str, str]:
 
 def _files(root: Path) -> Iterator[tuple[str, str]]:
     top = os.fspath(root)
+    if root.is_file():
+        yield "", top
     for directory, _, names in os.walk(top):
         for name in names:
             path = os.path.join(directory, name)

@@ -3,6 +3,6 @@
 from __future__ import annotations
 
 from benchmarks.stage import Session
-from benchmarks.workloads import files, scale
+from benchmarks.workloads import files, mailbox, scale, several, wan
 
-SESSIONS: tuple[Session, ...] = (*files.SESSIONS, *scale.SESSIONS)
+SESSIONS: tuple[Session, ...] = (*files.SESSIONS, *wan.SESSIONS, *scale.SESSIONS, *several.SESSIONS, *mailbox.SESSIONS)
