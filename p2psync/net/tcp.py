@@ -9,8 +9,9 @@ from __future__ import annotations
 import errno
 import os
 import socket as stdlib_socket
+import struct
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from ipaddress import IPv6Address, ip_address
 from typing import Any
 
@@ -27,6 +28,15 @@ BACKLOG = 128
 
 UNSENT_LOW_WATER = 256 * 1024
 """Bytes the kernel may hold unsent: small enough that a control message never queues behind seconds of bulk data."""
+
+FAR_US = 5_000
+"""Round-trip time in microseconds from which on a path counts as far: longer than any local network, shorter than any
+that loses packets on its way."""
+_FOR_FAR = b"bbr"
+"""Congestion control that does not take a lost packet for a sign of a full link (draft-ietf-ccwg-bbr). CUBIC, the
+usual one, gets 2.5 Mbit/s out of any link of 100 ms that loses 0.5 % of the packets."""
+_TCP_INFO_RTT = struct.Struct("=68xI")
+"""Where `struct tcp_info` of linux/tcp.h has the smoothed round-trip time, in microseconds."""
 
 _OUT_OF_RESOURCES = {errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM}
 _ACCEPT_PAUSE_S = 0.1
@@ -273,6 +283,21 @@ def _tune(sock: socket.SocketType) -> None:
         option = getattr(socket, name, None)
         if option is not None:
             sock.setsockopt(socket.IPPROTO_TCP, option, value)
+
+    _suit_path(sock)
+
+
+def _suit_path(sock: socket.SocketType) -> None:
+    """On a far path use what copes with loss, where the kernel offers that to everybody; elsewhere nothing changes.
+
+    The handshake has shown how far it is, to either side.
+    """
+    if not (hasattr(socket, "TCP_CONGESTION") and hasattr(socket, "TCP_INFO")):
+        return
+    with suppress(OSError):  # an old kernel, or one without it
+        info = sock.getsockopt(socket.IPPROTO_TCP, socket.TCP_INFO, _TCP_INFO_RTT.size)
+        if len(info) == _TCP_INFO_RTT.size and _TCP_INFO_RTT.unpack(info)[0] >= FAR_US:
+            sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_CONGESTION, _FOR_FAR)
 
 
 @contextmanager

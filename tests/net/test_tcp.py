@@ -263,3 +263,34 @@ async def test_a_port_that_was_met_from_can_be_listened_on_again() -> None:
     await ours.aclose()
     [again] = await network.listen(f"127.0.0.1:{port}")
     await close(again, theirs, others, stays, *accepted)
+
+
+# ── far paths ───────────────────────────────────────────────────────────────────────────────────────────────────────
+AVAILABLE = Path("/proc/sys/net/ipv4/tcp_allowed_congestion_control")
+
+
+@pytest.mark.skipif(not AVAILABLE.exists() or "bbr" not in AVAILABLE.read_text(), reason="this kernel offers no BBR")
+@pytest.mark.parametrize("is_far", [True, False])
+async def test_far_paths_are_given_what_copes_with_loss(monkeypatch: pytest.MonkeyPatch, is_far: bool) -> None:
+    before, tuned = b"reno", tcp._suit_path
+
+    def from_reno(sock: socket.SocketType) -> None:
+        sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_CONGESTION, before)
+        tuned(sock)
+
+    monkeypatch.setattr(tcp, "_suit_path", from_reno)
+    monkeypatch.setattr(tcp, "FAR_US", 0 if is_far else 5_000_000)
+    listener, near, far = await connected()
+    for stream in (near, far):
+        used = stream._socket.getsockopt(socket.IPPROTO_TCP, socket.TCP_CONGESTION, 16).rstrip(b"\0")
+        assert used == (b"bbr" if is_far else before)
+    await close(listener, near, far)
+
+
+async def test_a_kernel_that_does_not_tell_the_distance_is_left_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(tcp, "_FOR_FAR", b"none such")
+    monkeypatch.setattr(tcp, "FAR_US", 0)
+    listener, near, far = await connected()
+    await near.send_all(b"x")
+    assert await far.receive_into(memoryview(bytearray(1))) == 1
+    await close(listener, near, far)
