@@ -7,12 +7,14 @@ Memory is bounded: what lies between socket and caller is a piece of `PIECE` byt
 from __future__ import annotations
 
 import ssl
-from typing import Final
+from typing import Final, cast
 
 import trio
 
 PIECE: Final = 128 << 10
-"""Bytes that are taken from the socket, or given to it, at once."""
+"""Bytes that are taken from the socket, or given to it, at once; as much has memory of OpenSSL's in each direction."""
+BULK: Final = 512 << 10
+"""The same where they go straight to where they stay, or come from there."""
 FIRST: Final = 32 << 10
 """As much is taken as long as little comes."""
 _RECORD = 16 << 10
@@ -73,6 +75,25 @@ class TlsStream(trio.abc.Stream):
             await self._fill()
         return data
 
+    async def receive_into(self, target: memoryview) -> int:
+        """As `receive_some`, straight to where it stays: how many bytes, at most as many as `target` has room for."""
+        await trio.lowlevel.checkpoint_if_cancelled()
+        if self._outgoing.pending:
+            await self._flush()
+        size = self._open_into(target)
+        while not size and self._end is None:
+            # What is inside is no longer than what comes; so hardly anything is kept for later.
+            data = memoryview(await self.transport_stream.receive_some(min(BULK, max(FIRST, len(target)))))
+            if not data:
+                self._incoming.write_eof()
+            for start in range(0, len(data), PIECE):
+                self._incoming.write(data[start : start + PIECE])
+                size += self._open_into(target[size:])
+            size += self._open_into(target[size:])
+        if not size:
+            self._raise_unless_ended()
+        return size
+
     async def send_all(self, data: bytes | bytearray | memoryview) -> None:
         """Seal and send; as much is in memory twice as one piece has. BrokenResourceError, ClosedResourceError."""
         view = memoryview(data)
@@ -113,9 +134,29 @@ class TlsStream(trio.abc.Stream):
             size += len(piece)
         if pieces or self._end is None:
             return b"".join(pieces) or None
-        if isinstance(self._end, ssl.SSLEOFError):
-            return b""
-        raise trio.BrokenResourceError("the TLS connection failed") from self._end
+        self._raise_unless_ended()
+        return b""
+
+    def _open_into(self, target: memoryview) -> int:
+        """Content that is here already."""
+        size = 0
+        while size < len(target) and self._end is None:
+            try:
+                # The stubs know only the other form, whose answer is the content itself.
+                got = cast("int", self._tls.read(_RECORD, target[size:]))
+            except ssl.SSLWantReadError:
+                break
+            except ssl.SSLError as error:
+                self._end = error
+            else:
+                size += got
+                if not got:
+                    self._end = ssl.SSLEOFError()
+        return size
+
+    def _raise_unless_ended(self) -> None:
+        if not isinstance(self._end, ssl.SSLEOFError):
+            raise trio.BrokenResourceError("the TLS connection failed") from self._end
 
     async def _fill(self) -> None:
         data = await self.transport_stream.receive_some(self._most)

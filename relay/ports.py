@@ -7,7 +7,12 @@ from __future__ import annotations
 
 from collections.abc import Collection, Iterable, Iterator
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Final, Protocol
+
+FILL: Final = "p2psync.fill"
+"""The extension of ASGI that puts the whole body of a request into a memoryview of its length: an async function, whose
+answer is False when the client has left. A server offers it where that is cheaper than to receive the body in pieces.
+"""
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,8 +50,12 @@ class StoredBlock:
 class BlockStore(Protocol):
     """A store of immutable objects of some MiB by key; keys are ASCII, made by the block service, with `/` in them."""
 
-    def put(self, key: str, data: bytes | bytearray) -> None:
-        """Store an object, durably before this returns; the same key always comes with the same bytes."""
+    def put(self, key: str, data: bytes | bytearray | memoryview) -> None:
+        """Store an object, durably before this returns; the same key always comes with the same bytes.
+
+        `data` is the caller's again afterwards. In the memory of an `mmap` it begins with that, and zeros follow it to
+        the end of its last page.
+        """
         ...
 
     def get(self, key: str, start: int = 0, stop: int | None = None) -> bytes:

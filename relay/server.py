@@ -15,16 +15,18 @@ from collections.abc import Awaitable, Callable, Iterator
 from ipaddress import IPv6Address, ip_address, ip_network
 from typing import Any, Final, cast
 
+import h11
 import trio
-from hypercorn.app_wrappers import ASGIWrapper
 from hypercorn.config import Config as HypercornConfig
 from hypercorn.events import Event, Updated
+from hypercorn.protocol.h11 import H11Protocol
 from hypercorn.trio.tcp_server import TCPServer
 from hypercorn.trio.worker_context import WorkerContext
 from hypercorn.typing import ConnectionState
 
 from p2psync.tls import TlsStream
 from relay import config
+from relay.bodies import Application, Http1
 from relay.logs import get_logger
 from relay.tls import FORWARD_ALPN
 
@@ -130,14 +132,15 @@ class Server:
             return
         configuration = self._http2 if tls.selected_alpn_protocol() == "h2" else self._http1
         connection = HttpConnection(tls, self._settings)
-        await Http(ASGIWrapper(self._app), configuration, self._worker, ConnectionState({}), connection).run()
+        await Http(Application(self._app), configuration, self._worker, ConnectionState({}), connection).run()
 
 
 class Http(TCPServer):
     """hypercorn's connection, which tells its stream when a request is awaited and ends when its client has left."""
 
-    def __init__(self, app: Any, configuration: Any, context: Any, state: Any, stream: HttpConnection) -> None:
+    def __init__(self, app: Application, configuration: Any, context: Any, state: Any, stream: HttpConnection) -> None:
         super().__init__(app, configuration, context, state, cast("Any", stream))
+        self._application = app
         self._connection = stream
         self._client_left = False
 
@@ -150,6 +153,9 @@ class Http(TCPServer):
         await super().protocol_send(event)
 
     async def _read_data(self) -> None:
+        if isinstance(self.protocol.protocol, H11Protocol):
+            self._application.http1 = self._connection.speak_http1()
+            self.protocol.protocol.connection = cast("Any", self._application.http1)
         try:
             await super()._read_data()
         finally:
@@ -171,6 +177,13 @@ class HttpConnection:
         self._is_http1 = tls.selected_alpn_protocol() != "h2"
         self._awaited = True
         self._head_deadline = math.inf
+        self._http1: Http1 | None = None
+
+    def speak_http1(self) -> Http1:
+        """What takes the place of h11's connection; before more is received, its large bodies are."""
+        make = functools.partial(h11.Connection, h11.SERVER, max_incomplete_event_size=MAX_HEAD)
+        self._http1 = Http1(self._tls, make)
+        return self._http1
 
     def await_request(self, *, awaited: bool) -> None:
         """A request has begun (False) or ended (True)."""
@@ -186,6 +199,8 @@ class HttpConnection:
 
     async def receive_some(self, max_bytes: int) -> bytes:
         """As much as has come, which is bounded; a head must be complete in time after its first byte."""
+        if self._http1 is not None:
+            await self._http1.hold_reader()
         try:
             with trio.fail_at(self._head_deadline):
                 # h11 looks at the length of a head only when a piece does not end it.

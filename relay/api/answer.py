@@ -12,8 +12,9 @@ import trio
 from starlette.responses import Response
 
 from relay import errors
-from relay.api.route import JSON, MSGPACK, Call
+from relay.api.route import JSON, MSGPACK, Call, ClientGoneError
 from relay.errors import ApiError
+from relay.ports import FILL
 
 Message = MutableMapping[str, Any]
 Receive = Callable[[], Awaitable[Message]]
@@ -29,8 +30,9 @@ _COMMON: Final = ((b"cache-control", b"no-store"), (b"x-content-type-options", b
 class Body:
     """The body of a request as ASGI delivers it, counted."""
 
-    def __init__(self, receive: Receive) -> None:
+    def __init__(self, scope: Mapping[str, Any], receive: Receive) -> None:
         self._receive = receive
+        self._fill = scope.get("extensions", {}).get(FILL)
         self.size = 0
         self.complete = False
         self.gone = False
@@ -44,6 +46,27 @@ class Body:
         elif message["type"] == "http.disconnect":
             self.gone = True
         return message
+
+    async def fill(self, target: memoryview) -> None:
+        """Put the whole body there, which is as long. ApiError 400 when it is not; ClientGoneError."""
+        if self._fill is not None:
+            if not await self._fill(target):
+                self.gone = True
+                raise ClientGoneError
+            self.size, self.complete = len(target), True
+            return
+        filled = 0
+        while not self.complete:
+            message = await self.receive()
+            if self.gone:
+                raise ClientGoneError
+            end = filled + len(message.get("body", b""))
+            if end > len(target):
+                raise _other_length()
+            target[filled:end] = message.get("body", b"")
+            filled = end
+        if filled < len(target):
+            raise _other_length()
 
     async def drain(self) -> None:
         """Read what is left and forget it, within limits: who is cut off while sending never sees the answer."""
@@ -120,6 +143,10 @@ class Answer:
         if unread:
             await self._body.drain()
             await self.send({"type": f"{kind}.body", "body": b"", "more_body": False})
+
+
+def _other_length() -> ApiError:
+    return ApiError(400, "bad-request", "the body is not as long as Content-Length says")
 
 
 @functools.lru_cache(maxsize=4)

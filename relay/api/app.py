@@ -48,7 +48,7 @@ class App:
     async def __call__(self, scope: Mapping[str, Any], receive: Receive, send: Send) -> None:
         """One request, by the ASGI specification; there is no lifespan."""
         began = self._services.ports.clock.monotonic()
-        body = Body(receive)
+        body = Body(scope, receive)
         answer = Answer(scope, body, send, self._services.now())
         call: Call | None = None
         try:
@@ -77,7 +77,7 @@ class App:
         if len(scope["headers"]) > MAX_HEADERS:
             raise ApiError(400, "bad-request", f"at most {MAX_HEADERS} header fields")
         headers = {name.decode("latin-1"): value.decode("latin-1") for name, value in scope["headers"]}
-        return Call(self._services, route, scope, self._services.now(), network, parameters, headers, body.receive)
+        return Call(self._services, route, scope, self._services.now(), network, parameters, headers, body)
 
     async def _handle(self, call: Call, answer: Answer) -> None:
         route = call.route

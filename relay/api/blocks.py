@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import re
 from dataclasses import replace
-from functools import partial
 from typing import Annotated, Any, Final
 
 import msgspec
@@ -60,9 +59,7 @@ async def put_chunk(call: Call) -> StoredChunk:
         raise ApiError(400, "bad-request", "a chunk has at least one byte")
     size = _length(call)
     folder, chunk_id = _folder(call), call.hex_id("chunk_id", DIGEST_SIZE)
-    new = await _blocks(call).put(
-        call.caller.account_id, folder, chunk_id, Body(size, digest, partial(call.arrived, size))
-    )
+    new = await _blocks(call).put(call.caller.account_id, folder, chunk_id, Body(size, digest, call.source.fill))
     return StoredChunk(size, new)
 
 
@@ -272,7 +269,7 @@ async def put_by_link(call: Call) -> StoredChunk:
         raise ApiError(400, "bad-request", f"this link is for {link.size} bytes")
 
     new = await blocks.put(
-        link.account_id, link.folder_id, link.chunk_id, Body(link.size, link.digest, partial(call.arrived, link.size))
+        link.account_id, link.folder_id, link.chunk_id, Body(link.size, link.digest, call.source.fill)
     )
     return StoredChunk(link.size, new)
 

@@ -14,7 +14,7 @@ import re
 from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass, field
 from enum import Enum
-from typing import TYPE_CHECKING, Any, Final, Literal, TypeVar
+from typing import TYPE_CHECKING, Any, Final, Literal, Protocol, TypeVar
 
 import msgspec
 from starlette.responses import Response
@@ -142,7 +142,8 @@ class Call:
     path: Mapping[str, str]
     headers: Mapping[str, str]
     """Names in lower case; of a repeated field the last."""
-    receive: Receive
+    source: Source
+    """Where its body comes from."""
     signed: Signed | None = None
     identity: Caller | None = None
     body: Any = None
@@ -185,31 +186,25 @@ class Call:
             raise not_found()
         return bytes.fromhex(text)
 
-    async def arrived(self, room: int = 0) -> bytearray:
-        """The whole body. Who asks for it compares its digest with what was signed; `read` does.
+    async def receive(self) -> Any:
+        """The next message of ASGI."""
+        return await self.source.receive()
 
-        Where the caller has `room` bytes for it, it is put together in them, and never in memory twice.
+    async def read(self) -> bytearray:
+        """The whole body, which is what was signed.
 
         Raises:
-            ApiError: 413 as soon as it is longer than the route takes.
+            ApiError: 400 `digest-mismatch`; 413 as soon as it is longer than the route takes.
         """
-        body, size, more = bytearray(room), 0, True
+        data, more = bytearray(), True
         while more:
             message = await self.receive()
             if message["type"] == "http.disconnect":
                 raise ClientGoneError
-            piece = message.get("body", b"")
-            end = size + len(piece)
-            if end > self.route.limit:
+            data += message.get("body", b"")
+            if len(data) > self.route.limit:
                 raise too_large(self.route.limit)
-            body[size:end] = piece
-            size, more = end, message.get("more_body", False)
-        del body[size:]
-        return body
-
-    async def read(self) -> bytearray:
-        """The whole body, which is what was signed. ApiError 400 `digest-mismatch`; 413 as `arrived`."""
-        data = await self.arrived()
+            more = message.get("more_body", False)
         if self.signed is not None:
             # Where it takes milliseconds, others go on.
             digest = hashlib.sha256(data).digest() if len(data) < _SHORT else await self._hashed(data)
@@ -221,6 +216,23 @@ class Call:
 
     async def _hashed(self, data: bytearray) -> bytes:
         return await self.services.ports.offload.run(lambda: hashlib.sha256(data).digest())
+
+
+class Source(Protocol):
+    """The body of a request, as it arrives."""
+
+    async def receive(self) -> Any:
+        """The next message of ASGI."""
+        ...
+
+    async def fill(self, target: memoryview) -> None:
+        """Put the whole body into memory of its length; compare its digest with what was signed.
+
+        Raises:
+            ApiError: 400 when it has another length.
+            ClientGoneError
+        """
+        ...
 
 
 class ClientGoneError(Exception):

@@ -36,10 +36,12 @@ class S3Store:
         self._bucket = bucket
         self._presigned = presigned
 
-    def put(self, key: str, data: bytes | bytearray) -> None:
+    def put(self, key: str, data: bytes | bytearray | memoryview) -> None:
         """See `BlockStore.put`."""
+        # What is lent is copied: a request that was given up may still hold it.
+        own = bytes(data) if isinstance(data, memoryview) else data
         with _as_os_error():
-            self._api.put(self._bucket, key, data, use_multipart=False)
+            self._api.put(self._bucket, key, own, use_multipart=False)
 
     def get(self, key: str, start: int = 0, stop: int | None = None) -> bytes:
         """See `BlockStore.get`."""

@@ -17,10 +17,12 @@ from typing import Final, TypeVar
 import trio
 from sqlalchemy import Connection, select
 
+from p2psync.crypto.seal import MAX_SEALED_CHUNK
 from p2psync.errors import StateError
 from p2psync.ports import Clock, Offload, Rng
 from relay.accounts.ledger import Ledger
 from relay.blocks.budget import Budget
+from relay.blocks.buffers import Buffers
 from relay.blocks.chunks import Chunk, Ended, begin, end, find, lose, other_bytes, settle
 from relay.blocks.presign import Presigner
 from relay.blocks.refs import References, owner_of
@@ -91,7 +93,8 @@ class Body:
     size: int
     digest: bytes
     """Their SHA-256, with which what comes is compared."""
-    read: Callable[[], Awaitable[bytes | bytearray]]
+    fill: Callable[[memoryview], Awaitable[None]]
+    """Puts them into memory of that length. ApiError 400 when they are fewer or more."""
 
 
 class Blocks:
@@ -103,6 +106,7 @@ class Blocks:
         self.refs = References(world.ledger)
         self.links = Presigner(world.secret)
         self._budget = Budget(self.settings.memory, self.settings.memory_per_account)
+        self._buffers = Buffers(MAX_SEALED_CHUNK)
         self._known_store = False
 
     # ── chunks ──────────────────────────────────────────────────────────────────────────────────────────────────────
@@ -129,8 +133,9 @@ class Blocks:
         ended = None
         try:
             async with self._budget.hold(account_id, body.size):
-                data = await _arrived(body)
-                await self._store(lambda store: _put_checked(store, upload, data))
+                with self._buffers.lend(body.size) as data:
+                    await _arrive(body, data)
+                    await self._store(lambda store: _put_checked(store, upload, data))
             ended = await world.database.write(lambda c: self._end(c, account_id, folder, upload))
         finally:
             if ended is not Ended.STORED:
@@ -267,19 +272,17 @@ async def on_store(world: World, work: Callable[[BlockStore], T]) -> T:
         raise ApiError(503, "unavailable", "the chunk store does not answer, or is full; try again later") from error
 
 
-def _put_checked(store: BlockStore, upload: Chunk, data: bytes | bytearray) -> None:
+def _put_checked(store: BlockStore, upload: Chunk, data: memoryview) -> None:
     if hashlib.sha256(data).digest() != upload.digest:
         raise ApiError(400, "digest-mismatch")
     store.put(upload.key, data)
 
 
-async def _arrived(body: Body) -> bytes | bytearray:
-    """The bytes of an upload, which must not trickle in: they have memory that others wait for."""
+async def _arrive(body: Body, data: memoryview) -> None:
+    """Have the bytes of an upload come, which must not trickle in: they have memory that others wait for."""
     with trio.move_on_after(BODY_GRACE_S + body.size / MIN_RATE):
-        data = await body.read()
-        if len(data) != body.size:
-            raise ApiError(400, "bad-request", "the body is not as long as Content-Length says")
-        return data
+        await body.fill(data)
+        return
     raise ApiError(408, "timeout", f"an upload may take {BODY_GRACE_S:.0f} s and a second for each {MIN_RATE} bytes")
 
 

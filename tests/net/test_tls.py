@@ -98,6 +98,24 @@ async def test_the_other_side_understands_every_byte(connect: Connect, ours: str
     assert [await mine.receive_some(2), await mine.receive_some()] == [b"ab", b"cdef"]
 
 
+async def test_content_comes_straight_to_where_it_stays(connect: Connect) -> None:
+    client, server = await connect("server")
+    assert isinstance(server, TlsStream)
+    for size in SIZES:
+        content, target = random.Random(size).randbytes(size), bytearray(size)
+        with memoryview(target) as view:
+            async with trio.open_nursery() as nursery:
+                # What follows is not taken with it.
+                nursery.start_soon(client.send_all, content + b"more")
+                filled = 0
+                while filled < size:
+                    filled += await server.receive_into(view[filled:])
+            assert target == content
+            assert await read(server, 4) == b"more"
+    await client.transport_stream.send_eof()
+    assert await server.receive_into(memoryview(bytearray(1))) == 0
+
+
 async def test_both_ways_at_once(connect: Connect) -> None:
     client, server = await connect("server")
     content = random.Random(2).randbytes(1 << 22)
@@ -143,6 +161,9 @@ async def test_a_forged_record_breaks_the_connection_after_what_was_sound(connec
     for _ in range(2):
         with pytest.raises(trio.BrokenResourceError):
             await server.receive_some()
+    assert isinstance(server, TlsStream)
+    with pytest.raises(trio.BrokenResourceError):
+        await server.receive_into(memoryview(bytearray(1)))
 
 
 async def test_a_failed_handshake_says_why(sockets: Sockets, server_context: ssl.SSLContext) -> None:

@@ -188,12 +188,12 @@ class CrashMachine(RuleBasedStateMachine):
     async def put(self, number: int) -> None:
         data = content(number)
 
-        async def read() -> bytes:
+        async def fill(target: memoryview) -> None:
             await trio.lowlevel.checkpoint()
             self.fuse.step(ApiError(408, "timeout"))
-            return data
+            target[:] = data
 
-        body = Body(len(data), hashlib.sha256(data).digest(), read)
+        body = Body(len(data), hashlib.sha256(data).digest(), fill)
         await self.blocks.put(ALICE, FOLDER, name(number), body)
         self.stored[number] = self.clock.now
 

@@ -52,10 +52,10 @@ def service(database: Database, limit: int, settings: Settings | None = None) ->
 async def put(blocks: Blocks, number: int) -> bool:
     data = name(number) * (SIZE // 32) + bytes(SIZE % 32)
 
-    async def read() -> bytes:
-        return data
+    async def fill(target: memoryview) -> None:
+        target[:] = data
 
-    return await blocks.put(ALICE, FOLDER, name(number), Body(SIZE, hashlib.sha256(data).digest(), read))
+    return await blocks.put(ALICE, FOLDER, name(number), Body(SIZE, hashlib.sha256(data).digest(), fill))
 
 
 async def test_two_hundred_uploads_at_the_limit_overshoot_by_nothing(threaded: Database) -> None:

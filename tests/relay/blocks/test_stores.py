@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import errno
+import fcntl
+import mmap
 import os
 import urllib.error
 import urllib.request
@@ -13,6 +15,7 @@ import msgspec
 import pytest
 
 from p2psync.errors import ConfigError
+from relay.blocks.buffers import SMALL, Buffers
 from relay.blocks.build import make_store
 from relay.blocks.local import ABANDONED_S, LocalStore
 from relay.blocks.s3 import open_bucket
@@ -97,6 +100,33 @@ def test_what_is_acknowledged_is_synced(local: LocalStore, tmp_path: Path, monke
     local.put(A, b"x")
     made = [("sync", "."), ("sync", "chunks"), ("sync", "chunks/f")]
     assert done == [("sync", "partial"), *made, ("rename", A), ("sync", "chunks/f/00")]
+
+
+@pytest.mark.parametrize("refused", [False, True])
+@pytest.mark.parametrize("size", [SMALL + 6, 1 << 18, (1 << 18) + 1])
+def test_what_is_lent_is_stored_as_it_is(
+    local: LocalStore, monkeypatch: pytest.MonkeyPatch, size: int, refused: bool
+) -> None:
+    """Past the page cache or, where the file system does not do that, through it."""
+    real = fcntl.fcntl
+
+    def refuse(descriptor: int, command: int, flags: int) -> int:
+        if flags & os.O_DIRECT:
+            raise OSError(errno.EINVAL, "no")
+        return real(descriptor, command, flags)
+
+    if refused:
+        monkeypatch.setattr(fcntl, "fcntl", refuse)
+    buffers = Buffers(1 << 19)
+    for fill in (b"x", b"y"):  # the second time in used memory
+        with buffers.lend(size) as data:
+            data[:] = fill * size
+            local.put(A + fill.decode(), data)
+        assert local.get(A + fill.decode()) == fill * size
+    with buffers.lend(size - 5) as data:
+        assert isinstance(data.obj, mmap.mmap)
+        end = -(-len(data) // mmap.PAGESIZE) * mmap.PAGESIZE
+        assert not any(data.obj[len(data) : end])
 
 
 @pytest.mark.parametrize("call", ["write", "fsync", "rename"])
