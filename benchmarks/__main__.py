@@ -14,8 +14,9 @@ from pathlib import Path
 from rich.console import Console
 
 from benchmarks import report
+from benchmarks.chart import svg
 from benchmarks.run import Run
-from benchmarks.scale import SCALES, adjusted
+from benchmarks.scale import SCALES, Scale, adjusted
 from benchmarks.table import BY_KEY
 from benchmarks.tools import TOOLS
 from benchmarks.verdict import lines
@@ -24,10 +25,10 @@ RESULTS = Path(__file__).parent / "results"
 QUICK_ROWS = ("big", "edit", "rename-file", "insert", "small", "new", "rename-directory", "tree")
 
 
-def parser(description: str | None) -> argparse.ArgumentParser:
+def options(description: str | None, scale: str = "full") -> argparse.ArgumentParser:
     """The options that all commands which measure have."""
     made = argparse.ArgumentParser(description=description)
-    made.add_argument("--scale", choices=sorted(SCALES), default="full", help="sizes and rounds (default full)")
+    made.add_argument("--scale", choices=sorted(SCALES), default=scale, help=f"sizes and rounds (default {scale})")
     made.add_argument("--set", nargs="+", default=[], metavar="NAME=NUMBER", help="change fields of the scale")
     made.add_argument("--rounds", type=int, help="how often (default as the scale says)")
     made.add_argument("--rows", nargs="+", choices=list(BY_KEY), help="only these")
@@ -36,19 +37,26 @@ def parser(description: str | None) -> argparse.ArgumentParser:
     return made
 
 
+def sizes(parser: argparse.ArgumentParser, arguments: argparse.Namespace) -> Scale:
+    """The scale that was asked for; ends the program when it makes no sense."""
+    try:
+        scale = adjusted(SCALES[arguments.scale], arguments.set)
+    except ValueError as error:
+        parser.error(str(error))
+    return dataclasses.replace(scale, rounds=arguments.rounds) if arguments.rounds else scale
+
+
 def main() -> None:
     """Parse the command line, measure, and show and store what was found."""
-    options = parser(__doc__)
-    options.add_argument("--quick", action="store_true", help="small sizes and the rows of files: under two minutes")
-    options.add_argument("--tools", nargs="+", choices=list(TOOLS), default=list(TOOLS), help="only these")
-    arguments = options.parse_args()
+    parser = options(__doc__)
+    parser.add_argument("--quick", action="store_true", help="small sizes and the rows of files: under two minutes")
+    parser.add_argument("--tools", nargs="+", choices=list(TOOLS), default=list(TOOLS), help="only these")
+    parser.add_argument("--chart", type=Path, help="where the picture goes (default beside the results)")
+    arguments = parser.parse_args()
+    if arguments.quick:
+        arguments.scale = "quick"
+    scale = sizes(parser, arguments)
     console = Console(width=None if Console().is_terminal else 200)
-    try:
-        scale = adjusted(SCALES["quick" if arguments.quick else arguments.scale], arguments.set)
-    except ValueError as error:
-        options.error(str(error))
-    if arguments.rounds:
-        scale = dataclasses.replace(scale, rounds=arguments.rounds)
     run = Run(
         scale,
         {name: make for name, make in TOOLS.items() if name in arguments.tools},
@@ -72,10 +80,10 @@ def main() -> None:
         "scale": dataclasses.asdict(scale),
         "cells": [cell.as_json() for cell in run.cells],
     }
-    _report(run, document, console)
+    _report(run, document, console, arguments.chart)
 
 
-def _report(run: Run, document: dict[str, object], console: Console) -> None:
+def _report(run: Run, document: dict[str, object], console: Console, picture: Path | None) -> None:
     figures = lines(run.cells)
     overview, costs = report.overview(figures, run.scale), report.costs(figures, run.scale)
     report.show(costs, "Medians; CPU of all ends together; a new file: CPU and bytes per file", console)
@@ -85,7 +93,9 @@ def _report(run: Run, document: dict[str, object], console: Console) -> None:
     stem.with_suffix(".json").write_text(json.dumps(document, indent=1) + "\n")
     tables = (report.markdown(overview, 1), report.markdown(costs, 2))
     stem.with_suffix(".md").write_text("\n\n".join(tables) + "\n")
-    console.print(f"{'; '.join(run.links)}\nwritten: {stem}.json and .md", markup=False)
+    picture = picture or stem.with_suffix(".svg")
+    picture.write_text(svg(figures, run.scale))
+    console.print(f"{'; '.join(run.links)}\nwritten: {stem}.json, .md and {picture}", markup=False)
 
 
 if __name__ == "__main__":

@@ -25,6 +25,8 @@ class Cell:
     wall: float | None = None
     cpus: list[float] = field(default_factory=list)
     """Per end."""
+    kernel: list[float] = field(default_factory=list)
+    """Per end: of `cpus`, what the kernel did."""
     peaks: list[int] = field(default_factory=list)
     """Per end."""
     wire: int | None = None
@@ -61,7 +63,7 @@ def costs(cell: Cell, tool: Tool, network: Network, reserve: int) -> Iterator[No
     meters = made()
 
     def cpu() -> float:
-        return sum(meter.cpu for meter in meters)
+        return sum(meter.cpu[0] for meter in meters)
 
     if not settle(cpu):
         cell.note += "was not at rest before; "
@@ -78,7 +80,8 @@ def costs(cell: Cell, tool: Tool, network: Network, reserve: int) -> Iterator[No
             cell.note += "did not come to rest within a minute; "
         cell.wire = network.wire_bytes() - wire
     finally:
-        cell.cpus = [round(meter.cpu, 3) for meter in meters]
+        cell.cpus = [round(meter.cpu[0], 3) for meter in meters]
+        cell.kernel = [round(meter.cpu[1], 3) for meter in meters]
         cell.peaks = [meter.stop() for meter in meters]
 
 

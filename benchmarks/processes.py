@@ -13,10 +13,11 @@ _TICK = os.sysconf("SC_CLK_TCK")
 _SAMPLE_S = 0.05
 
 
-def parse_cpu(stat: str) -> float:
-    """CPU seconds in the text of /proc/PID/stat: user and system, its own and of the children it waited for."""
+def parse_cpu(stat: str) -> tuple[float, float]:
+    """CPU seconds in the text of /proc/PID/stat, (all, in the kernel): its own and of the children it waited for."""
     fields = stat[stat.rindex(")") + 2 :].split()
-    return sum(int(field) for field in fields[11:15]) / _TICK
+    own, system, children, of_children = (int(field) / _TICK for field in fields[11:15])
+    return own + system + children + of_children, system + of_children
 
 
 def parse_peak(status: str) -> int:
@@ -42,11 +43,17 @@ def family(root: int) -> list[int]:
 
 def cpu_seconds(root: int) -> float:
     """CPU of a process and all its descendants, also of those that have ended and were waited for."""
-    total = 0.0
+    return cpu_times(root)[0]
+
+
+def cpu_times(root: int) -> tuple[float, float]:
+    """As `cpu_seconds`: (all, in the kernel)."""
+    total = kernel = 0.0
     for pid in family(root):
         with contextlib.suppress(OSError):
-            total += parse_cpu(Path(f"/proc/{pid}/stat").read_text())
-    return total
+            of_all, of_kernel = parse_cpu(Path(f"/proc/{pid}/stat").read_text())
+            total, kernel = total + of_all, kernel + of_kernel
+    return total, kernel
 
 
 class PeakMeter:
@@ -72,18 +79,19 @@ class EndMeter:
         self._root = root
         self._peak = 0
         first = root()
-        self._before = 0.0 if first is None else cpu_seconds(first)
-        self._cpu: dict[int, float] = {}
+        self._before = (0.0, 0.0) if first is None else cpu_times(first)
+        self._cpu: dict[int, tuple[float, float]] = {}
         self._ended = threading.Event()
         _forget_peaks(first)
         self._thread = threading.Thread(target=self._run, daemon=True)
         self._thread.start()
 
     @property
-    def cpu(self) -> float:
-        """CPU seconds since the meter was made; of a process that was ended, until shortly before."""
+    def cpu(self) -> tuple[float, float]:
+        """CPU seconds since the meter was made, (all, in the kernel); of a process that ended, until shortly before."""
         self._sample()
-        return sum(self._cpu.values()) - self._before
+        total, kernel = (sum(values) for values in zip((0.0, 0.0), *self._cpu.values(), strict=True))
+        return total - self._before[0], kernel - self._before[1]
 
     def stop(self) -> int:
         """Bytes at the peak since the meter was made."""
@@ -100,7 +108,7 @@ class EndMeter:
         root = self._root()
         if root is not None:
             self._peak = max(self._peak, _peak(root))
-            self._cpu[root] = max(self._cpu.get(root, 0.0), cpu_seconds(root))
+            self._cpu[root] = max(self._cpu.get(root, (0.0, 0.0)), cpu_times(root))
 
 
 def _forget_peaks(root: int | None) -> None:

@@ -22,11 +22,10 @@ from collections.abc import Iterator
 from contextlib import AbstractContextManager
 from pathlib import Path
 
-from benchmarks.__main__ import parser
+from benchmarks.__main__ import options, sizes
 from benchmarks.measure import Cell
 from benchmarks.processes import cpu_seconds
 from benchmarks.run import Run
-from benchmarks.scale import SCALES, adjusted
 from benchmarks.stage import Stage
 from benchmarks.table import BY_KEY
 from benchmarks.tools.p2psync import P2PSync
@@ -48,14 +47,14 @@ _UNINTERESTING = ("typer", "threading.py", "runpy", "outcome", "thread (", "_thr
 
 def main() -> None:
     """Run the row's session, with py-spy around the row."""
-    options = parser(__doc__)
-    options.add_argument("row", choices=list(BY_KEY))
-    options.add_argument("--gil", action="store_true", help="only samples of the thread that holds the GIL")
-    arguments = options.parse_args()
+    parser = options(__doc__)
+    parser.add_argument("row", choices=list(BY_KEY))
+    parser.add_argument("--gil", action="store_true", help="only samples of the thread that holds the GIL")
+    arguments = parser.parse_args()
     if which("py-spy") is None:
         raise SystemExit(f"py-spy is not installed; run: {sys.executable} -m pip install py-spy")
     RESULTS.mkdir(exist_ok=True)
-    scale = dataclasses.replace(adjusted(SCALES[arguments.scale], arguments.set), rounds=1)
+    scale = dataclasses.replace(sizes(parser, arguments), rounds=1)
 
     def around(stage: Stage, cell: Cell) -> AbstractContextManager[None]:
         return _watched(stage, cell, gil=arguments.gil) if cell.row == arguments.row else contextlib.nullcontext()

@@ -17,7 +17,7 @@ from benchmarks.verdict import COMPARED, OURS, Line, Lines, Verdict, seconds, ve
 
 MIB = 1 << 20
 _MARKS = {True: "met", False: "**not met**", None: "–"}
-COSTS = ("work", "tool", "wall, s: median (min–max)", "CPU, s", "peak MiB, each end", "on the wire")
+COSTS = ("work", "tool", "wall, s: median (min–max)", "CPU, s (in the kernel)", "peak MiB, each end", "on the wire")
 
 
 def overview(figures: Lines, scale: Scale) -> list[tuple[str, ...]]:
@@ -64,10 +64,16 @@ def _costs(line: Line, scale: Scale) -> tuple[str, ...]:
         title(line.row, scale),
         line.tool,
         "; ".join(text for text in (_wall(line), line.failed) if text),
-        "–" if line.cpu is None else seconds(line.cpu),
+        _cpu(line),
         " / ".join(f"{peak / MIB:.0f}" for peak in line.peaks) or "–",
         _size(line.wire),
     )
+
+
+def _cpu(line: Line) -> str:
+    if line.cpu is None:
+        return "–"
+    return seconds(line.cpu) if line.kernel is None else f"{seconds(line.cpu)} ({seconds(line.kernel)})"
 
 
 def markdown(rows: Sequence[tuple[str, ...]], texts: int) -> str:

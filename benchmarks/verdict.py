@@ -26,6 +26,8 @@ class Line:
     p95: float | None = None
     cpu: float | None = None
     """Seconds of all ends; per file where latencies were measured, as is `wire`."""
+    kernel: float | None = None
+    """Of `cpu`, what the kernel did."""
     load: float | None = None
     """CPU by time of the end that has more of it."""
     peaks: tuple[float, ...] = ()
@@ -93,6 +95,7 @@ def _line(key: tuple[str, str], group: list[Cell]) -> Line:
         spread=(min(walls), max(walls)) if walls else (0.0, 0.0),
         p95=percentile(latencies, 0.95) if latencies else None,
         cpu=_median(cell.cpu / max(1, len(cell.latencies)) for cell in good if cell.cpu is not None),
+        kernel=_median(sum(cell.kernel) / max(1, len(cell.latencies)) for cell in good if cell.kernel),
         load=_median(max(cell.cpus) / cell.wall for cell in good if cell.wall and cell.cpus),
         peaks=tuple(statistics.median(c.peaks[n] for c in good if len(c.peaks) == ends) for n in range(ends)),
         wire=_median(cell.wire / max(1, len(cell.latencies)) for cell in good if cell.wire is not None),
