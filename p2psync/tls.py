@@ -6,6 +6,7 @@ Memory is bounded: what lies between socket and caller is a piece of `PIECE` byt
 
 from __future__ import annotations
 
+import contextlib
 import ssl
 from typing import Final, cast
 
@@ -42,11 +43,16 @@ class TlsStream(trio.abc.Stream):
         self._end: ssl.SSLError | None = None
         """Why nothing follows what was received; SSLEOFError when the other side has ended."""
 
-    async def do_handshake(self) -> None:
-        """BrokenResourceError, whose cause says why, when it fails."""
+    async def do_handshake(self, turn: trio.Lock | None = None) -> None:
+        """BrokenResourceError, whose cause says why, when it fails.
+
+        Streams that share a `turn` compute one at a time, and one in each round of the scheduler: a crowd that comes at
+        once holds up nothing else for longer than one step. What waits for bytes holds no turn.
+        """
         while True:
             try:
-                self._tls.do_handshake()
+                async with turn or contextlib.nullcontext():
+                    self._tls.do_handshake()
             except ssl.SSLWantReadError:
                 await self._flush()
                 await self._fill()
@@ -67,12 +73,16 @@ class TlsStream(trio.abc.Stream):
     async def receive_some(self, max_bytes: int | None = None) -> bytes:
         """What has come, at most `max_bytes` or `PIECE`; empty at the end. BrokenResourceError, ClosedResourceError."""
         limit = PIECE if max_bytes is None else max_bytes
-        await trio.lowlevel.checkpoint()
         if self._outgoing.pending:  # TLS itself has to say something
             await self._flush()
         # Nothing may be cancelled between opening and returning.
+        await trio.lowlevel.checkpoint_if_cancelled()
+        has_waited = False
         while (data := self._opened(limit)) is None:
             await self._fill()
+            has_waited = True
+        if not has_waited:  # or who sends without pause would keep others from their turns
+            await trio.lowlevel.cancel_shielded_checkpoint()
         return data
 
     async def receive_into(self, target: memoryview) -> int:

@@ -24,7 +24,7 @@ from relay.api.app import build_app
 from relay.api.route import RAW, Auth, Call, Route
 from relay.config import Server as Settings
 from relay.db.database import IN_MEMORY, database_from_url
-from relay.server import MAX_HEAD, Forward, Gate, Server, TlsStream
+from relay.server import MAX_HEAD, Forward, Server, TlsStream
 from relay.tls import FORWARD_ALPN, Certificate, find_certificate, make_context
 from tests.relay.stack import RELAY, Inline, make_stack
 
@@ -257,6 +257,9 @@ async def test_a_connection_is_over_once_its_client_has_left(running: Run) -> No
 async def test_connections_are_limited_by_address(running: Run) -> None:
     async with running(max_connections_per_address=2) as relay:
         streams = [await relay.connect(), await relay.connect()]
+        for stream in streams:
+            await stream.send_all(b"GET /nowhere HTTP/1.1\r\nhost: x\r\n\r\n")
+            assert (await stream.receive_some(1000)).startswith(b"HTTP/1.1 404")
         refused = await relay.dial()
         assert await drained(refused) == b""
         await streams[0].aclose()
@@ -265,14 +268,36 @@ async def test_connections_are_limited_by_address(running: Run) -> None:
         await relay.connect()
 
 
-def test_the_gate_counts_networks_of_ipv6() -> None:
-    gate = Gate(3, 2)
-    with gate.admit("2001:db8::1") as first, gate.admit("2001:db8::2") as second, gate.admit("2001:db8::3") as third:
-        assert (first, second, third) == (True, True, False)
-        with gate.admit("::ffff:192.0.2.1") as fourth, gate.admit("192.0.2.2") as fifth:
-            assert (fourth, fifth) == (True, False)
-    assert gate.open == 0
-    assert gate._counts == {}
+async def test_who_has_not_asked_makes_room_for_the_next(running: Run) -> None:
+    async with running(max_connections_per_address=2) as relay, relay.http() as client:
+        assert (await client.get("/nowhere")).status_code == 404
+        slow = await relay.connect()
+        await slow.send_all(b"GET /nowhere HTTP/1.1\r\n")
+        second = await relay.connect()
+        assert await drained(slow) == b""
+        await second.send_all(b"GET /nowhere HTTP/1.1\r\nhost: x\r\n")
+        await second.send_all(b"connection: close\r\n\r\n")
+        assert (await drained(second)).startswith(b"HTTP/1.1 404")
+        assert (await client.get("/nowhere")).status_code == 404
+
+
+async def test_who_has_not_asked_does_not_delay_the_end(running: Run) -> None:
+    async with running(drain_s=50) as relay:
+        slow = await relay.connect()
+        await slow.send_all(b"GET /nowhere HTTP/1.1\r\n")
+        while not relay.server.gate.open:
+            await trio.sleep(0.01)
+        began = trio.current_time()
+        relay.stop.set()
+        assert await drained(slow) == b""
+        assert trio.current_time() - began < 10
+
+
+async def test_what_cannot_begin_a_request_is_answered_at_once(running: Run) -> None:
+    async with running(header_timeout_s=600) as relay:
+        stream = await relay.connect()
+        await stream.send_all(b"\x16\x03\x01")
+        assert (await drained(stream)).startswith(b"HTTP/1.1 400")
 
 
 def test_a_given_certificate_is_used_as_it_is(tmp_path: Path) -> None:
