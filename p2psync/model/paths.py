@@ -7,6 +7,7 @@ nothing is ever normalised. `fold` gives the key under which case-insensitive or
 from __future__ import annotations
 
 import unicodedata
+from functools import lru_cache
 from typing import NewType
 
 from blake3 import blake3
@@ -76,6 +77,7 @@ def depth(path: bytes) -> int:
     return path.count(b"/") + 1 if path else 0
 
 
+@lru_cache(maxsize=4096)
 def path_key(path: bytes) -> PathKey:
     """16-byte key of a path: uniform, so that tries over keys are balanced and keys fit every store."""
     return PathKey(blake3(b"p2psync path\0" + path).digest(KEY_SIZE))

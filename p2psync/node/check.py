@@ -249,7 +249,9 @@ class Check:
                 generation = folder.observer.ask_scan()
             # What is put off to a later look is not known yet either.
             known = agreed and folder.observer.generation >= generation and (folder.observer.idle or not scan)
-            denied = all(folder.contents.denials.times(content) >= before.get(content, 0) + DENIALS for content in open_)
+            denied = all(
+                folder.contents.denials.times(content) >= before.get(content, 0) + DENIALS for content in open_
+            )
             if known and (not open_ or (denied and asked_all and folder.scrubber.lost.agreed())):
                 return
             if known and denied and folder.scrubber.lost.agreed():

@@ -28,6 +28,7 @@ from p2psync.sync import rights
 from p2psync.sync.contents import ContentJobs, UnavailableError
 from p2psync.sync.context import FolderContext
 from p2psync.sync.observer import Observer
+from p2psync.sync.page import PageReader
 from p2psync.sync.performer import Performer, Ready, move_sources, plan_now
 from p2psync.sync.publish import resolution_in
 from p2psync.sync.recovery import recover
@@ -215,7 +216,8 @@ class Applier:
         actions: list[plan.Action] = []
         held: list[Problem] = []
         coming: defaultdict[RelPath, set[RelPath]] = defaultdict(set)
-        with context.index.read() as reader:
+        with context.index.read() as view:
+            reader = PageReader(view)
             sources = move_sources(reader, paths, {*paths, *self._busy, *self._later})
             for path in (*paths, *sources):
                 if may_write and resolution_in(reader, path) is not None:

@@ -25,7 +25,7 @@ from p2psync.sync.context import FolderContext
 from p2psync.sync.deltas import Base, fetch, find_base
 from p2psync.sync.denials import Denials
 from p2psync.sync.link import Link
-from p2psync.sync.local_chunks import copy_chunks, find_chunk
+from p2psync.sync.local_chunks import copy_chunks, find_chunk, located
 from p2psync.sync.pulse import Pulse
 from p2psync.transfer.pieces import Piece, Refusal, Request
 from p2psync.transfer.swarm import Swarm
@@ -168,9 +168,9 @@ class ContentJobs:
             return found
 
         found = await context.world.offload.run(known)
-        lacking = {record.content: record for record in records if record.key not in found}
-        if not lacking:
+        if len(found) == len(records):
             return found
+        lacking = {record.content: record for record in records if record.key not in found}
         fetched: dict[bytes, bytes] = {}
 
         def sink_for(root: bytes) -> Sink:
@@ -206,40 +206,42 @@ class ContentJobs:
         started: trio.Event,
         asked: Sequence[FileRecord],
     ) -> tuple[Staged, set[PathKey]]:
-        context = self._context
+        context, folders = self._context, (self._context, *self._others())
         data: dict[bytes, bytes | memoryview] = {}
-        wanted = {c: manifests[r.key] for r in records for c, _, _ in manifests[r.key].chunks()}
+        parts = {record.key: manifests[record.key].chunks() for record in records}
+        algorithms = {chunk: manifests[key].algorithm for key, chunks in parts.items() for chunk, _, _ in chunks}
         bases: dict[bytes, Base] = {}
 
         def reuse() -> None:
+            here = located(folders, algorithms)
             for record in records:
-                for chunk, _, length in manifests[record.key].chunks():
-                    if chunk not in data and (found := self._local(chunk, length)) is not None:
+                for chunk, _, length in parts[record.key]:
+                    found = self._local(folders if chunk in here else (), chunk, length) if chunk not in data else None
+                    if found is not None:
                         data[chunk] = found
                         context.progress.reused += length
-                lacking = [i for i, (chunk, _, _) in enumerate(manifests[record.key].chunks()) if chunk not in data]
+                lacking = [index for index, (chunk, _, _) in enumerate(parts[record.key]) if chunk not in data]
                 if lacking and (base := find_base(context, record, manifests[record.key], lacking)) is not None:
                     bases[record.content] = base
 
         await context.world.offload.run(reuse)
         started.set()
 
-        def sink_for(chunk: bytes) -> Sink:
-            def sink(content: memoryview) -> None:
-                if digest(wanted[chunk].algorithm, content) != chunk:
-                    raise IntegrityError("a chunk does not match its hash")
-                data[chunk] = content
-
-            return sink
+        def keep(chunk: bytes, content: memoryview) -> None:
+            if digest(algorithms[chunk], content) != chunk:
+                raise IntegrityError("a chunk does not match its hash")
+            data[chunk] = content
 
         groups: dict[bytes, dict[Piece, Sink]] = {}
         for record in records:
-            lacking = {Piece(c, n): sink_for(c) for c, _, n in manifests[record.key].chunks() if c not in data}
+            lacking: dict[Piece, Sink] = {
+                Piece(c, n): partial(keep, c) for c, _, n in parts[record.key] if c not in data
+            }
             if lacking:
                 groups.setdefault(record.content, lacking)
         with suppress(UnavailableError):
             await self._gather(groups, bases)
-        complete = [r for r in records if all(c in data for c, _, _ in manifests[r.key].chunks())]
+        complete = [record for record in records if all(chunk in data for chunk, _, _ in parts[record.key])]
         if not complete:
             raise UnavailableError
 
@@ -247,7 +249,7 @@ class ContentJobs:
             items = (
                 Small(
                     _stage_name(record),
-                    b"".join(data[c] for c, _, _ in manifests[record.key].chunks()),
+                    b"".join(data[chunk] for chunk, _, _ in parts[record.key]),
                     file_mode(record.mode, context.settings.umask),
                     record.mtime_ns,
                 )
@@ -255,7 +257,10 @@ class ContentJobs:
             )
             paths = stage_small(context.root, items)
             context.root.sync_all()
-            return {r.key: (path, manifests[r.key].encode()) for r, path in zip(complete, paths, strict=True)}
+            return {
+                record.key: (path, record.manifest or manifests[record.key].encode())
+                for record, path in zip(complete, paths, strict=True)
+            }
 
         staged = await context.world.offload.run(stage)
         return staged, {record.key for record in asked} - set(staged)
@@ -323,9 +328,9 @@ class ContentJobs:
         if errors:
             raise errors[0]
 
-    def _local(self, chunk: bytes, length: int) -> bytes | memoryview | None:
-        """A chunk from any file of this device, synced or still being assembled in this folder, verified."""
-        for context in (self._context, *self._others()):
+    def _local(self, folders: Iterable[FolderContext], chunk: bytes, length: int) -> bytes | memoryview | None:
+        """A chunk from any file of these folders, or one still being assembled in this folder, verified."""
+        for context in folders:
             if context.has_root and (data := find_chunk(context, chunk, length)) is not None:
                 return data
         return self.staged_chunk(chunk, length)

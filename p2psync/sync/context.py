@@ -200,7 +200,7 @@ class FolderContext:
                 encoded = reader.manifest(entry.content)
         return decode_manifest(encoded) if encoded else None
 
-    @property
+    @cached_property
     def name(self) -> str:
         """The folder's ID as text."""
         return format_folder_id(self.folder)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Iterable, Sequence
 
 from p2psync.errors import EscapeError, StateError
 from p2psync.model.manifest import MAX_CHUNK
@@ -42,6 +42,16 @@ def find_chunk(
         if suspects is not None:
             suspects.append(place.path)
     return None
+
+
+def located(contexts: Iterable[FolderContext], chunks: Collection[bytes]) -> set[bytes]:
+    """Which of these chunks files of these folders are recorded to hold. Blocks."""
+    found: set[bytes] = set()
+    for context in contexts:
+        if context.has_root:
+            with context.index.read() as reader:
+                found.update(chunk for chunk in chunks if reader.locate(chunk))
+    return found
 
 
 def copy_chunks(

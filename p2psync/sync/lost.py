@@ -28,8 +28,9 @@ from p2psync.reconcile.lost import giving_up
 from p2psync.sync.contents import ContentJobs
 from p2psync.sync.context import FolderContext
 from p2psync.sync.exchange import Exchange
-from p2psync.sync.observer import Observer, publish
+from p2psync.sync.observer import Observer
 from p2psync.sync.performer import plan_now
+from p2psync.sync.publish import publish
 
 INTERVAL = 10.0
 PAUSE = 1.0
@@ -162,7 +163,9 @@ class LostContents:
                 for pending in page:
                     path = RelPath(pending.path)
                     siblings = reader.siblings(path_key(path))
-                    if not siblings or not (self._alone or self._contents.denials.times(winner(siblings).content) >= DENIALS):
+                    if not siblings or not (
+                        self._alone or self._contents.denials.times(winner(siblings).content) >= DENIALS
+                    ):
                         continue
                     entry = reader.synced(path)
                     step = plan_now(context, reader, path)

@@ -24,6 +24,7 @@ from p2psync.reconcile import plan
 from p2psync.reconcile.guards import MassChangeGuard, Tally, suspicious
 from p2psync.sync import rights
 from p2psync.sync.context import FolderContext
+from p2psync.sync.page import PageReader
 from p2psync.sync.publish import look_up_in
 from p2psync.workspace import chunker, materialiser
 from p2psync.workspace import operations as ops
@@ -55,7 +56,8 @@ class Performer:
         context = self._context
         now_ns = context.world.clock.wall_ns()
         stamp = self._next_stamp(now_ns)
-        with context.index.read() as reader:
+        with context.index.read() as view:
+            reader = PageReader(view)
             current = [item for given in ready if (item := self._still_wanted(reader, given)) is not None]
             entries = {s.path: reader.synced(s.path) for item in current for s in _touched(item.step)}
         if not self._brake_overwrites([i for i in current if not _heals(entries[i.step.path])], now):

@@ -117,8 +117,8 @@ MUTANTS = (
         (
             edit(
                 "sync/contents.py",
-                "                if digest(wanted[chunk].algorithm, content) != chunk:\n"
-                '                    raise IntegrityError("a chunk does not match its hash")\n',
+                "            if digest(algorithms[chunk], content) != chunk:\n"
+                '                raise IntegrityError("a chunk does not match its hash")\n',
                 "",
             ),
         ),
