@@ -108,7 +108,10 @@ class _Way:
 
 
 class RelayCaller:
-    """Calls one relay as one device. Use it in one trio run and `aclose` it."""
+    """Calls one relay as one device. Use it in one trio run and `aclose` it: then it calls no more.
+
+    A device has one session: a client that went on beside its successor would end that one's again and again.
+    """
 
     def __init__(
         self,
@@ -133,6 +136,7 @@ class RelayCaller:
         self._offload = offload
         self._keep = keep
         self._renewal = trio.Lock()
+        self.closed = trio.Event()
         self.account_id = account_id
         """Whose session is opened when there is none."""
         self.session = session
@@ -143,7 +147,8 @@ class RelayCaller:
         return next((way for way in self._ways if not way.failed), self._best()).address
 
     async def aclose(self) -> None:
-        """Close all connections."""
+        """Close all connections; what is asked from now on ends in ConnectionLost."""
+        self.closed.set()
         for way in self._ways:
             await way.http.aclose()
 
@@ -305,6 +310,7 @@ class RelayCaller:
     async def _token(self, way: _Way, spent: str | None = None) -> str:
         """A live access token, other than `spent`. StateError when this device gets none."""
         async with self._renewal:
+            self._check()
             session, now = self.session, self._now() + way.offset_s
             if session is not None and session.access_expires - _EARLY_S > now and session.access_token != spent:
                 return session.access_token
@@ -352,9 +358,14 @@ class RelayCaller:
             raise ProtocolError("the relay has opened a session of another account")
         return session
 
+    def _check(self) -> None:
+        if self.closed.is_set():
+            raise ConnectionLost("this session at the relay is over, and another one may be in its place; try again")
+
     # ── addresses ───────────────────────────────────────────────────────────────────────────────────────────────────
     def _choose(self) -> _Way:
         """Where a call goes. One that did not answer is tried by one call at a time while another does."""
+        self._check()
         way = self._best()
         if way.failed and any(not other.failed for other in self._ways):
             way.down_until = trio.current_time() + TRIAL_S

@@ -43,8 +43,9 @@ class NewsCalls:
     async def subscribe(self, after: int | None = None) -> AsyncIterator[trio.MemoryReceiveChannel[News]]:
         """News after a cursor (None: from now on), at least once each; connects again by itself.
 
-        The first thing a new connection says may be a cursor alone, and is when it follows another one. When going on
-        is pointless, the block ends with a group of one RelayRefusal or StateError; see `RelayCaller.call`.
+        The first thing a new connection says may be a cursor alone, and is when it follows another one. The news ends
+        when the client is closed. When going on is pointless, the block ends with a group of one RelayRefusal or
+        StateError; see `RelayCaller.call`.
         """
         send, receive = trio.open_memory_channel[News](MAX_UNREAD)
         async with trio.open_nursery() as nursery:
@@ -67,9 +68,9 @@ class _Subscription:
         """Whether there was a connection before."""
 
     async def run(self) -> None:
-        """Until cancelled, or until the relay lets this device in no more."""
+        """Until cancelled, or the client is closed, or the relay lets this device in no more."""
         async with self._send:
-            while True:
+            while not self._caller.closed.is_set():
                 try:
                     await self._connection()
                 except (ConnectionLost, ProtocolError):
@@ -77,7 +78,8 @@ class _Subscription:
                 except RelayRefusal as refusal:
                     if refusal.status < 500 and refusal.status != 429:
                         raise
-                await trio.sleep(self._backoff.failed())
+                with trio.move_on_after(self._backoff.failed()):
+                    await self._caller.closed.wait()
 
     async def _connection(self) -> None:
         query: dict[str, object] = {} if self._cursor is None else {"after": self._cursor}

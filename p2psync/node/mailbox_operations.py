@@ -93,7 +93,7 @@ class MailboxOperations(DeviceOperations):
     def news(self) -> RelayNews:
         """What the relay tells; it is listened to once there is something to hear."""
         if self._news is None:
-            self._news = RelayNews(lambda: self.account.client, self._try_mailboxes_again)
+            self._news = RelayNews(lambda: self.account.client, self.account_changed, self._try_mailboxes_again)
         return self._news
 
     def listen(self) -> None:

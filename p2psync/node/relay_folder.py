@@ -33,6 +33,7 @@ from p2psync.sync.pulse import Pulse
 WAIT_S = 120.0
 """A mailbox is looked at this often even when no news comes."""
 _AGAIN_S = 60.0
+_SOONEST_S = 1.0
 _OURS_TO_FIX = range(400, 500)
 _OF_THE_ACCOUNT = (EventKind.CHAIN, EventKind.ACCESS, EventKind.GRANT)
 
@@ -45,11 +46,12 @@ def relay_name(account_id: bytes) -> bytes:
 class RelayNews:
     """Hears of everything new at the relay, on one connection for all folders."""
 
-    def __init__(self, client: Callable[[], RelayClient], on_hope: Callable[[], None]) -> None:
-        """`client` gives the account's client, StateError while there is none; `on_hope` hears that the relay answers
-        again, or that the account may have more room than it had.
+    def __init__(self, client: Callable[[], RelayClient], changed: Pulse, on_hope: Callable[[], None]) -> None:
+        """`client` gives the account's client, StateError while there is none, and another one may be given once
+        `changed` fires; `on_hope` hears that the relay answers again, or that there may be more room than there was.
         """
         self._client = client
+        self._changed = changed
         self._on_hope = on_hope
         self._pulses: dict[bytes, Pulse] = {}
         self.account = Pulse()
@@ -64,6 +66,7 @@ class RelayNews:
     async def run(self) -> None:
         """Listen until cancelled; what keeps it from listening is no harm, as mailboxes are looked at anyhow."""
         while True:
+            seen = self._changed.count
             try:
                 async with self._client().news.subscribe() as news:
                     async for item in news:
@@ -71,7 +74,9 @@ class RelayNews:
             except (P2PSyncError, ExceptionGroup) as error:
                 if not isinstance(cause(error), P2PSyncError):
                     raise
-            await trio.sleep(_AGAIN_S)
+            await trio.sleep(_SOONEST_S)
+            with trio.move_on_after(_AGAIN_S):
+                await self._changed.wait_beyond(seen)
 
     def _tell(self, item: News) -> None:
         event = item.event

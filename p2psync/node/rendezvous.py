@@ -29,6 +29,7 @@ from p2psync.protocol.rendezvous_api import Arrangement
 from p2psync.sync.pulse import Pulse
 
 AGAIN_S: Final = 30.0
+_PAUSE_S: Final = 1.0
 """After the relay could not be asked."""
 MAX_ANSWERING: Final = 16
 """Calls answered at the same time; others are left to those who call again."""
@@ -165,6 +166,7 @@ class Rendezvous:
     # ── calls ───────────────────────────────────────────────────────────────────────────────────────────────────────
     async def _listen(self, nursery: trio.Nursery) -> None:
         while True:
+            seen = self._account_changed.count
             try:
                 async with (await self._relay()).news.subscribe() as news:
                     async for item in news:
@@ -174,7 +176,9 @@ class Rendezvous:
             except (OSError, P2PSyncError, ExceptionGroup) as error:
                 if not isinstance(cause(error), OSError | P2PSyncError):
                     raise
-            await trio.sleep(AGAIN_S)
+            await trio.sleep(_PAUSE_S)
+            with trio.move_on_after(AGAIN_S):
+                await self._account_changed.wait_beyond(seen)
 
     async def _answer(self, event: Event) -> None:
         caller = DeviceId(event.sender)

@@ -20,7 +20,8 @@ from p2psync.node.account import Account, ChainRefusedError
 from p2psync.node.account_joining import Joining
 from p2psync.node.node import NodeOperations
 from p2psync.node.views import Peer
-from tests.relay.homes import EMAIL, KEY, Home
+from p2psync.testing.relay import Seen
+from tests.relay.homes import EMAIL, FOLDER, KEY, LABEL, Home
 from tests.relay.simulated import ADDRESS, device
 from tests.simulation.nodes import PORT
 
@@ -127,6 +128,24 @@ async def test_logging_out_and_in_and_forgetting_a_password(
     await desk.account_delete(OTHER_KEY)
     with pytest.raises(StateError, match="no account"):
         await desk.account_status()
+
+
+async def test_a_device_that_logs_in_again_has_one_session_and_hears_the_news(
+    autojump_clock: MockClock, home: Home, desk: NodeOperations
+) -> None:
+    await signed_up(home, desk)
+    await desk.folder_add(FOLDER, LABEL)
+    await desk.folder_mailbox(LABEL, "always")
+    await trio.sleep(60)
+    await desk.account_log_out()
+    await desk.account_log_in(EMAIL, KEY)
+    await trio.sleep(10)
+    assert home.relay.services is not None
+    assert home.relay.services.mailbox.subscriptions.count() == 2
+    seen: list[Seen] = []
+    home.relay.line.observe = seen.append
+    await trio.sleep(300)
+    assert [request for request in seen if request.status == 401] == []
 
 
 async def test_a_changed_password_leaves_devices_in(
