@@ -38,6 +38,7 @@ _TAG_CHARACTERS = 32
 
 
 # ── devices ─────────────────────────────────────────────────────────────────────────────────────────────────────────
+@lru_cache(maxsize=1024)
 def device_id_of(signing_key: bytes) -> DeviceId:
     """The device that signs with this Ed25519 public key."""
     return DeviceId(hashlib.sha256(signing_key).digest())
@@ -105,6 +106,7 @@ def luhn32(digits: str) -> str:
 
 
 # ── folders ─────────────────────────────────────────────────────────────────────────────────────────────────────────
+@lru_cache(maxsize=1024)
 def format_folder_id(folder_id: bytes) -> str:
     """Text form: 26 lower-case base32 characters. InputError unless `folder_id` is 16 bytes."""
     _require(folder_id, FOLDER_ID_SIZE, "a folder ID")

@@ -5,6 +5,7 @@ from dataclasses import replace
 
 import pytest
 
+from p2psync.crypto import identity
 from p2psync.crypto.identity import CARD_SIZE, DeviceCard, DeviceKeys, verify_signature
 from p2psync.errors import AuthenticationError, InputError
 
@@ -39,6 +40,30 @@ def test_a_signature_holds_for_its_label_message_and_key_only() -> None:
     ):
         with pytest.raises(AuthenticationError):
             verify_signature(key, label, message, claimed)
+
+
+def test_what_was_valid_once_is_not_checked_again_and_little_of_it_is_remembered(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    checked: list[bytes] = []
+    real = identity.verify_message
+
+    def check(public_key: bytes, message: bytes, signature: bytes) -> None:
+        checked.append(message)
+        real(public_key, message, signature)
+
+    monkeypatch.setattr(identity, "verify_message", check)
+    monkeypatch.setattr(identity, "MAX_REMEMBERED", 2)
+    identity._VALID.clear()
+    key = KEYS.card.signing_key
+    signatures = [KEYS.sign(b"label", bytes([i])) for i in range(3)]
+    for i in (0, 1, 1, 0, 2, 1, 2, 0):
+        verify_signature(key, b"label", bytes([i]), signatures[i])
+    assert [message[-1] for message in checked] == [0, 1, 2, 0]
+    for _ in range(2):
+        with pytest.raises(AuthenticationError):
+            verify_signature(key, b"label", b"3", signatures[0])
+    assert len(checked) == 6
 
 
 def test_card_round_trip() -> None:
