@@ -106,6 +106,10 @@ class Exchange:
         """Heads of the membership links that the peer has, as far as we know."""
         self._rescans = 0
         self._announce_again = False
+        self._patience = REPAIR_FIRST
+        """How long records may rest before it is asked whether they differ; for ever once they do not."""
+        self._quiet = trio.CancelScope()
+        """Of the wait for records."""
         self._restart = False
         """Set when the peer has begun anew: decide again where in our feed it stands."""
 
@@ -184,6 +188,8 @@ class Exchange:
             self._context.records_changed.fire()
         if before is None or announce.fresh or before.heads != announce.heads:
             self._links_known = tuple(announce.heads)
+        if before is not None and before.root != announce.root:
+            self._doubt()
         if before is None or announce.need_files < before.need_files:
             self._possesses(self._link.device, ())
         self.changed.fire()
@@ -332,7 +338,6 @@ class Exchange:
         while self.theirs.announce is None:
             await self.changed.wait_beyond(self.changed.count)
         await self._choose_start(self.theirs.announce)
-        delay = REPAIR_FIRST
         while True:
             seen = context.records_changed.count
             if self._restart:
@@ -342,14 +347,24 @@ class Exchange:
             if self.peer_reads:
                 await self._update_links()
                 await self._send_feed()
-            with trio.move_on_after(delay) as quiet:
+            with trio.move_on_after(self._patience) as self._quiet:
                 await context.records_changed.wait_beyond(seen)
-            if not quiet.cancelled_caught or not self._differs_for(REPAIR_FIRST):
-                delay = REPAIR_FIRST
-                continue
-            _log.debug("records differ for too long", folder=context.name, device=self._link.name)
-            await self._compare(both_ways=True)
-            delay = min(REPAIR_LIMIT, delay * 2)
+            if not self._quiet.cancelled_caught:
+                self._patience = REPAIR_FIRST
+            elif not self._differs():
+                self._patience = math.inf
+            elif not self._differs_for(REPAIR_FIRST):
+                self._patience = REPAIR_FIRST
+            else:
+                _log.debug("records differ for too long", folder=context.name, device=self._link.name)
+                await self._compare(both_ways=True)
+                self._patience = min(REPAIR_LIMIT, self._patience * 2)
+
+    def _doubt(self) -> None:
+        """The records did not differ; now they may."""
+        if self._patience == math.inf:
+            self._patience = REPAIR_FIRST
+            self._quiet.deadline = trio.current_time() + REPAIR_FIRST
 
     async def _choose_start(self, theirs: m.FolderAnnounce) -> None:
         """Decide from the peer's first announcement where in our feed it stands."""
@@ -396,8 +411,13 @@ class Exchange:
         theirs = self.theirs.announce
         if theirs is None or not self.peer_reads or trio.current_time() - self.theirs.heard < seconds:
             return False
-        if theirs.heads != list(self._context.membership.heads):
-            return False
+        return theirs.heads == list(self._context.membership.heads) and self._differs()
+
+    def _differs(self) -> bool:
+        """Whether the peer shows another root, or may not see ours."""
+        theirs = self.theirs.announce
+        if theirs is None or not self.peer_reads:
+            return True
         with self._context.index.read() as reader:
             return theirs.root != reader.root()
 

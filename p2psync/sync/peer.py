@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Protocol
@@ -83,6 +84,8 @@ class Peer:
         self._replies: dict[int, _Waiting] = {}
         self._serving: dict[int, trio.CancelScope] = {}
         self._timer = trio.Event()
+        self._armed = math.inf
+        """When `_watch_time` looks next. What is heard mostly puts that off, for which it need not be woken."""
         self._scope = trio.CancelScope()
 
     @property
@@ -127,7 +130,9 @@ class Peer:
                         frame = await self._channel.receive()
                         self.incoming.add(len(frame), trio.current_time())
                         await self._handle(self._session.receive(frame, trio.current_time()), handler, nursery)
-                        self._timer.set()
+                        deadline = self._session.next_deadline()
+                        if deadline is None or deadline < self._armed:
+                            self._timer.set()
         except* ConnectionLost:
             pass
         except* ProtocolError as group:
@@ -165,7 +170,7 @@ class Peer:
 
     async def _watch_time(self, handler: Handler, nursery: trio.Nursery) -> None:
         while (deadline := self._session.next_deadline()) is not None:
-            self._timer = trio.Event()
+            self._timer, self._armed = trio.Event(), deadline
             with trio.move_on_at(deadline):
                 await self._timer.wait()
                 continue

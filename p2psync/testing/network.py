@@ -62,6 +62,8 @@ class _Pipe:
         self.finished_at: float | None = None
         self.broken = False
         self.changed = trio.lowlevel.ParkingLot()
+        self._reader = trio.CancelScope()
+        """Of the wait of who receives."""
 
     def arrival(self, size: int) -> float:
         """When `size` bytes sent now arrive; never before what was sent earlier."""
@@ -85,14 +87,33 @@ class _Pipe:
         """Let both ends look again."""
         self.changed.unpark_all()
 
-    async def wait(self, until: float) -> None:
+    def put(self, piece: bytes) -> None:
+        """Send something on its way. Who waits for it is not woken before it arrives: a task's step costs the most."""
+        arrival = self.arrival(len(piece))
+        self.held += len(piece)
+        self.segments.append((arrival, self.carried(piece)))
+        if self.link.cut_since is None:
+            self._reader.deadline = min(self._reader.deadline, arrival)
+
+    async def wait_to_read(self) -> None:
+        """Until there may be something to take."""
+        due = self.segments[0][0] if self.segments else self.finished_at
+        self._reader = trio.CancelScope()
+        await self.wait(math.inf if due is None or self.link.cut_since is not None else due, self._reader)
+
+    async def wait_for_room(self) -> None:
+        """Until the other side may have taken something."""
+        await self.wait(math.inf, trio.CancelScope())
+
+    async def wait(self, until: float, scope: trio.CancelScope) -> None:
         """Until something changes, at the latest at `until`; or for as long as a cut link is given."""
         if self.link.cut_since is not None:
             give_up = self.link.cut_since + GIVE_UP_S
             if trio.current_time() >= give_up:
                 raise trio.BrokenResourceError("connection lost: no answer for too long")
             until = min(until, give_up)
-        with trio.move_on_at(until):
+        scope.deadline = until
+        with scope:
             await self.changed.park()
 
 
@@ -119,20 +140,19 @@ class SimStream:
         for start in range(0, len(raw), SEGMENT):
             piece = raw[start : start + SEGMENT]
             while pipe.held + len(piece) > BUFFER:
-                await pipe.wait(math.inf)
+                await pipe.wait_for_room()
                 self._check()
             if self._in.finished_at is not None and self._in.finished_at <= trio.current_time():
                 raise trio.BrokenResourceError("connection lost: the other side has closed it")
-            pipe.held += len(piece)
-            pipe.segments.append((pipe.arrival(len(piece)), pipe.carried(piece)))
-            pipe.wake()
+            pipe.put(piece)
 
     async def receive_into(self, buffer: memoryview) -> int:
         """As `ports.ByteStream.receive_into`."""
         if not buffer.nbytes:
             raise ValueError("an empty buffer cannot tell data from the end of the stream")
-        await trio.lowlevel.checkpoint()
         pipe = self._in
+        if pipe.segments and pipe.segments[0][0] <= trio.current_time():
+            await trio.lowlevel.checkpoint()
         while True:
             self._check()
             now, passes = trio.current_time(), pipe.link.cut_since is None
@@ -140,8 +160,7 @@ class SimStream:
                 return self._take(buffer)
             if passes and not pipe.segments and pipe.finished_at is not None and pipe.finished_at <= now:
                 return 0
-            due = pipe.segments[0][0] if pipe.segments else pipe.finished_at
-            await pipe.wait(math.inf if due is None or not passes else due)
+            await pipe.wait_to_read()
 
     def _take(self, buffer: memoryview) -> int:
         pipe = self._in
