@@ -9,12 +9,12 @@ import sqlite3
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
-from functools import partial
+from functools import cache, partial
 from typing import Any
 
 import msgspec
 import trio
-from sqlalchemy import select
+from sqlalchemy import Engine, select
 
 from p2psync.crypto.identity import DeviceKeys
 from p2psync.net.relay_client import RelayClient
@@ -25,13 +25,26 @@ from p2psync.testing.world import SimClock, SimRng, SimWorld
 from relay.api.app import App, build_app
 from relay.api.routes import all_routes
 from relay.config import Config
-from relay.db.database import IN_MEMORY, database_from_url
+from relay.db.database import IN_MEMORY, Database, engine_from_url
 from relay.db.metadata import metadata
 from relay.mailbox.tables import chains
 from relay.services import NANOSECONDS, Ports, Services, build_services
 from tests.relay.stack import CHEAP, Inline, MemoryMailer, MemoryStore
 
 ADDRESS = RelayAddress("relay.test", 443, bytes(32))
+_SPARE: list[Engine] = []
+"""Used before: what they know of the relay's statements took long to compile."""
+
+
+@cache
+def _empty() -> bytes:
+    """A database with every table and no rows."""
+    engine = engine_from_url(IN_MEMORY)
+    metadata.create_all(engine)
+    with engine.connect() as connection:
+        image = _raw(connection).serialize()
+    engine.dispose()
+    return image
 
 
 class _Store(MemoryStore):
@@ -60,8 +73,9 @@ class VirtualRelay:
         self.line = SimRelay(random.Random(f"{seed} line"))
         self.config = config or msgspec.structs.replace(Config(), accounts=CHEAP)
         self._rng = SimRng(f"{seed} relay")
-        self._database = database_from_url(IN_MEMORY, Inline(), self._rng)
-        metadata.create_all(self._database.engine)
+        self._engine = _SPARE.pop() if _SPARE else engine_from_url(IN_MEMORY)
+        self._database = Database(self._engine, Inline(), self._rng)
+        self._put(_empty())
         self.config = config
         self.store = _Store()
         self.services: Services | None = None
@@ -88,10 +102,13 @@ class VirtualRelay:
     def restore(self, backup: Backup, *, chunks: bool) -> None:
         """Put the database back, and with `chunks` the store too; only while the relay is down."""
         assert self.line.app is None
-        with self._database.engine.connect() as connection:
-            _raw(connection).deserialize(backup.database)
+        self._put(backup.database)
         if chunks:
             self.store.objects = dict(backup.chunks)
+
+    def _put(self, database: bytes) -> None:
+        with self._engine.connect() as connection:
+            _raw(connection).deserialize(database)
 
     def chains(self) -> dict[ChainKey, int]:
         """Number of the newest entry of every chain."""
@@ -131,7 +148,7 @@ class VirtualRelay:
         return dataclasses.replace(world, http=partial(self.line.http, device=name))
 
     def close(self) -> None:
-        self._database.close()
+        _SPARE.append(self._engine)
 
 
 def device(name: str) -> DeviceKeys:

@@ -312,10 +312,12 @@ class Story:
         deadline = trio.current_time() + self.scenario.settle_s
         last: Mapping[str, Mapping[bytes, Shown]] = {}
         since = trio.current_time()
+        equal = False
         while trio.current_time() < deadline:
             await trio.sleep(POLL_S)
             trees = self._trees()
-            if trees != last or self._differences(trees):
+            if trees != last or not equal:
+                equal = not self._differences(trees)
                 last, since = trees, trio.current_time()
             elif trio.current_time() - since >= self.scenario.quiet_s and not await self._unrest():
                 break

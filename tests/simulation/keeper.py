@@ -65,11 +65,13 @@ async def keep(host: "Host") -> None:
     story = host.story
     rng = story.sim.rng(f"keeper {host.device.name} {host.device.boots}")
     seen: set[str] = set()
+    busy = True
     while True:
-        with trio.move_on_after(6.0 if story.calm else rng.uniform(5.0, 60.0)):
+        with trio.move_on_after((6.0 if busy else 20.0) if story.calm else rng.uniform(5.0, 60.0)):
             await host.called.wait()
         host.called = trio.Event()
         orders, host.orders = host.orders, []
+        busy = True
         try:
             with trio.move_on_after(PATIENCE_S):
                 for order in orders:
@@ -77,6 +79,7 @@ async def keep(host: "Host") -> None:
                 seen = await _tend(host, rng, seen)
                 if story.station is not None:
                     await story.station.tend(host)
+                busy = bool(seen) or (not host.node.state.folders and host.device.name in story.members)
         except (P2PSyncError, OSError) as error:
             story.note(host.device.name, "keeper failed", error=type(error).__name__)
 
