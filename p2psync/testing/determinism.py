@@ -12,7 +12,9 @@ import math
 import random
 from collections.abc import Awaitable, Callable, Iterator
 from contextlib import contextmanager
+from heapq import heappop, heappush
 from typing import Any, TypeVar
+from unittest import mock
 
 import trio
 from blake3 import blake3
@@ -21,6 +23,7 @@ T = TypeVar("T")
 
 _FLAG = "_ALLOW_DETERMINISTIC_SCHEDULING"
 _SOURCE = "_r"
+_sleep = trio.sleep
 
 
 def run_deterministic(seed: int, main: Callable[..., Awaitable[T]], *args: object) -> T:
@@ -32,8 +35,9 @@ def run_deterministic(seed: int, main: Callable[..., Awaitable[T]], *args: objec
     Raises:
         RuntimeError: this version of trio has lost the private names that this rests on.
     """
-    with _seeded_scheduler(seed):
-        return trio.run(_alone, main, args, clock=JumpingClock())
+    clock = JumpingClock()
+    with _seeded_scheduler(seed), mock.patch.object(trio, "sleep", clock.sleep):
+        return trio.run(_alone, main, args, clock=clock)
 
 
 class _NoIO:
@@ -77,6 +81,24 @@ class JumpingClock(trio.abc.Clock):
 
     def __init__(self) -> None:
         self._now = 0.0
+        self._sleepers: list[tuple[float, int, list[trio.lowlevel.Task]]] = []
+        """When, which, and the task unless it was cancelled; a heap."""
+        self._count = 0
+
+    async def sleep(self, seconds: float) -> None:
+        """As `trio.sleep` at a fifth of its cost, as it takes no cancel scope and no exception to end it."""
+        if not seconds > 0:
+            await _sleep(seconds)
+            return
+        task = [trio.lowlevel.current_task()]
+        self._count += 1
+        heappush(self._sleepers, (self._now + seconds, self._count, task))
+
+        def abort(_: object) -> trio.lowlevel.Abort:
+            task.clear()
+            return trio.lowlevel.Abort.SUCCEEDED
+
+        await trio.lowlevel.wait_task_rescheduled(abort)
 
     def start_clock(self) -> None:
         """As `trio.abc.Clock.start_clock`."""
@@ -87,9 +109,17 @@ class JumpingClock(trio.abc.Clock):
 
     def deadline_to_sleep_time(self, deadline: float) -> float:
         """As `trio.abc.Clock`; trio asks this exactly when no task can run."""
+        sleepers = self._sleepers
+        while sleepers and not sleepers[0][2]:
+            heappop(sleepers)
+        if sleepers:
+            deadline = min(deadline, sleepers[0][0])
         if deadline == math.inf:
             return math.inf
         self._now = max(self._now, deadline)
+        while sleepers and sleepers[0][0] <= self._now:
+            for task in heappop(sleepers)[2]:
+                trio.lowlevel.reschedule(task)
         return 0.0
 
 
