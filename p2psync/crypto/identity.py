@@ -28,7 +28,7 @@ _SEALING_LABEL = b"p2psync/1 sealing key"
 
 MAX_REMEMBERED = 4096
 _VALID: OrderedDict[bytes, None] = OrderedDict()
-"""Hashes of the newest signatures that were found valid, each with key and message: 0.1 ms less when one comes again."""
+"""Hashes of the newest signatures that were found valid, each with key and message: 0.1 ms less when it comes again."""
 
 
 def verify_signature(public_key: bytes, label: bytes, message: bytes, signature: bytes) -> None:
