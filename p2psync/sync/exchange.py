@@ -188,8 +188,9 @@ class Exchange:
             self._context.records_changed.fire()
         if before is None or announce.fresh or before.heads != announce.heads:
             self._links_known = tuple(announce.heads)
-        if before is not None and before.root != announce.root:
-            self._doubt()
+        if before is not None and before.root != announce.root and self._patience == math.inf:
+            self._patience = REPAIR_FIRST
+            self._quiet.deadline = trio.current_time() + REPAIR_FIRST
         if before is None or announce.need_files < before.need_files:
             self._possesses(self._link.device, ())
         self.changed.fire()
@@ -360,12 +361,6 @@ class Exchange:
                 await self._compare(both_ways=True)
                 self._patience = min(REPAIR_LIMIT, self._patience * 2)
 
-    def _doubt(self) -> None:
-        """The records did not differ; now they may."""
-        if self._patience == math.inf:
-            self._patience = REPAIR_FIRST
-            self._quiet.deadline = trio.current_time() + REPAIR_FIRST
-
     async def _choose_start(self, theirs: m.FolderAnnounce) -> None:
         """Decide from the peer's first announcement where in our feed it stands."""
         context = self._context
@@ -416,10 +411,8 @@ class Exchange:
     def _differs(self) -> bool:
         """Whether the peer shows another root, or may not see ours."""
         theirs = self.theirs.announce
-        if theirs is None or not self.peer_reads:
-            return True
         with self._context.index.read() as reader:
-            return theirs.root != reader.root()
+            return theirs is None or not self.peer_reads or theirs.root != reader.root()
 
     async def _send_feed(self) -> None:
         context = self._context
