@@ -63,7 +63,6 @@ class _Pipe:
         self.broken = False
         self.changed = trio.lowlevel.ParkingLot()
         self._reader = trio.CancelScope()
-        """Of the wait of who receives."""
 
     def arrival(self, size: int) -> float:
         """When `size` bytes sent now arrive; never before what was sent earlier."""
@@ -101,10 +100,6 @@ class _Pipe:
         self._reader = trio.CancelScope()
         await self.wait(math.inf if due is None or self.link.cut_since is not None else due, self._reader)
 
-    async def wait_for_room(self) -> None:
-        """Until the other side may have taken something."""
-        await self.wait(math.inf, trio.CancelScope())
-
     async def wait(self, until: float, scope: trio.CancelScope) -> None:
         """Until something changes, at the latest at `until`; or for as long as a cut link is given."""
         if self.link.cut_since is not None:
@@ -140,7 +135,7 @@ class SimStream:
         for start in range(0, len(raw), SEGMENT):
             piece = raw[start : start + SEGMENT]
             while pipe.held + len(piece) > BUFFER:
-                await pipe.wait_for_room()
+                await pipe.wait(math.inf, trio.CancelScope())
                 self._check()
             if self._in.finished_at is not None and self._in.finished_at <= trio.current_time():
                 raise trio.BrokenResourceError("connection lost: the other side has closed it")
