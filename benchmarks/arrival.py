@@ -3,8 +3,14 @@
 from __future__ import annotations
 
 import os
+import time
 from collections.abc import Callable
 from pathlib import Path
+
+
+class FailedError(Exception):
+    """The tool did not do the work; the text says how."""
+
 
 Arrived = Callable[[], bool]
 """True from some moment on; a poll costs little until then."""
@@ -52,3 +58,13 @@ def gone(path: Path) -> Arrived:
 def both(first: Arrived, second: Arrived) -> Arrived:
     """True once each was true at one time."""
     return lambda: first() and second()
+
+
+def until(condition: Callable[[], bool], limit: float, poll: float) -> float:
+    """Seconds until the condition held, asked every `poll` seconds. FailedError after `limit`."""
+    start = time.perf_counter()
+    while not condition():
+        if time.perf_counter() - start > limit:
+            raise FailedError(f"not within {limit:.0f} s")
+        time.sleep(poll)
+    return time.perf_counter() - start

@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
-import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import asdict, dataclass, field
 from functools import partial
 
@@ -46,10 +45,6 @@ class Cell:
         return asdict(self)
 
 
-class FailedError(Exception):
-    """The tool did not do the work; the text says how."""
-
-
 @contextlib.contextmanager
 def costs(cell: Cell, tool: Tool, network: Network, reserve: int) -> Iterator[None]:
     """Meters around one piece of work, with all ends at rest before; fills in what it cost until they rest again.
@@ -87,13 +82,3 @@ def costs(cell: Cell, tool: Tool, network: Network, reserve: int) -> Iterator[No
 
 def _root(tool: Tool, end: int) -> int | None:
     return tool.roots()[end]
-
-
-def until(condition: Callable[[], bool], limit: float, poll: float) -> float:
-    """Seconds until the condition held, asked every `poll` seconds. FailedError after `limit`."""
-    start = time.perf_counter()
-    while not condition():
-        if time.perf_counter() - start > limit:
-            raise FailedError(f"not within {limit:.0f} s")
-        time.sleep(poll)
-    return time.perf_counter() - start

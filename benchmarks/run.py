@@ -10,7 +10,8 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from benchmarks.measure import Cell, FailedError
+from benchmarks.arrival import FailedError
+from benchmarks.measure import Cell
 from benchmarks.network import network
 from benchmarks.scale import Scale
 from benchmarks.stage import Around, Session, Stage, Step

@@ -10,8 +10,8 @@ from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from benchmarks.arrival import Arrived, files_arrived
-from benchmarks.measure import Cell, FailedError, costs, until
+from benchmarks.arrival import Arrived, FailedError, files_arrived, until
+from benchmarks.measure import Cell, costs
 from benchmarks.network import DIRECT, Link, Network
 from benchmarks.scale import Scale
 from benchmarks.tools import Make

@@ -2,18 +2,23 @@
 
 from __future__ import annotations
 
+import base64
 import json
 import shutil
 import socket
+from collections.abc import Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any
 
+from benchmarks.arrival import until
 from benchmarks.network import Network
 from benchmarks.tools.base import START_LIMIT_S, Api
-from p2psync.testing.processes import Device, introduce, share
+from p2psync.testing.processes import Device
 
 LABEL = "bench"
 _SCAN_LIMIT_S = 900.0
+_POLL_S = 0.02
 
 
 class P2PSync:
@@ -36,18 +41,21 @@ class P2PSync:
 
     def start(self) -> None:
         """All nodes connected, one empty folder shared."""
-        first, *others = self._devices
         self.folders[0].mkdir()
         for device in self._devices:
             device.init()
             device.start()
-        first.run("folder", "add", str(self.folders[0]), "--label", LABEL)
-        for number, device in enumerate(self._devices):
-            for other in self._devices[:number]:
-                introduce(other, device)
-                other.connected(device)
-        self._folder_id = share(first, LABEL, list(zip(others, self.folders[1:], strict=True)))
-        first.wait(START_LIMIT_S)
+        for end, device in enumerate(self._devices):
+            for other in self._devices:
+                if other is not device:
+                    self._do(end, "device_add", device=other.id, name=other.name, addresses=[other.address])
+        self._folder_id = self._do(0, "folder_add", path=_path(self.folders[0]), label=LABEL)["id"]
+        for end, device in enumerate(self._devices[1:], 1):
+            self._do(0, "folder_share", folder=LABEL, with_=device.id)
+            until(partial(self._is_offered, end), START_LIMIT_S, _POLL_S)
+            self._do(end, "folder_accept", folder=self._folder_id, path=_path(self.folders[end]))
+        if not self._do(0, "wait", timeout_s=START_LIMIT_S)["identical"]:
+            raise RuntimeError("the empty folders did not become the same")
 
     def roots(self) -> tuple[int | None, ...]:
         """The node of each end."""
@@ -57,7 +65,7 @@ class P2PSync:
         """Ask for a scan after many changes at once, as a user may; single changes are left to the watcher."""
         self._hang_up()
         if not changed:
-            self._calls.append(self._api(0).begin("POST", "/v1/folder_scan", _body(folder=LABEL)))
+            self._calls.append(self._api(0).begin("POST", "/v1/folder_scan", _body({"folder": LABEL})))
 
     def stop(self) -> None:
         """End all nodes."""
@@ -67,7 +75,7 @@ class P2PSync:
 
     def scan(self, end: int) -> None:
         """See `Service.scan`."""
-        self._api(end).ask("POST", "/v1/folder_scan", _body(folder=LABEL), _SCAN_LIMIT_S)
+        self._do(end, "folder_scan", _SCAN_LIMIT_S, folder=LABEL)
 
     def indexed(self, end: int) -> int:
         """Files in the index of an end while it has nothing to do, else -1."""
@@ -97,14 +105,21 @@ class P2PSync:
 
     def pause(self, end: int) -> None:
         """See `Service.pause`."""
-        self._api(end).ask("POST", "/v1/folder_pause", _body(folder=LABEL))
+        self._do(end, "folder_pause", folder=LABEL)
 
     def resume(self, end: int) -> None:
         """See `Service.resume`."""
-        self._api(end).ask("POST", "/v1/folder_resume", _body(folder=LABEL))
+        self._do(end, "folder_resume", folder=LABEL)
 
     def _folder(self, end: int) -> Any:
-        return self._api(end).ask("POST", "/v1/status", b"{}")["folders"][0]
+        return self._do(end, "status")["folders"][0]
+
+    def _is_offered(self, end: int) -> bool:
+        return any(offer["id"] == self._folder_id for offer in self._do(end, "folder_offers"))
+
+    def _do(self, end: int, operation: str, timeout: float = START_LIMIT_S, /, **arguments: object) -> Any:
+        """An operation of a node; its result as JSON."""
+        return self._api(end).ask("POST", f"/v1/{operation}", _body(arguments), timeout)
 
     def _api(self, end: int) -> Api:
         control = json.loads((self._devices[end].home / "control.json").read_text())
@@ -116,5 +131,10 @@ class P2PSync:
             self._calls.pop().close()
 
 
-def _body(**fields: str) -> bytes:
-    return json.dumps(fields).encode()
+def _body(arguments: Mapping[str, object]) -> bytes:
+    return json.dumps(arguments).encode()
+
+
+def _path(path: Path) -> str:
+    """As the API takes it: bytes, in base 64."""
+    return base64.b64encode(bytes(path)).decode()

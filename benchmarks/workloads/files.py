@@ -7,8 +7,8 @@ import time
 from pathlib import Path
 
 from benchmarks import trees
-from benchmarks.arrival import Arrived, block_arrived, both, files_arrived, gone
-from benchmarks.measure import Cell, FailedError, until
+from benchmarks.arrival import Arrived, FailedError, block_arrived, both, files_arrived, gone, until
+from benchmarks.measure import Cell
 from benchmarks.stage import Session, Stage, Step
 
 ALL = ("p2psync", "Syncthing", "Unison", "rsync", "floor")

@@ -7,7 +7,8 @@ import subprocess
 import sys
 from pathlib import Path
 
-from benchmarks.measure import Cell, FailedError
+from benchmarks.arrival import FailedError
+from benchmarks.measure import Cell
 from benchmarks.network import Network
 from benchmarks.scale import MIB
 from benchmarks.stage import Session, Stage, Step

@@ -5,8 +5,8 @@ from __future__ import annotations
 import time
 
 from benchmarks import trees
-from benchmarks.arrival import Arrived, block_arrived
-from benchmarks.measure import Cell, until
+from benchmarks.arrival import Arrived, block_arrived, until
+from benchmarks.measure import Cell
 from benchmarks.stage import Session, Stage, Step
 from benchmarks.tools.p2psync import P2PSync
 

@@ -5,8 +5,8 @@ from __future__ import annotations
 import time
 
 from benchmarks import trees
-from benchmarks.arrival import files_arrived
-from benchmarks.measure import Cell, until
+from benchmarks.arrival import files_arrived, until
+from benchmarks.measure import Cell
 from benchmarks.network import Link
 from benchmarks.stage import Session, Stage, Step
 
