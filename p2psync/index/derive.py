@@ -64,6 +64,7 @@ class Derived(Reader):
         self._entries: dict[RelPath, Synced | None] = {}
         self._references: dict[bytes, int] = {}
         self._objects: dict[bytes, bytes] = {}
+        self._any_held = txn.count(tables.HELD) > 0
 
     # ── touching ────────────────────────────────────────────────────────────────────────────────────────────────────
     def work(self, key: PathKey) -> Work | None:
@@ -102,7 +103,7 @@ class Derived(Reader):
 
     def unhold(self, key: PathKey) -> bool:
         """Forget why a path is held; False when it is not."""
-        data = self.txn.get(tables.HELD, key)
+        data = self.txn.get(tables.HELD, key) if self._any_held else None
         if data is None:
             return False
         self._state.held -= tables.decode(tables.problem_rows, data).missed
@@ -278,7 +279,7 @@ class Derived(Reader):
 
     def _wanted(self, work: Work) -> tuple[bytes, int]:
         """Pending key and missing bytes of a path; (b"", 0) when nothing is to be done."""
-        if not work.siblings or self.txn.get(tables.HELD, work.key) is not None:
+        if not work.siblings or (self._any_held and self.txn.get(tables.HELD, work.key) is not None):
             return b"", 0
         live = from_number(self.txn.get(tables.DESCENDANTS, work.key))
         group, need = work_on(work.records, self.synced(work.path), live)

@@ -15,8 +15,9 @@ import sys
 import threading
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future
-from contextlib import contextmanager, suppress
+from contextlib import AbstractContextManager, contextmanager, suppress
 from pathlib import Path
+from types import TracebackType
 from typing import Any, TypeVar
 
 import lmdb
@@ -33,6 +34,8 @@ DEFAULT_MAP = 64 * GIB if sys.platform == "linux" and sys.maxsize > 2**32 else G
 MAX_MAP = 1024 * GIB
 
 READERS = 512
+SPARE = 16
+"""Views kept ready for the next who reads: as many as there are worker threads."""
 MIN_FREE = 2**20
 """Free bytes below which a failed write counts as a full disk."""
 _PATIENCE = 60.0
@@ -113,17 +116,18 @@ class _Views:
         self._open = 0
         self._mine = threading.local()
 
-    @contextmanager
-    def one(self) -> Iterator[None]:
+    def begin(self) -> None:
+        """This thread opens a view."""
         with self._changed:
             self._open += 1
         self._mine.open = self.held_here() + 1
-        try:
-            yield
-        finally:
-            self._mine.open -= 1
-            with self._changed:
-                self._open -= 1
+
+    def end(self) -> None:
+        """It has ended."""
+        self._mine.open -= 1
+        with self._changed:
+            self._open -= 1
+            if not self._open:
                 self._changed.notify_all()
 
     def held_here(self) -> int:
@@ -136,6 +140,50 @@ class _Views:
         """Wait until no view is open and keep new ones from opening; False when `timeout` seconds were not enough."""
         with self._changed:
             yield self._changed.wait_for(lambda: not self._open, timeout)
+
+
+class _Reading(AbstractContextManager[ReadTxn]):
+    """A view of a store while it is used. Not a generator, as there are many and most are over at once."""
+
+    __slots__ = ("_begin", "_fail", "_tables", "_txn", "_views")
+
+    def __init__(
+        self,
+        views: _Views,
+        begin: Callable[[], Any],
+        fail: Callable[[lmdb.Error], StoreFailedError],
+        tables: dict[str, Any],
+    ) -> None:
+        self._views = views
+        self._begin = begin
+        self._fail = fail
+        self._tables = tables
+
+    def __enter__(self) -> ReadTxn:
+        self._views.begin()
+        try:
+            self._txn = self._begin()
+            return _View(self._txn.__enter__(), self._tables)
+        except BaseException as error:
+            self._views.end()
+            self._judge(error)
+            raise
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        try:
+            self._txn.__exit__(kind, error, traceback)
+        except lmdb.Error as failure:
+            self._judge(failure)
+            raise
+        finally:
+            self._views.end()
+        self._judge(error)
+
+    def _judge(self, error: BaseException | None) -> None:
+        if isinstance(error, lmdb.Error) and not isinstance(error, lmdb.BadValsizeError):
+            raise self._fail(error) from error
 
 
 class LmdbStore:
@@ -164,19 +212,9 @@ class LmdbStore:
         self._writer.start()
 
     # ── the port ────────────────────────────────────────────────────────────────────────────────────────────────────
-    @contextmanager
-    def read(self) -> Iterator[ReadTxn]:
+    def read(self) -> AbstractContextManager[ReadTxn]:
         """A consistent view, on this thread. StateError when the store is closed, StoreFailedError when it failed."""
-        with self._views.one():
-            self._usable()
-            try:
-                with self._env.begin() as txn:
-                    yield _View(txn, self._tables)
-            except lmdb.BadValsizeError:
-                raise
-            except lmdb.Error as error:
-                self._failure = error
-                raise _failed(self._path, error) from error
+        return _Reading(self._views, self._begin, self._fail, self._tables)
 
     def write(self, work: Callable[[WriteTxn], T]) -> T:
         """Run `work` on the writer thread in one transaction and return once it is durable.
@@ -269,7 +307,14 @@ class LmdbStore:
     # ── opening and failing ─────────────────────────────────────────────────────────────────────────────────────────
     def _open_environment(self, map_size: int, tables: int) -> Any:
         try:
-            return lmdb.open(str(self._path), map_size=map_size, max_dbs=tables, max_readers=READERS, mode=0o600)
+            return lmdb.open(
+                str(self._path),
+                map_size=map_size,
+                max_dbs=tables,
+                max_readers=READERS,
+                max_spare_txns=SPARE,
+                mode=0o600,
+            )
         except lmdb.Error as error:
             if "already open" in str(error):
                 raise StateError(f"the index in {self._path} is open already in this process") from error
@@ -279,6 +324,14 @@ class LmdbStore:
         """Create what is missing. Each table is its own transaction: LMDB wants handles made one at a time."""
         for table in tables:
             self._tables[table] = self._env.open_db(table.encode())
+
+    def _begin(self) -> Any:
+        self._usable()
+        return self._env.begin()
+
+    def _fail(self, error: lmdb.Error) -> StoreFailedError:
+        self._failure = error
+        return _failed(self._path, error)
 
     def _usable(self) -> None:
         if self._closed:

@@ -15,7 +15,7 @@ from p2psync.index.values import HistoryEntry, Intent, Problem
 from p2psync.model.entries import Synced
 from p2psync.model.hashing import DIGEST_SIZE, labelled
 from p2psync.model.ids import MAX_INCARNATION
-from p2psync.model.manifest import content_root, decode_manifest
+from p2psync.model.manifest import content_root, decode_manifest, decode_stored_manifest
 from p2psync.model.paths import PathKey, RelPath, display, path_key
 from p2psync.model.records import FileRecord, SignedBatch, merge, record_id
 from p2psync.model.versions import Dot
@@ -242,6 +242,7 @@ class Writer(Derived):
         if not self.unhold(key):
             self._unsettled[key] = path
         self._state.held += problem.missed
+        self._any_held = True
         self.txn.put(tables.HELD, key, tables.encode(msgspec.structs.replace(problem, path=path, held=True)))
 
     def release(self, path: RelPath) -> bool:
@@ -315,7 +316,7 @@ def locations(at: bytes, manifest: bytes) -> dict[bytes, bytes]:
     """Rows of the locations table for the synced entry with the place `at`."""
     return {
         tables.location(chunk, at, offset): chunk[16:] + length.to_bytes(4, "big")
-        for chunk, offset, length in decode_manifest(manifest).chunks()
+        for chunk, offset, length in decode_stored_manifest(manifest).chunks()
     }
 
 

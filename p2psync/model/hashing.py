@@ -42,11 +42,10 @@ def digest(algorithm: Algorithm, data: bytes | bytearray | memoryview) -> bytes:
 
 def labelled(label: bytes, *parts: bytes | bytearray | memoryview) -> bytes:
     """32-byte BLAKE3 of label and parts; lengths are framed, so no two different calls hash the same bytes."""
-    state = blake3(len(label).to_bytes(1, "big") + label)
+    framed: list[bytes | bytearray | memoryview] = [len(label).to_bytes(1, "big"), label]
     for part in parts:
-        state.update(len(part).to_bytes(8, "big"))
-        state.update(part)
-    return state.digest()
+        framed += (len(part).to_bytes(8, "big"), part)
+    return blake3(b"".join(framed)).digest()
 
 
 def keyed(key: bytes, label: bytes, *parts: bytes) -> bytes:

@@ -77,17 +77,25 @@ def decode_manifest(data: bytes) -> Manifest:
     """Decode and validate; InputError for anything but the canonical encoding of a possible file."""
     if len(data) > MAX_MANIFEST:
         raise InputError("manifest too long")
+    manifest = decode_stored_manifest(data)
+    if manifest.encode() != data:
+        raise InputError("manifest is not in canonical form")
+    return manifest
+
+
+def decode_stored_manifest(data: bytes) -> Manifest:
+    """Decode a manifest that was made here, or that `decode_manifest` accepted before it was stored.
+
+    InputError when it has been damaged since.
+    """
     try:
         algorithm, chunker, size, hashes, runs = _decoder.decode(data)
         lengths = _unpack_lengths(runs)
-        manifest = Manifest(Algorithm(algorithm), Chunker(chunker), size, hashes, lengths)
     except (msgspec.MsgspecError, ValueError) as error:
         raise InputError(f"malformed manifest: {error}") from None
     if len(hashes) != DIGEST_SIZE * len(lengths) or sum(lengths) != size:
         raise InputError("manifest does not add up")
-    if manifest.encode() != data:
-        raise InputError("manifest is not in canonical form")
-    return manifest
+    return Manifest(algorithm, chunker, size, hashes, lengths)
 
 
 def _pack_lengths(lengths: tuple[int, ...]) -> list[tuple[int, int]]:
@@ -116,4 +124,4 @@ def _unpack_lengths(runs: list[tuple[int, int]]) -> tuple[int, ...]:
 
 _encoder = msgspec.msgpack.Encoder()
 _Runs = Annotated[list[tuple[int, int]], msgspec.Meta(max_length=MAX_CHUNKS)]
-_decoder = msgspec.msgpack.Decoder(tuple[int, int, int, bytes, _Runs])
+_decoder = msgspec.msgpack.Decoder(tuple[Algorithm, Chunker, int, bytes, _Runs])

@@ -131,4 +131,6 @@ def unrepresentable(name: bytes, *, utf8_only: bool, name_max: int, windows: boo
 def display(path: bytes) -> str:
     r"""Path as text for people: undecodable bytes and control characters become \xNN."""
     text = path.decode("utf-8", "backslashreplace")
+    if text.isprintable():
+        return text
     return "".join(c if c.isprintable() else f"\\x{ord(c):02x}" for c in text)

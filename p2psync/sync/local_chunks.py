@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Collection, Iterable, Sequence
+from contextlib import AbstractContextManager, nullcontext
 
 from p2psync.errors import EscapeError, StateError
+from p2psync.index.values import Location
 from p2psync.model.manifest import MAX_CHUNK
 from p2psync.model.paths import RelPath
 from p2psync.sync.context import FolderContext
 from p2psync.workspace import chunker
+from p2psync.workspace.layout import batch
 from p2psync.workspace.staging import Stage
 
 COPY_BYTES = 32 * 1024 * 1024
@@ -28,6 +31,18 @@ def find_chunk(
     """
     with context.index.read() as reader:
         places = reader.locate(chunk)
+    return read_located(context, places, chunk, length, suspects, out)
+
+
+def read_located(  # noqa: PLR0917 - a chunk, where it is said to be, and where it goes
+    context: FolderContext,
+    places: Sequence[Location],
+    chunk: bytes,
+    length: int,
+    suspects: list[RelPath] | None = None,
+    out: memoryview | None = None,
+) -> memoryview | None:
+    """As `find_chunk`, with the places that `Reader.locate` has named."""
     for place in places:
         if place.length != length:
             continue
@@ -52,6 +67,14 @@ def located(contexts: Iterable[FolderContext], chunks: Collection[bytes]) -> set
             with context.index.read() as reader:
                 found.update(chunk for chunk in chunks if reader.locate(chunk))
     return found
+
+
+def kept_open(context: FolderContext) -> AbstractContextManager[object]:
+    """Many chunks will be read: keep the directories of their files open, as far as the tree is to be had."""
+    try:
+        return batch(context.root)
+    except StateError:
+        return nullcontext()
 
 
 def copy_chunks(

@@ -14,14 +14,12 @@ from math import inf
 
 import structlog
 import trio
-from msgspec.structs import replace
 
 from p2psync.errors import EscapeError
 from p2psync.index.values import Problem
 from p2psync.index.writer import ROT_CODES, Writer
 from p2psync.model.entries import Synced
 from p2psync.model.ignore import IGNORE_FILE
-from p2psync.model.manifest import INLINE_CHUNKS, decode_manifest
 from p2psync.model.paths import RelPath, display, parent, path_key
 from p2psync.model.records import CONFIRMED, FileRecord
 from p2psync.ports import Kind
@@ -41,10 +39,11 @@ from p2psync.sync import rights
 from p2psync.sync.context import FolderContext
 from p2psync.sync.hints import HintInbox
 from p2psync.sync.moves import MAX_HELD, Moves
-from p2psync.sync.publish import look_up_in, publish, resolution_in
+from p2psync.sync.publish import carried, look_up_in, publish, resolution_in
 from p2psync.sync.pulse import Pulse
 from p2psync.sync.synced_tree import SyncedTree
 from p2psync.workspace import chunker
+from p2psync.workspace.layout import batch
 from p2psync.workspace.scanner import MOVING, Batch, Finding, ScanProblem, Why, examine, scan
 
 _log = structlog.get_logger(__name__)
@@ -266,28 +265,29 @@ class Observer:
 
     async def _read(self, group: Sequence[Finding], found: _Pass) -> list[tuple[Finding, DiskState | None]]:
         """What the disk holds there now; what would not hold still or could not be read is noted in `found`."""
-        context, clock = self._context, self._context.world.clock
+        context, cutting, now_ns = self._context, self._context.cutting, self._context.world.clock.wall_ns
 
         def read() -> tuple[list[tuple[Finding, DiskState | None]], list[bytes]]:
             done: list[tuple[Finding, DiskState | None]] = []
             unsettled: list[bytes] = []
             no_directory = cache(SyncedTree(context.index).no_directory)
-            for finding in group:
-                if (above := no_directory(parent(finding.path))) is not None:
-                    # It could not be read when it had become a directory: what is in it waits for it.
-                    found.retry += [above, finding.path]
-                    continue
-                try:
-                    state = found.moves.unread(finding)
-                    if state is None:
-                        known = None if finding.synced is None else context.manifest_of(finding.synced)
-                        state = chunker.observe(context.root, finding.path, context.cutting, clock.wall_ns, known)
-                except chunker.Unsettled:
-                    unsettled.append(finding.path)
-                except (OSError, EscapeError) as error:
-                    found.problems.append(ScanProblem.of(finding.path, error))
-                else:
-                    done.append((finding, state))
+            with batch(context.root):
+                for finding in group:
+                    if (above := no_directory(parent(finding.path))) is not None:
+                        # It could not be read when it had become a directory: what is in it waits for it.
+                        found.retry += [above, finding.path]
+                        continue
+                    try:
+                        state = found.moves.unread(finding)
+                        if state is None:
+                            known = None if finding.synced is None else context.manifest_of(finding.synced)
+                            state = chunker.observe(context.root, finding.path, cutting, now_ns, known)
+                    except chunker.Unsettled:
+                        unsettled.append(finding.path)
+                    except (OSError, EscapeError) as error:
+                        found.problems.append(ScanProblem.of(finding.path, error))
+                    else:
+                        done.append((finding, state))
             return done, unsettled
 
         done, unsettled = await context.world.offload.run(read)
@@ -376,7 +376,7 @@ class Observer:
                     continue
                 if read is None:
                     found.moves.recorded.add(finding.path)
-                state, manifest = _inline(read)
+                state, manifest = carried(read)
                 look_up = look_up_in(writer)
                 match observe(finding.path, state, synced, siblings, may_write=may_write, look_up=look_up):
                     case Unchanged():
@@ -486,12 +486,3 @@ def _restless(path: bytes) -> ScanProblem:
         f"{display(path)} changes whenever it is read, so no whole version of it can be taken",
         "it is synchronised as soon as its writer pauses; ignore it, or synchronise an export of it instead",
     )
-
-
-def _inline(state: DiskState | None) -> tuple[DiskState | None, bytes]:
-    """The state as records and entries carry it, with an empty manifest when it is long, and the manifest itself."""
-    if state is None or not state.manifest:
-        return state, b""
-    if decode_manifest(state.manifest).count <= INLINE_CHUNKS:
-        return state, state.manifest
-    return replace(state, manifest=b""), state.manifest

@@ -5,15 +5,27 @@ from __future__ import annotations
 from collections.abc import Sequence
 from math import ceil
 
+from msgspec.structs import replace
+
 from p2psync.index.reader import Reader
 from p2psync.index.writer import Writer
 from p2psync.membership.batches import sign_batch
+from p2psync.model.manifest import INLINE_CHUNKS, decode_stored_manifest
 from p2psync.model.paths import RelPath, path_key
 from p2psync.model.records import MAX_BATCH, FileRecord
 from p2psync.reconcile.conflicts import LookUp
-from p2psync.reconcile.observe import Draft
+from p2psync.reconcile.observe import DiskState, Draft
 from p2psync.reconcile.resolve import resolution
 from p2psync.sync.context import FolderContext
+
+
+def carried(state: DiskState | None) -> tuple[DiskState | None, bytes]:
+    """The state as records and entries carry it, with an empty manifest when it is long, and the manifest itself."""
+    if state is None or not state.manifest:
+        return state, b""
+    if decode_stored_manifest(state.manifest).count <= INLINE_CHUNKS:
+        return state, state.manifest
+    return replace(state, manifest=b""), state.manifest
 
 
 def look_up_in(reader: Reader) -> LookUp:

@@ -4,22 +4,32 @@ from __future__ import annotations
 
 from collections import OrderedDict
 from collections.abc import Sequence
+from typing import NamedTuple
 
 import structlog
 
+from p2psync.index.values import Location
 from p2psync.model.cutting import encode_leaves, leaves
 from p2psync.model.paths import RelPath
 from p2psync.protocol.bulk import Absent, Item
 from p2psync.protocol.messages import ChunkRequest, ContentRequest, LeavesRequest, RangesRequest
 from p2psync.sync.contents import ContentJobs
 from p2psync.sync.context import FolderContext
-from p2psync.sync.local_chunks import find_chunk
+from p2psync.sync.local_chunks import kept_open, read_located
 from p2psync.sync.observer import Observer
 
 _log = structlog.get_logger(__name__)
 
 MAX_LEAVES_KEPT = 64
 """Lists of leaves that are kept for the next who asks, at 22 KiB the longest."""
+
+
+class _Wanted(NamedTuple):
+    """A chunk that was asked for, and the files that should hold it."""
+
+    chunk: bytes
+    length: int
+    places: Sequence[Location]
 
 
 class Server:
@@ -39,16 +49,19 @@ class Server:
         suspects: list[RelPath] = []
 
         def read() -> list[Item]:
-            match request:
-                case ChunkRequest(manifests=True):
-                    return [self._manifest(root) for root, _ in request.items()]
-                case ChunkRequest():
-                    return [self._chunk(chunk, length, suspects) for chunk, length in request.items()]
-                case LeavesRequest():
-                    return [self._leaves_of(chunk, length, suspects) for chunk, length in request.items()]
-                case RangesRequest(ranges=ranges):
-                    asked = zip(request.items(), ranges, strict=True)
-                    return [self._parts(chunk, length, parts, suspects) for (chunk, length), parts in asked]
+            asked = request.items()
+            with context.index.read() as reader:
+                if isinstance(request, ChunkRequest) and request.manifests:
+                    return [reader.manifest(root) or Absent.GONE for root, _ in asked]
+                wanted = [_Wanted(chunk, length, reader.locate(chunk)) for chunk, length in asked]
+            with kept_open(context):
+                match request:
+                    case ChunkRequest():
+                        return [self._chunk(one, suspects) for one in wanted]
+                    case LeavesRequest():
+                        return [self._leaves_of(one, suspects) for one in wanted]
+                    case RangesRequest(ranges=ranges):
+                        return [self._parts(one, parts, suspects) for one, parts in zip(wanted, ranges, strict=True)]
 
         items = await context.world.offload.run(read)
         if suspects:
@@ -58,33 +71,29 @@ class Server:
             context.progress.sent += sum(len(item) for item in items if not isinstance(item, Absent))
         return items
 
-    def _manifest(self, root: bytes) -> Item:
-        with self._context.index.read() as reader:
-            return reader.manifest(root) or Absent.GONE
-
-    def _chunk(self, chunk: bytes, length: int, suspects: list[RelPath]) -> Item:
+    def _chunk(self, wanted: _Wanted, suspects: list[RelPath]) -> Item:
         """A chunk from a file that still holds it (I14), or from one being assembled.
 
         What a file should hold and does not is not gone for good: it may be healed, or be readable again.
         """
         before = len(suspects)
-        data = find_chunk(self._context, chunk, length, suspects)
-        return (
-            data or self._contents.staged_chunk(chunk, length) or (Absent.LATER if suspects[before:] else Absent.GONE)
-        )
+        data = read_located(self._context, wanted.places, wanted.chunk, wanted.length, suspects)
+        if data is None and (staged := self._contents.staged_chunk(wanted.chunk, wanted.length)) is not None:
+            return staged
+        return data or (Absent.LATER if suspects[before:] else Absent.GONE)
 
-    def _leaves_of(self, chunk: bytes, length: int, suspects: list[RelPath]) -> Item:
-        if (kept := self._leaves.get((chunk, length))) is not None:
+    def _leaves_of(self, wanted: _Wanted, suspects: list[RelPath]) -> Item:
+        if (kept := self._leaves.get((wanted.chunk, wanted.length))) is not None:
             return kept
-        data = self._chunk(chunk, length, suspects)
+        data = self._chunk(wanted, suspects)
         if isinstance(data, Absent):
             return data
         encoded = encode_leaves(leaves(memoryview(data), self._context.world.longest_chunk))
-        self._leaves[chunk, length] = encoded
+        self._leaves[wanted.chunk, wanted.length] = encoded
         if len(self._leaves) > MAX_LEAVES_KEPT:
             self._leaves.popitem(last=False)
         return encoded
 
-    def _parts(self, chunk: bytes, length: int, parts: Sequence[tuple[int, int]], suspects: list[RelPath]) -> Item:
-        data = self._chunk(chunk, length, suspects)
+    def _parts(self, wanted: _Wanted, parts: Sequence[tuple[int, int]], suspects: list[RelPath]) -> Item:
+        data = self._chunk(wanted, suspects)
         return data if isinstance(data, Absent) else b"".join(data[at : at + count] for at, count in parts)

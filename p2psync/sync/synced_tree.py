@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 from p2psync.index.index import Index
 from p2psync.model.entries import Synced
 from p2psync.model.paths import ROOT, RelPath, ancestors
@@ -23,6 +25,11 @@ class SyncedTree:
         """The entry of a path; the root has none."""
         with self._index.read() as reader:
             return reader.synced(RelPath(path)) if path != ROOT else None
+
+    def entries(self, paths: Sequence[RelPath]) -> list[Synced | None]:
+        """The entries of these paths, none of which is the root, in one read transaction."""
+        with self._index.read() as reader:
+            return [reader.synced(path) for path in paths]
 
     def no_directory(self, directory: RelPath) -> RelPath | None:
         """A directory of the disk, or one above it, that is still recorded as something else."""

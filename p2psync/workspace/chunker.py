@@ -1,8 +1,8 @@
 """Chunker: cuts files into chunks of at most 4 MiB and hashes them, or says that a file will not hold still.
 
-A file is stated before and after it is read, through its descriptor and by its path: any difference means that the hash
-may mix two versions, and nothing is reported (invariant I14). Holes are skipped, so that a sparse file costs what it
-holds and not what it claims.
+A file is stated through its descriptor before it is read, and by its path afterwards: any difference means that it is
+another file or that the hash may mix two versions, and nothing is reported (invariant I14). Holes are skipped, so that
+a sparse file costs what it holds and not what it claims.
 
 Where an earlier manifest of the file is known, its chunks are tried first, where they were and moved along with what
 was inserted: what still has its hash need not be cut again, so a changed file costs little more than reading and
@@ -60,10 +60,11 @@ def read_content(
         if before.size > cutting.largest_file:
             raise InputError(f"{display(path)} has {before.size} bytes; a file may have {cutting.largest_file}")
         manifest = _read(_Reading(file, path, before.size, cutting, progress), known)
-        after = file.stat()
+        # While it is open its inode is nobody else's: what looks the same there now is this file, untouched.
+        after = root.stat(path)
     finally:
         file.close()
-    if after != before or root.stat(path) != before:
+    if after != before:
         raise _unsettled(path)
     return Content(manifest, before)
 

@@ -70,6 +70,14 @@ class _TrueGroup(InotifyWatchGroup):
 class _Emitter(InotifyFullEmitter):
     """The full emitter tells a file that was moved in (complete) from one that was created (still to be written)."""
 
+    def build_and_queue_event(self, event: GroupedInotifyEvent, *, full_events: bool = True) -> None:
+        """As watchdog does it, but a directory that was moved, or moved in, is one event: it stands for all in it."""
+        source, target = (None, event) if isinstance(event, PathedInotifyEvent) else event
+        if target.ev.is_directory and target.ev.is_moved_to:
+            self.queue_event(DirMovedEvent(os.fsdecode(source.path) if source else "", os.fsdecode(target.path)))
+        else:
+            super().build_and_queue_event(event, full_events=full_events)
+
     def on_thread_start(self) -> None:
         """As watchdog does it, with our group."""
         self._inotify = _TrueGroup(
@@ -79,13 +87,6 @@ class _Emitter(InotifyFullEmitter):
             event_mask=self.get_event_mask_from_filter(),
             follow_symlink=self.watch.follow_symlink,
         )
-
-    def build_and_queue_event(self, event: GroupedInotifyEvent, *, full_events: bool = True) -> None:
-        """As watchdog does it, but a directory that moved is one event, not one of everything in it as well."""
-        if not isinstance(event, PathedInotifyEvent) and event[0].ev.is_directory:
-            self.queue_event(DirMovedEvent(os.fsdecode(event[0].path), os.fsdecode(event[1].path)))
-        else:
-            super().build_and_queue_event(event, full_events=full_events)
 
 
 class ReportingObserver(BaseObserver):

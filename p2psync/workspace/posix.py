@@ -401,7 +401,7 @@ def _by_name(entry: tuple[bytes, Stat]) -> bytes:
 
 def _check_beneath(path: bytes) -> None:
     """Refuse what is not a plain relative path, whatever the kernel would make of it."""
-    if not path or b"\0" in path or any(part in _FORBIDDEN for part in path.split(b"/")):
+    if not path or b"\0" in path or not _FORBIDDEN.isdisjoint(path.split(b"/")):
         raise EscapeError(f"not a path inside a folder: {display(path)!r}")
 
 

@@ -29,11 +29,13 @@ from p2psync.model.paths import (
     parent,
 )
 from p2psync.ports import Kind, Root, Stat
-from p2psync.workspace.layout import MARKER, stat_exact
+from p2psync.workspace.layout import MARKER, batch, stat_exact
 
 MAX_FINDINGS = 512
 MAX_EXAMINED = 8192
 """A batch is handed out when it holds this many findings or stands for this many entries."""
+_TOGETHER = 256
+"""Hinted paths for which the view is asked once."""
 _EXECUTABLE = 0o100
 
 Ignored = Callable[[bytes, bool], bool]
@@ -49,6 +51,10 @@ class SyncedView(Protocol):
 
     def entry(self, path: RelPath, /) -> Synced | None:
         """The entry of one path."""
+        ...
+
+    def entries(self, paths: Sequence[RelPath], /) -> Sequence[Synced | None]:
+        """The entries of these paths as they were at one moment."""
         ...
 
 
@@ -169,21 +175,20 @@ def examine(root: Root, view: SyncedView, ignored: Ignored, paths: Sequence[byte
     seen, because its hint was lost, stands for that directory: what has no directory in the view is never missed.
     """
     work = _Scan(root, view, ignored, recursive=True)
+    if b"" in paths:
+        yield from work.walk([ROOT])
+    inner = [RelPath(path) for path in paths if path and not _private(path) and not work.below_ignored(path)]
     done: set[RelPath] = set()
-    for path in paths:
-        if not path:
-            yield from work.walk([ROOT])
-        elif not _private(path) and not work.below_ignored(path):
-            place = work.outermost(RelPath(path))
-            if place in done:
-                continue
-            done.add(place)
-            work.examine(place)
-            if entered := work.take_entered():
-                yield from work.walk(entered)
-            elif work.batch.full:
-                yield work.batch
-                work.batch = Batch()
+    for start in range(0, len(inner), _TOGETHER):
+        with batch(root):
+            places = [place for place in work.outermost(inner[start : start + _TOGETHER]) if place not in done]
+            done.update(places)
+            work.examine(places)
+        if entered := work.take_entered():
+            yield from work.walk(entered)
+        elif work.batch.full:
+            yield work.batch
+            work.batch = Batch()
     if work.batch.examined:
         yield work.batch
 
@@ -251,39 +256,50 @@ class _Scan:
         for path in sorted(known):
             self._missing(known[path])
 
-    def outermost(self, path: RelPath) -> RelPath:
-        """The outermost directory above `path` that stands on the disk and not in the view, or the path itself."""
-        path = self._given(path)
-        above = parent(path)
-        if not above or self._view.entry(above) is not None:
-            return path
-        unseen = next(directory for directory in ancestors(path) if self._view.entry(directory) is None)
-        with suppress(OSError, EscapeError):
-            stat = stat_exact(self._root, unseen)
-            if stat is not None and stat.kind is Kind.DIRECTORY:
-                return unseen
-        return path
+    def outermost(self, paths: Iterable[RelPath]) -> list[RelPath]:
+        """Each path, or the outermost directory above it that stands on the disk and not in the view; each once."""
+        given = [self._given(path) for path in paths]
+        above = list(dict.fromkeys(parent(path) for path in given if parent(path)))
+        unseen = {
+            directory: self._unseen(directory)
+            for directory, synced in zip(above, self._view.entries(above), strict=True)
+            if synced is None
+        }
+        return list(dict.fromkeys(unseen.get(parent(path)) or path for path in given))
 
-    def examine(self, path: RelPath) -> None:
-        """Compare one path, by the name under which the disk was given it."""
-        self.batch.examined += 1
-        try:
-            stat = stat_exact(self._root, path)
-        except EscapeError:
-            # What it was in has become a symlink: nothing is in there any more.
-            stat = None
-        except OSError as error:
-            self.batch.problems.append(ScanProblem.of(path, error))
-            return
-        synced = self._view.entry(path)
-        if stat is None:
-            if synced is not None:
-                self._missing(synced)
-        elif self._ignored(path, stat.kind is Kind.DIRECTORY):
-            if synced is not None:
-                self._forget(synced)
-        else:
-            self._present(path, stat, synced)
+    def _unseen(self, directory: RelPath) -> RelPath | None:
+        """The outermost directory above an unseen one, or that one, which the view lacks, if it stands on the disk."""
+        for place in (*ancestors(directory), directory):
+            if self._view.entry(place) is None:
+                with suppress(OSError, EscapeError):
+                    stat = stat_exact(self._root, place)
+                    if stat is not None and stat.kind is Kind.DIRECTORY:
+                        return place
+                break
+        return None
+
+    def examine(self, paths: Sequence[RelPath]) -> None:
+        """Compare single paths, by the names under which the disk was given them."""
+        self.batch.examined += len(paths)
+        looked: dict[RelPath, Stat | None] = {}
+        for path in paths:
+            try:
+                looked[path] = stat_exact(self._root, path)
+            except EscapeError:
+                # What it was in has become a symlink: nothing is in there any more.
+                looked[path] = None
+            except OSError as error:
+                self.batch.problems.append(ScanProblem.of(path, error))
+        # Only now: what was placed and recorded meanwhile would look like a change that somebody made.
+        for (path, stat), synced in zip(looked.items(), self._view.entries(list(looked)), strict=True):
+            if stat is None:
+                if synced is not None:
+                    self._missing(synced)
+            elif self._ignored(path, stat.kind is Kind.DIRECTORY):
+                if synced is not None:
+                    self._forget(synced)
+            else:
+                self._present(path, stat, synced)
 
     def _given(self, path: RelPath) -> RelPath:
         """The name under which a normalising disk was given what it calls `path`."""

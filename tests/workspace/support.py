@@ -110,6 +110,9 @@ class View:
     def entry(self, path: bytes) -> Synced | None:
         return self._entries.get(path)
 
+    def entries(self, paths: Iterable[bytes]) -> list[Synced | None]:
+        return [self.entry(path) for path in paths]
+
 
 def snapshot(root: Root, top: bytes = b"") -> View:
     """The synced tree that agrees with the disk."""

@@ -223,8 +223,8 @@ MUTANTS = (
         (
             edit(
                 "index/lmdb_store.py",
-                "max_readers=READERS, mode=0o600)",
-                "max_readers=READERS, mode=0o600, sync=False)",
+                "                mode=0o600,\n            )",
+                "                mode=0o600,\n                sync=False,\n            )",
             ),
         ),
         (f"{LMDB}::test_a_commit_waits_for_the_disk",),
