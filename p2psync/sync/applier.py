@@ -348,13 +348,16 @@ class Applier:
     async def _perform(self, ready: Sequence[Ready]) -> bool:
         """Carry out a batch under the commit lock; True when the disk changed."""
         async with self._context.commit_lock:
-            now = trio.current_time()
+            now, outcomes = trio.current_time(), list[tuple[Ready, ops.Outcome]]()
+            self._observer.echoes.begin(item.step.path for item in ready)
             try:
                 outcomes = await self._context.world.offload.run(lambda: self._performer.perform(ready, now))
             except OSError as error:
                 self._disk_trouble([item.step for item in ready], error)
                 self._interrupted = True
                 return False
+            finally:
+                self._observer.echoes.end(outcome for _, outcome in outcomes)
             changed = False
             for item, outcome in outcomes:
                 changed |= self._settle(item, outcome)

@@ -37,6 +37,7 @@ from p2psync.reconcile.observe import (
 )
 from p2psync.sync import rights
 from p2psync.sync.context import FolderContext
+from p2psync.sync.echoes import Echoes
 from p2psync.sync.hints import HintInbox
 from p2psync.sync.moves import MAX_HELD, Moves
 from p2psync.sync.publish import carried, look_up_in, publish, resolution_in
@@ -81,6 +82,7 @@ class Observer:
         self._context = context
         settings = context.settings
         self.inbox = HintInbox(settings.debounce, settings.quiet)
+        self.echoes = Echoes()
         self._guard = settings.brake()
         self._attempts: dict[bytes, int] = {}
         self._asked = 0
@@ -111,6 +113,7 @@ class Observer:
 
     def look_at(self, path: bytes) -> None:
         """Have one path compared soon."""
+        self.echoes.forget(path)
         self.inbox.defer(path, 0.0)
 
     def distrust(self, paths: Sequence[RelPath]) -> None:
@@ -190,10 +193,20 @@ class Observer:
         self._busy = True
         try:
             context, view = self._context, SyncedTree(self._context.index)
-            # First of all: what came together with a new ignore file must not slip out before that is read.
-            await context.world.offload.run(context.ignores_changed)
-            found = await self._observe(examine(context.root, view, context.ignore.ignored, paths), full=False)
-            for path in set(paths).difference(found.retry):
+            for path in (unfinished := self.echoes.unfinished(paths)):
+                self.inbox.defer(path, context.settings.debounce)
+            paths = sorted(set(paths).difference(unfinished))
+
+            def sift() -> list[bytes]:
+                # First of all: what came together with a new ignore file must not slip out before that is read.
+                context.ignores_changed()
+                return self.echoes.foreign(context.root, paths)
+
+            retry: Sequence[bytes] = ()
+            if foreign := await context.world.offload.run(sift):
+                batches = examine(context.root, view, context.ignore.ignored, foreign)
+                retry = (await self._observe(batches, full=False)).retry
+            for path in set(paths).difference(retry):
                 self._attempts.pop(path, None)
         finally:
             self._busy = False
@@ -292,7 +305,7 @@ class Observer:
 
         done, unsettled = await context.world.offload.run(read)
         found.retry.extend(unsettled)
-        found.problems.extend(_restless(p) for p in unsettled if self._attempts.get(p, 0) >= PATIENT_LOOKS)
+        found.problems.extend(ScanProblem.restless(p) for p in unsettled if self._attempts.get(p, 0) >= PATIENT_LOOKS)
         context.progress.hashed += sum(state.size for _, state in done if state is not None)
         return done
 
@@ -477,12 +490,3 @@ def _groups(findings: Sequence[Finding]) -> Iterator[list[Finding]]:
         size += finding.stat.size
     if group:
         yield group
-
-
-def _restless(path: bytes) -> ScanProblem:
-    return ScanProblem(
-        RelPath(path),
-        "restless",
-        f"{display(path)} changes whenever it is read, so no whole version of it can be taken",
-        "it is synchronised as soon as its writer pauses; ignore it, or synchronise an export of it instead",
-    )

@@ -129,6 +129,16 @@ class ScanProblem:
                     RelPath(path), "unreadable", f"{where} cannot be read: {text}", "it is tried again at the next scan"
                 )
 
+    @staticmethod
+    def restless(path: bytes) -> ScanProblem:
+        """The problem that a file never holds still."""
+        return ScanProblem(
+            RelPath(path),
+            "restless",
+            f"{display(path)} changes whenever it is read, so no whole version of it can be taken",
+            "it is synchronised as soon as its writer pauses; ignore it, or synchronise an export of it instead",
+        )
+
 
 MOVING = "moving"
 """Code of the problem that something changed while it was looked at."""
