@@ -39,7 +39,7 @@ from p2psync.sync.pulse import Pulse
 _log = structlog.get_logger(__name__)
 
 FEED_PAGE = 2000
-ANNOUNCE_DELAY = 0.2
+ANNOUNCE_DELAY = 0.05
 """Seconds between two announcements at least: status changes often, peers need it rarely."""
 MAX_QUERIES = 64
 """Unanswered queries a peer may have with us."""

@@ -8,6 +8,7 @@ from typing import NamedTuple
 
 import structlog
 
+from p2psync.index.reader import Reader
 from p2psync.index.values import Location
 from p2psync.model.cutting import encode_leaves, leaves
 from p2psync.model.paths import RelPath
@@ -52,7 +53,7 @@ class Server:
             asked = request.items()
             with context.index.read() as reader:
                 if isinstance(request, ChunkRequest) and request.manifests:
-                    return [reader.manifest(root) or Absent.GONE for root, _ in asked]
+                    return [self._manifest(reader, root) for root, _ in asked]
                 wanted = [_Wanted(chunk, length, reader.locate(chunk)) for chunk, length in asked]
             with kept_open(context):
                 match request:
@@ -70,6 +71,9 @@ class Server:
         if not isinstance(request, ChunkRequest) or not request.manifests:
             context.progress.sent += sum(len(item) for item in items if not isinstance(item, Absent))
         return items
+
+    def _manifest(self, reader: Reader, root: bytes) -> Item:
+        return reader.manifest(root) or Absent.GONE
 
     def _chunk(self, wanted: _Wanted, suspects: list[RelPath]) -> Item:
         """A chunk from a file that still holds it (I14), or from one being assembled.

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from dataclasses import replace
 
 import pytest
 import trio
+from msgspec.structs import replace
 
 from p2psync.index.index import Index
 from p2psync.index.writer import Writer

@@ -5,10 +5,11 @@ from __future__ import annotations
 import pytest
 import trio
 
+from p2psync.index.reader import Reader
 from p2psync.model.hashing import Algorithm
 from p2psync.model.manifest import MAX_CHUNK, Chunker, Manifest, decode_manifest
 from p2psync.model.paths import RelPath, path_key
-from p2psync.protocol.bulk import Absent
+from p2psync.protocol.bulk import Absent, Item
 from p2psync.reconcile.guards import Limits, MassChangeGuard
 from p2psync.sync import exchange
 from p2psync.workspace.chunker import zero_hash
@@ -38,7 +39,7 @@ async def test_a_peer_that_sends_another_manifest_gets_none_of_it_in(monkeypatch
         hashes = zero_hash(Algorithm.BLAKE3, MAX_CHUNK) * 9
         zeros = Manifest(Algorithm.BLAKE3, Chunker.FIXED, size, hashes, (MAX_CHUNK,) * 9).encode()
         with monkeypatch.context() as forged:
-            forged.setattr(story.folder("one")._server, "_manifest", lambda _: zeros)
+            forged.setattr(story.folder("one")._server, "_manifest", lambda *_: zeros)
             file = story.user("one").open_write(b"sparse")
             file.truncate(size)
             file.pwrite(b"not only zeros", 0)
@@ -120,7 +121,9 @@ async def test_a_manifest_that_nobody_has_does_not_hold_up_the_others(monkeypatc
         server = story.folder("one")._server
         with monkeypatch.context() as lacking:
             given = server._manifest
-            lacking.setattr(server, "_manifest", lambda root: Absent.GONE if root == missing() else given(root))
+            lacking.setattr(
+                server, "_manifest", lambda reader, root: Absent.GONE if root == missing() else given(reader, root)
+            )
 
             def missing() -> bytes:
                 with story.folder("one").context.index.read() as reader:
