@@ -6,6 +6,8 @@ SEEDS  ?= 200
 INPUTS ?= 1000000
 KILLS  ?= 100
 EXAMPLES ?= 100
+OLD    ?= main
+NEW    ?= HEAD
 PYTEST := $(BIN)/python -m pytest
 
 # $(call debian,COMMAND OR TEST,PACKAGES): install Debian packages when the test fails, if we may.
@@ -19,7 +21,7 @@ define debian
 endef
 
 .DEFAULT_GOAL := help
-.PHONY: help setup test test-large engines lint format demo demo-relay bench bench-quick bench-relay sim crash mutants fuzz oracle torture schema lock docs clean
+.PHONY: help setup test test-large engines lint format demo demo-relay bench bench-quick bench-compare bench-relay sim crash mutants fuzz oracle torture schema lock docs clean
 
 help: ## show the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-12s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -73,11 +75,14 @@ demo-relay: $(VENV)/.dev ## a relay, an account, and devices that are never onli
 # A peer that cannot be installed is a row that says so, hence the leading "-".
 bench: $(VENV)/.dev ## measure beside Syncthing, Unison, rsync and the floor
 	-$(call debian,command -v rsync && command -v syncthing && command -v unison && command -v ip,rsync syncthing unison iproute2)
-	$(BIN)/python -m benchmarks
+	$(BIN)/python -m benchmarks --chart docs/performance.svg
 
-bench-quick: $(VENV)/.dev ## the same, small: under two minutes
+bench-quick: $(VENV)/.dev ## one large file and small ones, less of both: under two minutes
 	-$(call debian,command -v rsync && command -v syncthing && command -v unison && command -v ip,rsync syncthing unison iproute2)
 	$(BIN)/python -m benchmarks --quick
+
+bench-compare: $(VENV)/.dev ## OLD=main NEW=HEAD by turns: does NEW make something slower?
+	$(BIN)/python -m benchmarks.compare $(OLD) $(NEW)
 
 bench-relay: $(VENV)/.dev ## measure a relay beside the same stack serving a bare handler
 	$(BIN)/python -m benchmarks.relay

@@ -54,8 +54,8 @@ def frames(folder: Path) -> Iterator[memoryview]:
             path = os.path.join(directory, name)
             relative = os.path.relpath(path, os.fsencode(folder))
             descriptor = os.open(path, os.O_RDONLY)
-            remaining = os.fstat(descriptor).st_size
-            while remaining:
+            remaining, begun = os.fstat(descriptor).st_size, False
+            while remaining or not begun:
                 head = _ENTRY.size + len(relative) + 4
                 room = FRAME - used - head
                 if room < min(remaining, FRAME // 4):
@@ -69,7 +69,7 @@ def frames(folder: Path) -> Iterator[memoryview]:
                 buffer[used + _ENTRY.size : start - 4] = relative
                 _LENGTH.pack_into(buffer, start - 4, size)
                 used = start + size
-                remaining -= size
+                remaining, begun = remaining - size, True
             os.close(descriptor)
     yield view[:used]
 

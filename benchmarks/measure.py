@@ -60,7 +60,7 @@ def costs(cell: Cell, tool: Tool, network: Network, reserve: int) -> Iterator[No
     def cpu() -> float:
         return sum(meter.cpu[0] for meter in meters)
 
-    if not settle(cpu):
+    if not settle(cpu, quiet_s=0.25):
         cell.note += "was not at rest before; "
     os.sync()
     warm = Reserve(reserve)

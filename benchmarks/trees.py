@@ -89,7 +89,7 @@ def make_tree(path: Path, count: int, rng: random.Random) -> None:
 
 
 def _text(rng: random.Random) -> bytes:
-    """Words of a small vocabulary, common ones more often: what zstd makes of it is a third, as of source."""
+    """Words of a small vocabulary, common ones more often: it compresses by half or more, as sources do."""
     words = [bytes(rng.choices(b"abcdefghijklmnopqrstuvwxyz_", k=rng.randint(2, 12))) for _ in range(_VOCABULARY)]
     weights = [1 / rank for rank in range(1, _VOCABULARY + 1)]
     ends = [b" ", b" ", b" ", b"(", b", ", b"\n    "]

@@ -7,6 +7,7 @@ import json
 import shutil
 import socket
 from collections.abc import Mapping
+from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -42,9 +43,8 @@ class P2PSync:
     def start(self) -> None:
         """All nodes connected, one empty folder shared."""
         self.folders[0].mkdir()
-        for device in self._devices:
-            device.init()
-            device.start()
+        with ThreadPoolExecutor() as pool:
+            list(pool.map(_begin, self._devices))
         for end, device in enumerate(self._devices):
             for other in self._devices:
                 if other is not device:
@@ -129,6 +129,11 @@ class P2PSync:
     def _hang_up(self) -> None:
         while self._calls:
             self._calls.pop().close()
+
+
+def _begin(device: Device) -> None:
+    device.init()
+    device.start()
 
 
 def _body(arguments: Mapping[str, object]) -> bytes:

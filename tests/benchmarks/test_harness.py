@@ -136,6 +136,7 @@ def test_profiles_leave_waiting_out() -> None:
 def test_the_floor_writes_what_it_read(tmp_path: Path) -> None:
     left, right = tmp_path / "left", tmp_path / "right"
     trees.make_small(left, 5, random.Random(2))
+    (left / "empty").touch()
     (left / "big").write_bytes(random.Random(3).randbytes(2 * floor.FRAME + 17))
     right.mkdir()
     writer = floor.Writer(os.fsencode(right))
