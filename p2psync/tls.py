@@ -1,13 +1,15 @@
 """TLS over a socket of trio's in large pieces: trio's own stream wakes its caller for each record of 16 KiB.
 
 For protocols that say themselves where their data ends, such as HTTP: a stream may end without a farewell of TLS.
-Memory is bounded: what lies between socket and caller is a piece of `PIECE` bytes in each direction.
+Memory is bounded: between socket and caller lie at most `BULK` bytes in each direction while they are on their way, and
+`PIECE` bytes else.
 """
 
 from __future__ import annotations
 
 import contextlib
 import ssl
+from collections.abc import Callable
 from typing import Final, cast
 
 import trio
@@ -55,7 +57,7 @@ class TlsStream(trio.abc.Stream):
                     self._tls.do_handshake()
             except ssl.SSLWantReadError:
                 await self._flush()
-                await self._fill()
+                self._give(await self.transport_stream.receive_some(FIRST))
             except (ssl.SSLError, ssl.CertificateError) as error:
                 raise trio.BrokenResourceError("the TLS handshake failed") from error
             else:
@@ -73,47 +75,40 @@ class TlsStream(trio.abc.Stream):
     async def receive_some(self, max_bytes: int | None = None) -> bytes:
         """What has come, at most `max_bytes` or `PIECE`; empty at the end. BrokenResourceError, ClosedResourceError."""
         limit = PIECE if max_bytes is None else max_bytes
-        if self._outgoing.pending:  # TLS itself has to say something
-            await self._flush()
-        # Nothing may be cancelled between opening and returning.
-        await trio.lowlevel.checkpoint_if_cancelled()
-        has_waited = False
-        while (data := self._opened(limit)) is None:
-            await self._fill()
-            has_waited = True
-        if not has_waited:  # or who sends without pause would keep others from their turns
-            await trio.lowlevel.cancel_shielded_checkpoint()
-        return data
+        pieces: list[bytes] = []
+
+        def read(size: int) -> int:
+            pieces.append(self._tls.read(min(limit - size, _RECORD)))
+            return len(pieces[-1])
+
+        await self._receive(limit, read)
+        return b"".join(pieces)
 
     async def receive_into(self, target: memoryview) -> int:
         """As `receive_some`, straight to where it stays: how many bytes, at most as many as `target` has room for."""
-        await trio.lowlevel.checkpoint_if_cancelled()
-        if self._outgoing.pending:
-            await self._flush()
-        size = self._open_into(target)
-        while not size and self._end is None:
-            # What is inside is no longer than what comes; so hardly anything is kept for later.
-            data = memoryview(await self.transport_stream.receive_some(min(BULK, max(FIRST, len(target)))))
-            if not data:
-                self._incoming.write_eof()
-            for start in range(0, len(data), PIECE):
-                self._incoming.write(data[start : start + PIECE])
-                size += self._open_into(target[size:])
-            size += self._open_into(target[size:])
-        if not size:
-            self._raise_unless_ended()
-        return size
+
+        def read(size: int) -> int:
+            # The stubs know only the other form, whose answer is the content itself.
+            return cast("int", self._tls.read(_RECORD, target[size:]))
+
+        return await self._receive(len(target), read)
 
     async def send_all(self, data: bytes | bytearray | memoryview) -> None:
-        """Seal and send; as much is in memory twice as one piece has. BrokenResourceError, ClosedResourceError."""
+        """Seal and send; of `BULK` bytes at most there is a copy. BrokenResourceError, ClosedResourceError."""
         view = memoryview(data)
         async with self._sending:
-            for start in range(0, len(view), PIECE):
-                try:
-                    self._tls.write(view[start : start + PIECE])
-                except ssl.SSLError as error:
-                    raise trio.BrokenResourceError("the TLS connection failed") from error
-                await self._send()
+            for start in range(0, len(view), BULK):
+                await self._send(self._sealed(view[start : start + BULK]))
+
+    def _sealed(self, view: memoryview) -> bytes:
+        sealed = []
+        for start in range(0, len(view), PIECE):
+            try:
+                self._tls.write(view[start : start + PIECE])
+            except ssl.SSLError as error:
+                raise trio.BrokenResourceError("the TLS connection failed") from error
+            sealed.append(self._outgoing.read())
+        return b"".join(sealed)
 
     async def wait_send_all_might_not_block(self) -> None:
         """See `trio.abc.SendStream`."""
@@ -124,36 +119,45 @@ class TlsStream(trio.abc.Stream):
         """Close the connection, without a farewell: the protocol inside has its own."""
         await self.transport_stream.aclose()
 
-    def _opened(self, limit: int) -> bytes | None:
-        """Content that is here already, empty at the end; None when more has to come first."""
-        pieces: list[bytes] = []
-        size = 0
+    async def _receive(self, limit: int, read: Callable[[int], int]) -> int:
+        """Have `read` take one record after the other, at most `limit` bytes; it is told how much it has taken."""
+        if self._outgoing.pending:  # TLS itself has to say something
+            await self._flush()
+        # Nothing may be cancelled between opening and returning.
+        await trio.lowlevel.checkpoint_if_cancelled()
+        size = self._opened(0, limit, read)
+        # If it does not wait, who sends without pause would keep others from their turns.
+        if size or self._end is not None:
+            await trio.lowlevel.cancel_shielded_checkpoint()
+        while not size and self._end is None:
+            # What is inside is no longer than what comes, so that hardly anything is kept for later.
+            most = min(self._most, max(FIRST, limit))
+            data = memoryview(await self.transport_stream.receive_some(most))
+            # Whoever sends much gets larger pieces; a request needs none.
+            if len(data) == most:
+                self._most = min(2 * most, BULK)
+            elif len(data) < FIRST:
+                self._most = FIRST
+            for start in range(0, max(1, len(data)), PIECE):
+                self._give(data[start : start + PIECE])
+                size = self._opened(size, limit, read)
+        if not size and not isinstance(self._end, ssl.SSLEOFError):
+            raise trio.BrokenResourceError("the TLS connection failed") from self._end
+        return size
+
+    def _give(self, data: bytes | memoryview) -> None:
+        """What has come from the socket."""
+        if data:
+            self._incoming.write(data)
+        else:
+            self._incoming.write_eof()
+
+    def _opened(self, size: int, limit: int, read: Callable[[int], int]) -> int:
+        """Take what is here already; how much has been taken with it."""
         # After an end or an error OpenSSL is not asked again: it would say something else.
         while size < limit and self._end is None:
             try:
-                piece = self._tls.read(min(limit - size, _RECORD))
-            except ssl.SSLWantReadError:
-                break
-            except ssl.SSLError as error:
-                self._end = error
-                break
-            if not piece:
-                self._end = ssl.SSLEOFError()
-                break
-            pieces.append(piece)
-            size += len(piece)
-        if pieces or self._end is None:
-            return b"".join(pieces) or None
-        self._raise_unless_ended()
-        return b""
-
-    def _open_into(self, target: memoryview) -> int:
-        """Content that is here already."""
-        size = 0
-        while size < len(target) and self._end is None:
-            try:
-                # The stubs know only the other form, whose answer is the content itself.
-                got = cast("int", self._tls.read(_RECORD, target[size:]))
+                got = read(size)
             except ssl.SSLWantReadError:
                 break
             except ssl.SSLError as error:
@@ -164,31 +168,15 @@ class TlsStream(trio.abc.Stream):
                     self._end = ssl.SSLEOFError()
         return size
 
-    def _raise_unless_ended(self) -> None:
-        if not isinstance(self._end, ssl.SSLEOFError):
-            raise trio.BrokenResourceError("the TLS connection failed") from self._end
-
-    async def _fill(self) -> None:
-        data = await self.transport_stream.receive_some(self._most)
-        # Whoever sends much gets larger pieces; a request needs none.
-        if len(data) == self._most:
-            self._most = min(2 * self._most, PIECE)
-        elif len(data) < FIRST:
-            self._most = FIRST
-        if data:
-            self._incoming.write(data)
-        else:
-            self._incoming.write_eof()
-
     async def _flush(self) -> None:
         async with self._sending:
             if self._outgoing.pending:
-                await self._send()
+                await self._send(self._outgoing.read())
 
-    async def _send(self) -> None:
+    async def _send(self, sealed: bytes) -> None:
         """What is sealed goes out whole, or nothing after it does."""
         if self._is_cut:
             raise trio.BrokenResourceError("something was sent in part on this connection")
         self._is_cut = True
-        await self.transport_stream.send_all(self._outgoing.read())
+        await self.transport_stream.send_all(sealed)
         self._is_cut = False

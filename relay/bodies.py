@@ -19,6 +19,9 @@ from relay.ports import FILL
 LARGE: Final = 256 << 10
 """Bodies of known length from this one on are read past h11."""
 
+SHORT: Final = 16 << 10
+"""Bodies of known length up to this one go out with the head of the answer."""
+
 Message = MutableMapping[str, Any]
 Receive = Callable[[], Awaitable[Message]]
 
@@ -105,6 +108,7 @@ class Http1:
         self._stream = stream
         self._make = make
         self._h11 = make()
+        self._head = b""
         self.body: LargeBody | None = None
         """Of the request that is being answered."""
 
@@ -154,8 +158,13 @@ class Http1:
         return event
 
     def send(self, event: Any) -> Any:
-        """See h11."""
-        return self._h11.send(event)
+        """See h11. A head goes out with its body when that is short and comes at once."""
+        data = self._h11.send(event)
+        if isinstance(event, h11.Response) and 0 < _length(event) <= SHORT:
+            self._head = data
+            return b""
+        head, self._head = self._head, b""
+        return head + data if head else data
 
     def start_next_cycle(self) -> None:
         """See h11."""
@@ -182,10 +191,10 @@ class Application:
             await body.serve(self._app, scope, receive, send)
 
 
-def _length(request: h11.Request) -> int:
+def _length(message: h11.Request | h11.Response) -> int:
     """Of its body, when the head says it; 0 where another protocol may follow the head."""
     size = 0
-    for name, value in request.headers:
+    for name, value in message.headers:
         if name in (b"transfer-encoding", b"upgrade"):
             return 0
         if name == b"content-length":

@@ -43,7 +43,7 @@ HTTP2_WAITING: Final = 10
 """The same of a request among others: what its window lets through, so that it does not hold them up."""
 _HEAD_END = re.compile(rb"\n\r?\n")
 """As h11 sees it."""
-_SLICE = 128 << 10
+_SLICE = 256 << 10
 
 Forward = Callable[[TlsStream, str], Awaitable[None]]
 """Serves one connection of the forwarding protocol; the text is the client's IP address."""

@@ -21,12 +21,11 @@ from h2.exceptions import H2Error
 from p2psync.errors import ConnectionLost, ProtocolError, Unreachable
 from p2psync.net.relay_tls import another_relay, is_pinned, relay_context, untrusted
 from p2psync.ports import HttpResponse, RelayAddress
-from p2psync.tls import TlsStream
+from p2psync.tls import BULK, TlsStream
 
 CONNECT_TIMEOUT_S: Final = 15.0
 SILENCE_S: Final = 30.0
 """Without one byte in either direction, a request is given up."""
-PIECE: Final = 256 << 10
 MAX_BULK: Final = 8
 """Connections for large requests."""
 MAX_STREAMS: Final = 4
@@ -221,7 +220,7 @@ class _TlsNetworkStream(httpcore2.AsyncNetworkStream):
     async def read(self, max_bytes: int, timeout: float | None = None) -> bytes:
         """See httpcore2. As much as has come, whatever it asks for: that is bounded, and what it asks for small."""
         with _translated(httpcore2.ReadTimeout, httpcore2.ReadError, timeout):
-            return await self._tls.receive_some()
+            return await self._tls.receive_some(BULK)
 
     async def write(self, buffer: bytes, timeout: float | None = None) -> None:
         """See httpcore2."""
@@ -270,8 +269,8 @@ def _timeouts(silence_s: float, turn_s: float | None = None) -> dict[str, Any]:
 
 async def _pieces(body: bytes | memoryview) -> AsyncIterator[bytes]:
     view = memoryview(body)
-    for start in range(0, len(view), PIECE):
-        yield bytes(view[start : start + PIECE])
+    for start in range(0, len(view), BULK):
+        yield bytes(view[start : start + BULK])
 
 
 def _fields(headers: list[tuple[bytes, bytes]]) -> dict[str, str]:
