@@ -6,7 +6,7 @@ its permit to end: whoever ends it later finds the promise gone and stores nothi
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from enum import Enum
 from typing import Final
@@ -120,9 +120,7 @@ def end(c: Connection, ledger: Ledger, owner: bytes, upload: Chunk, now: int) ->
     place = {"folder_id": upload.folder_id, "chunk_id": upload.chunk_id}
     stored = {"size": upload.size, "digest": upload.digest, "upload_id": upload.upload_id, "verified": now}
     new = insert_if_missing(c, chunks, **place, refs=0, unreferenced=now, **stored)
-    is_lost = _is(upload.folder_id, upload.chunk_id) & chunks.c.upload_id.is_(None)
-    mark = case((chunks.c.refs == 0, literal(now, BigInteger)), else_=null())
-    if new or c.execute(update(chunks).where(is_lost).values(**stored, unreferenced=mark)).rowcount:
+    if new or _replace_lost(c, upload, stored, now):
         if ledger.commit(c, owner, upload.upload_id):
             return Ended.STORED
         if new:
@@ -190,6 +188,12 @@ def batches(chunk_ids: Sequence[bytes]) -> Iterator[Sequence[bytes]]:
 def _folder_stays(c: Connection, folder_id: bytes) -> bool:
     """Whether the folder exists; if so, nobody deletes it before this transaction ends."""
     return c.execute(_KEEP_FOLDER, {"folder": folder_id}).one_or_none() is not None
+
+
+def _replace_lost(c: Connection, upload: Chunk, stored: Mapping[str, object], now: int) -> bool:
+    is_lost = _is(upload.folder_id, upload.chunk_id) & chunks.c.upload_id.is_(None)
+    mark = case((chunks.c.refs == 0, literal(now, BigInteger)), else_=null())
+    return c.execute(update(chunks).where(is_lost).values(**stored, unreferenced=mark)).rowcount == 1
 
 
 def _lose(c: Connection, chunk: Chunk) -> bool:
