@@ -161,6 +161,7 @@ def _encode32(data: bytes) -> str:
     return base64.b32encode(data).decode().rstrip("=")
 
 
+@lru_cache(maxsize=1024)
 def _decode32(digits: str, what: str) -> bytes:
     """Strict inverse of `_encode32`: the unused low bits of the last digit must be zero, so each ID has one text."""
     data = base64.b32decode(digits + "=" * (-len(digits) % 8))

@@ -23,6 +23,7 @@ T = TypeVar("T")
 
 _FLAG = "_ALLOW_DETERMINISTIC_SCHEDULING"
 _SOURCE = "_r"
+_LINES_AT_ONCE = 256
 _sleep = trio.sleep
 
 
@@ -154,13 +155,17 @@ class Trace:
         self._now = now
         self._digest = blake3()
         self._lines: list[str] | None = [] if keep else None
+        self._fresh: list[str] = []
+        """Not in the digest yet."""
         self.count = 0
 
     def add(self, source: str, event: str, **fields: object) -> None:
         """Append one event. Field values must print alike in every process (no addresses, no sets)."""
         details = "".join([f" {key}={value}" for key, value in fields.items()])
         line = f"{self._now():14.6f} {source:<8} {event}{details}"
-        self._digest.update(f"{line}\n".encode("utf-8", "backslashreplace"))
+        self._fresh.append(line)
+        if len(self._fresh) == _LINES_AT_ONCE:
+            self._digest_lines()
         self.count += 1
         if self._lines is not None:
             self._lines.append(line)
@@ -172,4 +177,9 @@ class Trace:
 
     def digest(self) -> str:
         """BLAKE3 of all events so far, in hexadecimal."""
+        self._digest_lines()
         return self._digest.hexdigest()
+
+    def _digest_lines(self) -> None:
+        self._digest.update("".join([f"{line}\n" for line in self._fresh]).encode("utf-8", "backslashreplace"))
+        self._fresh.clear()

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import errno
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from typing import TypeVar
 
 from sortedcontainers import SortedDict
@@ -122,19 +121,22 @@ class MemoryStore:
         self._failure: OSError | None = None
         self.dead = False
 
-    @contextmanager
-    def read(self) -> Iterator[MemoryReadTxn]:
+    def read(self) -> _View:
         """As `ports.KvStore.read`."""
+        return _View(self)
+
+    def begin_read(self) -> MemoryReadTxn:
+        """A view, until `end_read`."""
         self._check()
         if self._writing:
             raise StateError("read through the write transaction that is running")
-        txn = MemoryReadTxn(self._tables)
         self._readers += 1
-        try:
-            yield txn
-        finally:
-            txn.end()
-            self._readers -= 1
+        return MemoryReadTxn(self._tables)
+
+    def end_read(self, txn: MemoryReadTxn) -> None:
+        """The view is over."""
+        txn.end()
+        self._readers -= 1
 
     def write(self, work: Callable[[MemoryWriteTxn], T]) -> T:
         """As `ports.KvStore.write`. Asks the fault plan for `commit` before and `committed` after it is durable.
@@ -182,6 +184,22 @@ class MemoryStore:
             raise StateError("this store is closed")
         if self._failure is not None:
             raise _failed(self._failure)
+
+
+class _View:
+    """A view being read. Not made of a generator, as there are many views, and most are over at once."""
+
+    __slots__ = ("_store", "_txn")
+
+    def __init__(self, store: MemoryStore) -> None:
+        self._store = store
+
+    def __enter__(self) -> MemoryReadTxn:
+        self._txn = self._store.begin_read()
+        return self._txn
+
+    def __exit__(self, *_: object) -> None:
+        self._store.end_read(self._txn)
 
 
 class MemoryDatabase:

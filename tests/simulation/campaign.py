@@ -20,7 +20,7 @@ from tests.simulation.plan import Plan
 
 STORY_LIMIT_S = 300
 """Seconds after which a story counts as one that never ends."""
-STORIES_PER_WORKER = 100
+STORIES_PER_WORKER = 400
 """Workers are replaced: a story leaves cycles behind, as no collection may run in it."""
 JUDGED_FROM = 300
 """Seeds from which on a counter at zero is a failure."""
