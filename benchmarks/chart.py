@@ -86,7 +86,7 @@ def _row(name: str, timed: Mapping[str, Line], limit: float | None, y: int) -> t
         y += _STEP
     if limit is not None:
         x = f"{left + scale * limit:.1f}"
-        parts.append(f'<line class="limit" x1="{x}" x2="{x}" y1="{top - 3}" y2="{y - _STEP + _BAR + 3}"/>')
+        parts.append(f'<line class="limit" x1="{x}" x2="{x}" y1="{top - 3}" y2="{top + _BAR + 3}"/>')
     return parts, y + _GAP
 
 
