@@ -57,7 +57,7 @@ class Standing:
     scanned: int = 0
     """Highest of our rescan requests that it has answered."""
     heard: float = -math.inf
-    """trio time of its last records."""
+    """trio time of its last records, or of the last content that it came to hold."""
 
 
 class Exchange:
@@ -233,6 +233,7 @@ class Exchange:
 
     async def _on_possession(self, message: m.Possession) -> None:
         context, peer = self._context, self._link.device
+        self.theirs.heard = trio.current_time()
 
         def work() -> list[bytes]:
             context.index.write(lambda writer: writer.set_cursor(peer, message.index_id, message.upto_sequence))
@@ -486,7 +487,7 @@ def _page_end(reader: Reader, entries: Sequence[FeedEntry]) -> int:
 def _feed_messages(
     reader: Reader, since: int, peer: bytes, context: FolderContext
 ) -> tuple[list[m.Records], m.Possession | None, int]:
-    """One page of the feed for a peer, without what came from it."""
+    """One page of the feed for a peer, without what came from it. Each message costs the peer a commit."""
     entries = reader.feed(since, FEED_PAGE + MAX_BATCH)
     if not entries:
         return [], None, since
@@ -494,6 +495,6 @@ def _feed_messages(
     upto = entries[-1].sequence
     wanted = [e.key for e in entries if not e.possession and e.origin != peer]
     possessed = [e.key for e in entries if e.possession]
-    records = list(pack(context.folder, reader.index_id, outgoing(reader, wanted, context), upto=upto))
     possession = m.Possession(context.folder, b"".join(possessed), reader.index_id, upto) if possessed else None
-    return records, possession, upto
+    packed = pack(context.folder, reader.index_id, outgoing(reader, wanted, context), upto=upto)
+    return list(packed) if wanted or not possessed else [], possession, upto
