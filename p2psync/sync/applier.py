@@ -72,6 +72,8 @@ class Applier:
         """Whether the journal holds what the disk refused."""
         self._behind = True
         """Whether something may be held because a local change is in its way."""
+        self._began = 0
+        """Sequence of the feed when the sweep began."""
         self._later: dict[RelPath, float] = {}
         self._failures: dict[RelPath, int] = {}
         self._bundles = trio.CapacityLimiter(PARALLEL_BUNDLES)
@@ -146,6 +148,8 @@ class Applier:
         now = trio.current_time()
         self._later = {path: at for path, at in self._later.items() if at > now}
         await context.world.offload.run(self._release)
+        with context.index.read() as reader:
+            self._began = reader.sequence()
         after, progressed, local = b"", False, []
         removals: list[order.Step] = []
         while True:
@@ -232,6 +236,10 @@ class Applier:
                 else:
                     held.append(problem)
             arranged = order.arrange(actions, reader.synced, context.root.capabilities)
+            # What does not move from there has its turn among the removals; and what has come since the sweep began may
+            # be wanted where this sweep no longer looks.
+            removals = [step.path for step in arranged.steps if isinstance(step, plan.Remove)]
+            too_soon = {p for p in removals if p in sources or reader.changed(path_key(p)) > self._began}
         if held:
 
             def hold(writer: Writer) -> None:
@@ -240,8 +248,7 @@ class Applier:
                     writer.hold(RelPath(problem.path), problem)
 
             context.index.write(hold)
-        # What does not move from there after all has its turn among the removals.
-        steps = [step for step in arranged.steps if not (isinstance(step, plan.Remove) and step.path in sources)]
+        steps = [step for step in arranged.steps if step.path not in too_soon]
         return steps, [blocked.action.path for blocked in arranged.held], lost_here
 
     def _unholdable(

@@ -9,6 +9,8 @@ import trio
 
 from p2psync.ports import Hint
 
+TOGETHER = 0.02
+"""Seconds by which a path may be early when another is due: the names of what was renamed are looked at together."""
 MAX_PATHS = 20_000
 """More distinct dirty paths than this are cheaper to find by a scan."""
 
@@ -89,8 +91,8 @@ class HintInbox:
                 self._everything = False
                 self._due.clear()
                 return Due((), everything=True)
-            ready = tuple(sorted(path for path, due in self._due.items() if due <= now))
-            if ready:
+            ready = tuple(sorted(path for path, due in self._due.items() if due <= now + TOGETHER))
+            if any(self._due[path] <= now for path in ready):
                 for path in ready:
                     del self._due[path]
                 return Due(ready, everything=False)

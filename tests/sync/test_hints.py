@@ -81,3 +81,14 @@ async def test_an_interrupt_brings_nothing(inbox: HintInbox, autojump_clock: Moc
     inbox.interrupt()
     assert await due(inbox) == (Due((), everything=False), 0)
     assert await due(inbox) == (Due((), everything=False), 60)
+
+
+async def test_names_that_are_due_within_moments_are_handed_out_together(
+    inbox: HintInbox, autojump_clock: MockClock
+) -> None:
+    inbox.open()
+    for at, path in ((0.0, b"old"), (hints.TOGETHER / 2, b"new"), (3 * hints.TOGETHER, b"later")):
+        inbox.defer(path, DEBOUNCE + at)
+    (first, waited), (second, _) = await due(inbox), await due(inbox)
+    assert (first.paths, second.paths) == ((b"new", b"old"), (b"later",))
+    assert waited == pytest.approx(DEBOUNCE)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 
 import pytest
 import trio
@@ -17,6 +17,7 @@ from p2psync.model.versions import VersionVector
 from p2psync.ports import Kind, Stat
 from p2psync.sync import applier, exchange, moves
 from p2psync.sync.moves import Moves
+from p2psync.sync.performer import Ready
 from p2psync.workspace import chunker
 from p2psync.workspace.scanner import Finding, Why
 from tests.sync.conftest import LABEL, Story, simulated, told
@@ -142,15 +143,25 @@ def inodes(story: Story, name: str, directory: bytes) -> dict[bytes, int]:
 
 
 @simulated
+@pytest.mark.parametrize(("page", "pause"), [(50, 0.0), (100, 0.5)])
 async def test_a_renamed_directory_is_moved_on_all_disks(
-    monkeypatch: pytest.MonkeyPatch, opened: list[tuple[object, bytes]]
+    monkeypatch: pytest.MonkeyPatch, opened: list[tuple[object, bytes]], page: int, pause: float
 ) -> None:
-    """More files than the brake would let go, than a page of pending paths and than a page of the feed."""
-    monkeypatch.setattr(applier, "PAGE", 50)
+    """More files than the brake would let go, than a page of pending paths and than a page of the feed.
+
+    With the pause, records come while a sweep that is among the removals already carries others out.
+    """
+    monkeypatch.setattr(applier, "PAGE", page)
     monkeypatch.setattr(applier, "BATCH", 32)
     monkeypatch.setattr(exchange, "FEED_PAGE", 70)
     seen: list[tuple[bool, bool]] = []
-    write = Index.write
+    write, perform = Index.write, applier.Applier._perform
+
+    async def slowly(self: applier.Applier, ready: Sequence[Ready]) -> bool:
+        await trio.sleep(pause)
+        return await perform(self, ready)
+
+    monkeypatch.setattr(applier.Applier, "_perform", slowly)
 
     def watched(index: Index, work: Callable[[Writer], object]) -> object:
         result = write(index, work)
@@ -247,3 +258,30 @@ async def test_files_that_trade_directories_while_nobody_looks_stay_whole() -> N
         await story.until(lambda: b"top" in other.names() and other.names(b"b") == [])
         await story.settle("one")
         assert (other.read(b"top"), other.read(b"a/b"), other.names(b"b")) == (b"a", b"b", [])
+
+
+@simulated
+async def test_what_comes_while_a_sweep_is_under_way_is_not_removed_by_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The sweep no longer looks at new names; the old one may be where their content is."""
+
+    async def nothing(self: applier.Applier, jobs: trio.Nursery) -> bool:
+        return False
+
+    async with told() as story:
+        await story.start("one", "two")
+        story.user("one").write(b"old", b"content")
+        await story.share("one", two="editor")
+        monkeypatch.setattr(applier.Applier, "_sweep", nothing)
+        story.user("one").rename(b"old", b"new")
+        folder = story.folder("two")
+
+        def pending() -> list[bytes]:
+            with folder.context.index.read() as reader:
+                return [p.path for p in reader.pending()]
+
+        await story.until(lambda: pending() == [b"new", b"old"])
+        for later in (False, True):
+            with folder.context.index.read() as reader:
+                folder.applier._began = reader.sequence() - 2 * later
+            assert [s.path for s in folder.applier._plan([RelPath(b"old")])[0]] == [b"old"] * (not later)
+            assert len(folder.applier._plan([RelPath(b"new")])[0]) == 1, "a move is in time, whenever it came"
