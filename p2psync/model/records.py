@@ -74,7 +74,7 @@ class FileRecord(msgspec.Struct, frozen=True, dict=True):
     def encode(self) -> bytes:
         """The canonical bytes: what is signed, stored and sent."""
         return _encoder.encode(
-            _Wire(
+            Fields(
                 self.path,
                 self.kind,
                 self.deleted,
@@ -92,7 +92,9 @@ class FileRecord(msgspec.Struct, frozen=True, dict=True):
         )
 
 
-class _Wire(msgspec.Struct, frozen=True, array_like=True, forbid_unknown_fields=True):
+class Fields(msgspec.Struct, frozen=True, array_like=True, forbid_unknown_fields=True):
+    """The elements of an encoded record, unchecked."""
+
     path: RelPath
     kind: Kind
     deleted: bool
@@ -107,9 +109,13 @@ class _Wire(msgspec.Struct, frozen=True, array_like=True, forbid_unknown_fields=
     version: tuple[tuple[Replica, int], ...]
     flags: int
 
+    def encode(self) -> bytes:
+        """The record's bytes, canonical if the fields are possible; OverflowError for a number beyond 64 bits."""
+        return _encoder.encode(self)
+
 
 _encoder = msgspec.msgpack.Encoder()
-_decoder = msgspec.msgpack.Decoder(_Wire)
+_decoder = msgspec.msgpack.Decoder(Fields)
 
 
 def target_content(target: bytes) -> bytes:
@@ -126,7 +132,7 @@ def decode_record(data: bytes) -> FileRecord:
     """Decode and validate a record from outside; InputError for anything not canonical or not possible."""
     if len(data) > MAX_RECORD:
         raise InputError(f"a record may have {MAX_RECORD} bytes, this one has {len(data)}")
-    wire = _decode_wire(data)
+    wire = decode_fields(data)
     check_path(wire.path)
     record = _build(wire, VersionVector.of(wire.version))
     _check(record)
@@ -137,18 +143,19 @@ def decode_record(data: bytes) -> FileRecord:
 
 def decode_stored_record(data: bytes) -> FileRecord:
     """Decode a record that `decode_record` accepted before it was stored; InputError when it has been damaged since."""
-    wire = _decode_wire(data)
+    wire = decode_fields(data)
     return _build(wire, VersionVector(wire.version))
 
 
-def _decode_wire(data: bytes) -> _Wire:
+def decode_fields(data: bytes) -> Fields:
+    """The elements of a record, unchecked; InputError for anything malformed."""
     try:
         return _decoder.decode(data)
     except (msgspec.MsgspecError, ValueError) as error:
         raise InputError(f"malformed record: {error}") from None
 
 
-def _build(wire: _Wire, version: VersionVector) -> FileRecord:
+def _build(wire: Fields, version: VersionVector) -> FileRecord:
     return FileRecord(
         wire.path,
         wire.kind,

@@ -18,8 +18,6 @@ from p2psync.protocol.messages import (
     Message,
     Possession,
     RangesRequest,
-    RecordGroup,
-    Records,
     RecordsRequest,
 )
 
@@ -86,9 +84,6 @@ def _check(message: Message) -> None:
         case Possession(keys=keys) | RecordsRequest(keys=keys):
             if len(keys) % KEY_SIZE:
                 raise InputError("malformed list of path keys")
-        case Records(groups=groups):
-            for group in groups:
-                _check_group(group)
         case _:
             pass
 
@@ -106,8 +101,3 @@ def _check_request(request: ContentRequest) -> None:
                 if offset < end or not length or offset + length > chunk:
                     raise InputError("malformed part of a chunk")
                 end = offset + length
-
-
-def _check_group(group: RecordGroup) -> None:
-    if len(group.held) != (len(group.items) + 7) // 8:
-        raise InputError("a group of records does not say which content the sender holds")

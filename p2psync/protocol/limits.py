@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from p2psync.membership.links import MAX_LINK
 from p2psync.model.manifest import MAX_CHUNK
-from p2psync.model.records import MAX_BATCH, MAX_RECORD
+from p2psync.model.records import MAX_BATCH
 
 PROTOCOL_VERSION = 1
 MIN_PROTOCOL_VERSION = 1
@@ -34,11 +34,13 @@ MAX_REQUESTS_IN_FLIGHT = 64
 RECORDS_TARGET = 512 * 1024
 """Bytes at which a Records message is sent and the next begun: one message is one index transaction at the receiver."""
 
+MAX_RECORDS = 16_384
+"""Records in one message."""
+
 MAX_GROUPS = 1024
 """Batches in one Records message."""
 
 MAX_GROUP_ITEMS = MAX_BATCH
-MAX_ITEM = MAX_RECORD
 
 MAX_KEYS = 32 * 1024
 """Path keys in one message: 512 KiB."""

@@ -191,32 +191,15 @@ class MailboxHeads(Struct, frozen=True, array_like=True, tag=15):
 
 
 # ── records ─────────────────────────────────────────────────────────────────────────────────────────────────────────
-class RecordGroup(Struct, frozen=True, array_like=True):
-    """Records of one signed batch. An item is a whole record, or the 32-byte id of one that is not sent.
-
-    (No record is that short.) `held` has bit i of byte i // 8, least significant first, set when the sender holds the
-    content of item i. `signer` is the author's Ed25519 public key.
-    """
-
-    signer: SigningKey
-    epoch: U63
-    signature: Signature
-    items: Annotated[
-        list[Annotated[bytes, Meta(min_length=DIGEST_SIZE, max_length=limits.MAX_ITEM)]],
-        Meta(min_length=1, max_length=limits.MAX_GROUP_ITEMS),
-    ]
-    held: Annotated[bytes, Meta(max_length=(limits.MAX_GROUP_ITEMS + 7) // 8)]
-
-
 class Records(Struct, frozen=True, array_like=True, tag=20):
-    """Part of the sender's feed, or the answer to a RecordsRequest (`request` its id, else 0).
+    """Part of the sender's feed, or the answer to a RecordsRequest (`request` its id, else 0). `body` as in `columns`.
 
     After this message the receiver has everything up to `upto_sequence` of feed `index_id` (0: nothing is said about
     the feed). `final` ends an answer, or says that the feed is exhausted for now.
     """
 
     folder: Folder
-    groups: Annotated[list[RecordGroup], Meta(max_length=limits.MAX_GROUPS)]
+    body: Annotated[bytes, Meta(max_length=limits.MAX_CONTROL)]
     index_id: IndexId
     upto_sequence: U63
     final: bool

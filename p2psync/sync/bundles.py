@@ -12,7 +12,7 @@ from p2psync.model.hashing import DIGEST_SIZE
 from p2psync.model.paths import PathKey
 from p2psync.model.records import FileRecord, SignedBatch, record_id
 from p2psync.protocol import messages as m
-from p2psync.protocol.batcher import Outgoing, expand
+from p2psync.protocol.batcher import Outgoing, unpack
 from p2psync.sync.context import FolderContext
 
 
@@ -21,10 +21,9 @@ def open_groups(
 ) -> tuple[list[tuple[SignedBatch, list[tuple[FileRecord, bytes]]]], list[str]]:
     """Verify what came: what may be merged, and in words what was refused."""
     opened, refused = [], []
-    for group in message.groups:
-        incoming = expand(folder, group)
+    for group in unpack(message):
         try:
-            opened.append((incoming.batch, open_batch(incoming.batch, membership, incoming.records)))
+            opened.append((group.batch, open_batch(group.batch, membership, group.records)))
         except PermissionDenied as error:
             refused.append(str(error))
         except (AuthenticationError, InputError) as error:

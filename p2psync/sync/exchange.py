@@ -18,13 +18,10 @@ import structlog
 import trio
 
 from p2psync.errors import ConnectionLost, ProtocolError
-from p2psync.index.reader import Reader
-from p2psync.index.values import FeedEntry
 from p2psync.index.writer import Writer
 from p2psync.model.descent import MerkleDriver, answer
 from p2psync.model.merkle import EMPTY_HASH
 from p2psync.model.paths import KEY_SIZE, PathKey
-from p2psync.model.records import MAX_BATCH
 from p2psync.protocol import messages as m
 from p2psync.protocol.batcher import pack
 from p2psync.protocol.limits import MAX_GRANTS_PER_MESSAGE, MAX_KEYS, MAX_LINKS_PER_MESSAGE
@@ -32,13 +29,13 @@ from p2psync.sync import rights
 from p2psync.sync.bundles import open_groups, outgoing
 from p2psync.sync.compare import Trie, decode_answer, decode_query, encode_answer, encode_query
 from p2psync.sync.context import FolderContext
+from p2psync.sync.feed import FEED_PAGE, next_page
 from p2psync.sync.link import Link
 from p2psync.sync.mailbox.keys import KeyKeeper
 from p2psync.sync.pulse import Pulse
 
 _log = structlog.get_logger(__name__)
 
-FEED_PAGE = 2000
 ANNOUNCE_DELAY = 0.05
 """Seconds between two announcements at least: status changes often, peers need it rarely."""
 MAX_QUERIES = 64
@@ -389,7 +386,7 @@ class Exchange:
         else:
             await self._compare(both_ways=not ours_valid)
             self._sent = sequence
-            await self._link.send(m.Records(context.folder, [], index_id, sequence, final=True))
+            await self._link.send(m.Records(context.folder, b"", index_id, sequence, final=True))
 
     async def _begin_anew(self) -> None:
         """Take a new incarnation and a new feed, because somebody knows of events of ours that we do not."""
@@ -421,7 +418,7 @@ class Exchange:
 
             def read() -> tuple[list[m.Records], m.Possession | None, int]:
                 with context.index.read() as reader:
-                    return _feed_messages(reader, self._sent, self._link.device, context)
+                    return next_page(reader, self._sent, self._link.device, context)
 
             records, possession, upto = await context.world.offload.run(read)
             if upto == self._sent:
@@ -464,37 +461,3 @@ class Exchange:
 
 def _split_keys(keys: bytes) -> list[PathKey]:
     return [PathKey(keys[i : i + KEY_SIZE]) for i in range(0, len(keys), KEY_SIZE)]
-
-
-def _page_end(reader: Reader, entries: Sequence[FeedEntry]) -> int:
-    """Where to cut: `FEED_PAGE`, or where the signed batch ends that this would cut through.
-
-    A batch in two messages costs the ids of what is in the other one, and a move in two is a copy and a removal.
-    """
-    if len(entries) <= FEED_PAGE:
-        return len(entries)
-
-    def batches(entry: FeedEntry) -> list[bytes]:
-        return [] if entry.possession else [stored.batch_id for stored in reader.stored(entry.key)]
-
-    last = batches(entries[FEED_PAGE - 1])
-    end = FEED_PAGE
-    while end < len(entries) and any(batch in last for batch in batches(entries[end])):
-        end += 1
-    return end
-
-
-def _feed_messages(
-    reader: Reader, since: int, peer: bytes, context: FolderContext
-) -> tuple[list[m.Records], m.Possession | None, int]:
-    """One page of the feed for a peer, without what came from it. Each message costs the peer a commit."""
-    entries = reader.feed(since, FEED_PAGE + MAX_BATCH)
-    if not entries:
-        return [], None, since
-    entries = entries[: _page_end(reader, entries)]
-    upto = entries[-1].sequence
-    wanted = [e.key for e in entries if not e.possession and e.origin != peer]
-    possessed = [e.key for e in entries if e.possession]
-    possession = m.Possession(context.folder, b"".join(possessed), reader.index_id, upto) if possessed else None
-    packed = pack(context.folder, reader.index_id, outgoing(reader, wanted, context), upto=upto)
-    return list(packed) if wanted or not possessed else [], possession, upto

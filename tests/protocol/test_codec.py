@@ -37,7 +37,6 @@ from p2psync.protocol.messages import (
     Pong,
     Possession,
     RangesRequest,
-    RecordGroup,
     Records,
     RecordsRequest,
     Rescan,
@@ -46,7 +45,6 @@ from p2psync.protocol.messages import (
 )
 
 F, H, I16 = b"f" * 16, b"h" * 32, b"i" * 16
-GROUP = RecordGroup(H, 0, b"s" * 64, [b"r" * 60, H], b"\x01")
 EXAMPLES: list[Message] = [
     Hello(1, 1, ["a"], "name", I16, 2, -5, "agent"),
     Welcome(),
@@ -57,7 +55,7 @@ EXAMPLES: list[Message] = [
     FolderOffer(F, "label", Role.EDITOR, 1, [b"link"]),
     LinksRequest(F, [H]),
     Links(F, [b"link"], True),
-    Records(F, [GROUP], I16, 9, True, 4),
+    Records(F, b"columns", I16, 9, True, 4),
     Possession(F, I16 * 2, I16, 9),
     RecordsRequest(1, F, I16),
     MerkleQuery(1, F, [b"node"]),
@@ -137,11 +135,7 @@ def changed(message: Message, at: int, value: object) -> bytes:
         changed(EXAMPLES[6], 5, [b""] * (limits.MAX_LINKS_PER_MESSAGE + 1)),
         changed(EXAMPLES[6], 3, 9),
         changed(EXAMPLES[8], 2, [b"l" * (16 * 1024 + 1)]),
-        changed(EXAMPLES[9], 2, [[H, 0, b"s" * 64, [H] * (limits.MAX_GROUP_ITEMS + 1), b"\x00" * 17]]),
-        changed(EXAMPLES[9], 2, [[H, 0, b"s" * 64, [b"r" * (limits.MAX_ITEM + 1)], b"\x00"]]),
-        changed(EXAMPLES[9], 2, [[H, 0, b"s" * 64, [b"r" * 31], b"\x00"]]),
-        changed(EXAMPLES[9], 2, [[H, 0, b"s" * 64, [], b""]]),
-        changed(EXAMPLES[9], 2, [[H, 0, b"s" * 64, [H] * 9, b"\x00"]]),
+        changed(EXAMPLES[9], 2, []),
         changed(EXAMPLES[10], 2, b"k" * 17),
         changed(EXAMPLES[11], 3, b"k" * 17),
         changed(EXAMPLES[11], 3, I16 * (limits.MAX_KEYS + 1)),
@@ -171,8 +165,7 @@ def test_every_bound_is_kept(data: bytes) -> None:
 
 
 def test_messages_are_bounded_both_ways() -> None:
-    item = b"r" * limits.MAX_ITEM
-    big = Records(F, [RecordGroup(H, 0, b"s" * 64, [item] * 33, b"\x00" * 5)], I16, 0, False)
+    big = Records(F, bytes(limits.MAX_CONTROL), I16, 0, False)
     with pytest.raises(InputError, match="2097152"):
         codec.encode(big)
     with pytest.raises(InputError, match="2097152"):

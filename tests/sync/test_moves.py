@@ -15,7 +15,7 @@ from p2psync.model.paths import RelPath, path_key
 from p2psync.model.records import winner
 from p2psync.model.versions import VersionVector
 from p2psync.ports import Kind, Stat
-from p2psync.sync import applier, exchange, moves
+from p2psync.sync import applier, feed, moves
 from p2psync.sync.moves import Moves
 from p2psync.sync.performer import Ready
 from p2psync.workspace import chunker
@@ -153,7 +153,7 @@ async def test_a_renamed_directory_is_moved_on_all_disks(
     """
     monkeypatch.setattr(applier, "PAGE", page)
     monkeypatch.setattr(applier, "BATCH", 32)
-    monkeypatch.setattr(exchange, "FEED_PAGE", 70)
+    monkeypatch.setattr(feed, "FEED_PAGE", 70)
     seen: list[tuple[bool, bool]] = []
     write, perform = Index.write, applier.Applier._perform
 

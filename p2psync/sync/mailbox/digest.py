@@ -19,7 +19,7 @@ from p2psync.model.ids import short_id
 from p2psync.model.records import FileRecord, SignedBatch
 from p2psync.protocol import codec
 from p2psync.protocol import messages as m
-from p2psync.protocol.batcher import expand
+from p2psync.protocol.batcher import unpack
 from p2psync.protocol.chains import Chains, Duplicate, Fork, ForkProof, Fresh, Gap, OwnRollback, Statement, Withheld
 from p2psync.protocol.mailbox import Entry, EntryKind, Head, Header, decode_entry, decode_head, decode_snapshot
 
@@ -172,10 +172,9 @@ def _open_records(stretch: Stretch, number: int, body: bytes, membership: Member
     message = codec.decode(body)
     if not isinstance(message, m.Records) or message.folder != membership.folder:
         raise InputError("it holds something else than it says")
-    for group in message.groups:
-        incoming = expand(membership.folder, group)
+    for group in unpack(message):
         try:
-            stretch.records.append((incoming.batch, open_batch(incoming.batch, membership, incoming.records)))
+            stretch.records.append((group.batch, open_batch(group.batch, membership, group.records)))
         except PermissionDenied as error:
             # The author may be somebody whose invitation comes later.
             stretch.skipped = stretch.skipped or number

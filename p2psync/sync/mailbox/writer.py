@@ -23,7 +23,7 @@ from p2psync.model.paths import PathKey
 from p2psync.model.records import FileRecord, decode_stored_record, record_id, winner
 from p2psync.protocol import codec
 from p2psync.protocol import messages as m
-from p2psync.protocol.batcher import expand, pack
+from p2psync.protocol.batcher import pack, unpack
 from p2psync.protocol.limits import MAX_LINKS_PER_MESSAGE
 from p2psync.protocol.mailbox import Entry, EntryKind, Head, decode_header, decode_snapshot, sorted_heads
 from p2psync.sync.bundles import outgoing
@@ -373,7 +373,7 @@ class MailboxPoster:
             brought = [k for k, w in found.items() if all(is_sure(view.upload(r.content), now) for r in w.contents)]
             waiting = frozenset[bytes]().union(*(found[key].waiting for key in brought))
             messages = list(pack(context.folder, b"", outgoing(view.reader, brought, context, without=waiting)))
-            return [(EntryKind.RECORDS, codec.encode(msg), _marks(msg)) for msg in messages if msg.groups], brought
+            return [(EntryKind.RECORDS, codec.encode(msg), _marks(msg)) for msg in messages if msg.body], brought
 
         bodies, brought = await self._journal.look(gather)
         if bodies:
@@ -458,6 +458,6 @@ def _marks(message: m.Records) -> Marks:
     """Which records a message brings."""
     return [
         mark(decode_stored_record(encoded), record_id(encoded))
-        for group in message.groups
-        for encoded in expand(message.folder, group).records.values()
+        for group in unpack(message)
+        for encoded in group.records.values()
     ]

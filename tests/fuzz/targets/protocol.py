@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import contextlib
+import zlib
 
 import msgspec
 
 from p2psync.errors import InputError, ProtocolError
 from p2psync.membership.batches import check_shape
 from p2psync.model.cutting import Leaf, decode_leaves, encode_leaves, leaves
+from p2psync.model.records import decode_record
 from p2psync.protocol import codec
-from p2psync.protocol.batcher import Outgoing, expand, pack
+from p2psync.protocol.batcher import Outgoing, pack, unpack
 from p2psync.protocol.bulk import KIND_BULK, KIND_CONTROL, Absent, Item, Reply, decode_bulk, reply_frames
 from p2psync.protocol.limits import BULK_PAYLOAD, MAX_RANGES
 from p2psync.protocol.messages import Hello, Message, Records, Welcome
@@ -29,6 +31,7 @@ from tests.fuzz.targets.signed import BATCH, RECORDS
 from tests.protocol.helpers import hello
 from tests.protocol.test_codec import EXAMPLES, I16, F, H
 
+_PLAIN = msgspec.msgpack.Decoder(tuple[bytes, bytes, bytes, bytes, bytes])
 _SESSION_STEPS = msgspec.msgpack.Decoder(list[tuple[int, bytes]])
 _RECEIVE, _SEND, _WAIT, _PING, _END = range(5)
 _CONTROL = bytes((KIND_CONTROL,))
@@ -52,14 +55,25 @@ def feed_group(data: bytes) -> None:
     message = codec.decode(data)
     if not isinstance(message, Records):
         raise InputError("another message")
-    for group in message.groups:
-        incoming = expand(message.folder, group)
+    for incoming in unpack(message):
         check_shape(incoming.batch)
         assert incoming.held <= incoming.records.keys()
+        for record in incoming.records.values():
+            decode_record(record)
         outgoing = Outgoing(incoming.batch, incoming.records, incoming.held)
-        packed = [expand(message.folder, g) for m in pack(message.folder, b"", [outgoing]) for g in m.groups]
+        packed = [part for m in pack(message.folder, b"", [outgoing]) for part in unpack(m)]
         assert all(part.batch == incoming.batch for part in packed)
         assert {i: r for part in packed for i, r in part.records.items()} == incoming.records
+
+
+def feed_columns(data: bytes) -> None:
+    """As `records-message`, with the columns not yet compressed, so that they are reached."""
+    try:
+        *hashes, plain = _PLAIN.decode(data)
+    except (msgspec.MsgspecError, ValueError, RecursionError):
+        raise InputError("another structure") from None
+    body = msgspec.msgpack.encode([*hashes, len(plain), zlib.compress(plain, 1)])
+    feed_group(codec.encode(Records(F, body, I16, 0, True)))
 
 
 # ── a connection ────────────────────────────────────────────────────────────────────────────────────────────────────
@@ -206,9 +220,20 @@ def _record_messages() -> list[bytes]:
     return [codec.encode(m) for sent in ([outgoing], [some, outgoing]) for m in pack(F, I16, sent, upto=7)]
 
 
+def _column_seeds() -> list[bytes]:
+    seeds = []
+    for encoded in _record_messages():
+        message = codec.decode(encoded)
+        assert isinstance(message, Records)
+        *hashes, _, packed = msgspec.msgpack.decode(message.body)
+        seeds.append(msgspec.msgpack.encode([*hashes, zlib.decompress(packed)]))
+    return seeds
+
+
 TARGETS = (
     Target("message", feed_message, (InputError,), lambda: [codec.encode(m) for m in EXAMPLES], "msgpack"),
     Target("records-message", feed_group, (InputError,), _record_messages, "msgpack"),
+    Target("records-columns", feed_columns, (InputError,), _column_seeds, "msgpack"),
     Target("session", feed_session, (), _session_seeds, "msgpack case"),
     Target("leaves", feed_leaves, (InputError,), _leaves_seeds, "bytes"),
     Target("reply", feed_reply, (ProtocolError,), _reply_seeds, "msgpack"),
