@@ -161,6 +161,7 @@ class Observer:
                 self._next_scan = -inf
             elif due.paths:
                 await self._look(due.paths)
+                await trio.sleep(self._context.settings.debounce)  # What comes in a row is looked at together.
 
     async def _full_scan(self) -> None:
         asked, self._asked = self._asked, self._asked
