@@ -216,7 +216,9 @@ class Observer:
     async def _observe(self, batches: Iterator[Batch], *, full: bool) -> _Pass:
         """Drive one pass: findings in, hashes in parallel, commits in order, removals last."""
         found = _Pass(self._moves())
-        states_in, states_out = trio.open_memory_channel[list[tuple[Finding, DiskState | None]]](4)
+        # A full commit may gather: most tables are keyed by hashes, so each commit writes most of their pages anew.
+        waiting = COMMIT_SIZE // GROUP_FILES
+        states_in, states_out = trio.open_memory_channel[list[tuple[Finding, DiskState | None]]](waiting)
         groups_in, groups_out = trio.open_memory_channel[list[Finding]](4)
         async with trio.open_nursery() as nursery:
             nursery.start_soon(self._commit_stream, states_out, found)
