@@ -121,14 +121,12 @@ async def test_a_manifest_that_nobody_has_does_not_hold_up_the_others(monkeypatc
         server = story.folder("one")._server
         with monkeypatch.context() as lacking:
             given = server._manifest
-            lacking.setattr(
-                server, "_manifest", lambda reader, root: Absent.GONE if root == missing() else given(reader, root)
-            )
 
-            def missing() -> bytes:
-                with story.folder("one").context.index.read() as reader:
-                    return reader.siblings(path_key(RelPath(b"a")))[0].content
+            def all_but_one(reader: Reader, root: bytes) -> Item:
+                missing = reader.siblings(path_key(RelPath(b"a")))[0].content
+                return Absent.GONE if root == missing else given(reader, root)
 
+            lacking.setattr(server, "_manifest", all_but_one)
             for name, content in files.items():
                 story.user("one").write(name, content)
             await story.nodes["one"].folder_scan(LABEL)
