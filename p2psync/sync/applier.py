@@ -86,6 +86,9 @@ class Applier:
 
     async def run(self) -> None:
         """Sweep whenever records, peers or time may have made something possible. Never returns."""
+        with self._context.index.read() as reader:
+            new = not reader.totals().files  # and what others tell of may lie on this disk already
+        await self._observer.wait_scanned(int(new))
         async with trio.open_nursery() as jobs:
             while True:
                 seen = self._context.records_changed.count

@@ -15,6 +15,7 @@ from p2psync.membership.links import Role
 from p2psync.model.paths import RelPath, path_key
 from p2psync.model.records import winner
 from p2psync.ports import Kind, Rename
+from p2psync.sync.observer import Observer
 from p2psync.testing.inodes import File
 from tests.sync.conftest import FOLDER, LABEL, contents, simulated, told
 
@@ -191,6 +192,30 @@ async def test_a_lost_index_costs_no_file_and_no_false_conflict() -> None:
         await story.settle("one")
         after = contents(story, "two")
         assert after == contents(story, "one") == {**before, b"file-0": b"edited meanwhile"}
+
+
+@simulated
+async def test_what_lies_on_the_disk_is_not_fetched_after_the_index_is_lost(monkeypatch: pytest.MonkeyPatch) -> None:
+    async with told() as story:
+        await story.start("one", "two")
+        for number in range(40):
+            story.user("one").write(b"file-%d" % number, b"content %d" % number)
+        await story.share("one", two="editor")
+        device, where = story.device("two"), f"/home/folders/{story.folder('two').context.name}/index".encode()
+        await story.stop("two")
+        device.database.restore(where, None)
+        scan = Observer._full_scan
+
+        async def slow(observer: Observer) -> None:
+            await trio.sleep(20)
+            await scan(observer)
+
+        monkeypatch.setattr(Observer, "_full_scan", slow)
+        await story.again("two")
+        await trio.sleep(60)
+        assert contents(story, "two") == contents(story, "one")
+        assert len(contents(story, "two")) == 40
+        assert story.folder("two").context.progress.received == 0
 
 
 @simulated
