@@ -44,7 +44,7 @@ RETRY_LIMIT = 60.0
 SMALL = 1024 * 1024
 """Files up to this size are fetched and applied together."""
 BUNDLE_FILES = 512
-BUNDLE_BYTES = 8 * 1024 * 1024
+BUNDLE_BYTES = 4 * 1024 * 1024  # what comes together is shown together, over a slow line too
 PARALLEL_BUNDLES = 4
 PARALLEL_LARGE = 3
 NEVER_NS = 2**63
