@@ -70,7 +70,7 @@ class Sealed:
 
     def put(self, table: str, key: bytes, value: bytes) -> None:
         """As `WriteTxn.put`."""
-        self._txn.put(table, key, value + crc32(value, crc32(key, _salt(table))).to_bytes(SEAL_SIZE, "big"))
+        self._txn.put(table, key, value + seal(table, key, value))
 
     def delete(self, table: str, key: bytes) -> bool:
         """As `WriteTxn.delete`."""

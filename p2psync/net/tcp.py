@@ -283,7 +283,6 @@ def _tune(sock: socket.SocketType) -> None:
         option = getattr(socket, name, None)
         if option is not None:
             sock.setsockopt(socket.IPPROTO_TCP, option, value)
-
     _suit_path(sock)
 
 

@@ -33,7 +33,8 @@ from p2psync.sync.pulse import Pulse
 WAIT_S = 120.0
 """A mailbox is looked at this often even when no news comes."""
 _AGAIN_S = 60.0
-_SOONEST_S = 1.0
+_PAUSE_S = 1.0
+"""Before it is listened to anew, however often the account changes."""
 _OURS_TO_FIX = range(400, 500)
 _OF_THE_ACCOUNT = (EventKind.CHAIN, EventKind.ACCESS, EventKind.GRANT)
 
@@ -74,7 +75,7 @@ class RelayNews:
             except (P2PSyncError, ExceptionGroup) as error:
                 if not isinstance(cause(error), P2PSyncError):
                     raise
-            await trio.sleep(_SOONEST_S)
+            await trio.sleep(_PAUSE_S)
             with trio.move_on_after(_AGAIN_S):
                 await self._changed.wait_beyond(seen)
 

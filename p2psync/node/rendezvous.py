@@ -29,8 +29,9 @@ from p2psync.protocol.rendezvous_api import Arrangement
 from p2psync.sync.pulse import Pulse
 
 AGAIN_S: Final = 30.0
-_PAUSE_S: Final = 1.0
 """After the relay could not be asked."""
+_PAUSE_S: Final = 1.0
+"""Before it is listened to anew, however often the account changes."""
 MAX_ANSWERING: Final = 16
 """Calls answered at the same time; others are left to those who call again."""
 MAX_LEAD_MS: Final = 5000

@@ -296,9 +296,9 @@ def _as_int(bits: bytes) -> int:
 
 def _records(parts: _Body, columns: _Columns, count: int) -> list[bytes]:
     """The records' bytes, in order; together no more than a control message may have."""
-    names, directories = columns.names.split(b"\0"), columns.directories.split(b"\0")
+    names, directories = (c.split(b"\0", MAX_RECORDS) for c in (columns.names, columns.directories))
     replicas = [Replica(columns.replicas[i : i + REPLICA_SIZE]) for i in range(0, len(columns.replicas), REPLICA_SIZE)]
-    targets, manifests = iter(columns.targets.split(b"\0")), iter(columns.manifests)
+    targets, manifests = iter(columns.targets.split(b"\0", MAX_RECORDS)), iter(columns.manifests)
     contents, chunks = _Cut(parts.contents, DIGEST_SIZE), _Cut(parts.chunks, DIGEST_SIZE)
     rows = zip(
         columns.places, names if count else [], columns.kinds, columns.sizes, _sums(columns.times), columns.modes,

@@ -19,12 +19,12 @@ from p2psync.index.values import Pending, Problem
 from p2psync.index.writer import Writer
 from p2psync.model.ignore import IGNORE_FILE
 from p2psync.model.paths import RelPath, ancestors, display, path_key
-from p2psync.model.records import CONFIRMED, FileRecord, winner
+from p2psync.model.records import CONFIRMED, winner
 from p2psync.ports import Kind
 from p2psync.reconcile import batch as order
 from p2psync.reconcile import clash, plan
 from p2psync.reconcile.guards import Tally
-from p2psync.sync import rights
+from p2psync.sync import jobs, rights
 from p2psync.sync.contents import ContentJobs, UnavailableError
 from p2psync.sync.context import FolderContext
 from p2psync.sync.observer import Observer
@@ -41,10 +41,6 @@ PAGE = 1000
 BATCH = 256
 RETRY_FIRST = 1.0
 RETRY_LIMIT = 60.0
-SMALL = 1024 * 1024
-"""Files up to this size are fetched and applied together."""
-BUNDLE_FILES = 512
-BUNDLE_BYTES = 4 * 1024 * 1024  # what comes together is shown together, over a slow line too
 PARALLEL_BUNDLES = 4
 PARALLEL_LARGE = 3
 NEVER_NS = 2**63
@@ -87,12 +83,13 @@ class Applier:
     async def run(self) -> None:
         """Sweep whenever records, peers or time may have made something possible. Never returns."""
         with self._context.index.read() as reader:
-            new = not reader.totals().files  # and what others tell of may lie on this disk already
-        await self._observer.wait_scanned(int(new))
-        async with trio.open_nursery() as jobs:
+            is_new = not reader.totals().files
+        if is_new:  # what others tell of may lie on this disk already
+            await self._observer.wait_scanned(1)
+        async with trio.open_nursery() as nursery:
             while True:
                 seen = self._context.records_changed.count
-                again = await self._sweep(jobs)
+                again = await self._sweep(nursery)
                 if again:
                     continue
                 await self._tidy()
@@ -142,7 +139,7 @@ class Applier:
         self._interrupted = False
 
     # ── one sweep ───────────────────────────────────────────────────────────────────────────────────────────────────
-    async def _sweep(self, jobs: trio.Nursery) -> bool:
+    async def _sweep(self, nursery: trio.Nursery) -> bool:
         """Look at every pending path once; True when something was done that may have made more possible."""
         context = self._context
         if self._interrupted:
@@ -168,16 +165,16 @@ class Applier:
                 self._put_off(path)
             if lost_here:
                 await self._observer.resolve(lost_here)
-            at_once = [s for s in arranged if not _needs_content(s) and not isinstance(s, plan.Remove)]
+            at_once = [s for s in arranged if not jobs.needs_content(s) and not isinstance(s, plan.Remove)]
             removals += [s for s in arranged if isinstance(s, plan.Remove)]
             for start in range(0, len(at_once), BATCH):
                 progressed |= await self._perform([Ready(s) for s in at_once[start : start + BATCH]])
-            for group in _bundles([s for s in arranged if _needs_content(s)]):
+            for group in jobs.divide([s for s in arranged if jobs.needs_content(s)]):
                 started = trio.Event()
                 await self._admit(group)
                 # Not before: a folder that is stopped while a job waits for its place must not forget its paths.
                 self._busy.update(s.path for s in group)
-                jobs.start_soon(self._fetch, group, started)
+                nursery.start_soon(self._fetch, group, started)
                 local.append(started)
         for started in local:
             await started.wait()
@@ -323,15 +320,15 @@ class Applier:
     # ── contents ────────────────────────────────────────────────────────────────────────────────────────────────────
     async def _admit(self, group: Sequence[order.Step]) -> None:
         """Wait until there is room for one more job of this kind; the job gives the place back."""
-        limiter = self._large if _is_large(group) else self._bundles
-        await limiter.acquire_on_behalf_of(id_of(group))
+        limiter = self._large if jobs.is_large(group) else self._bundles
+        await limiter.acquire_on_behalf_of(jobs.name_of(group))
 
     async def _fetch(self, group: Sequence[order.Step], started: trio.Event) -> None:
         """Obtain the contents of these steps and apply them."""
-        limiter = self._large if _is_large(group) else self._bundles
+        limiter = self._large if jobs.is_large(group) else self._bundles
         self._staged = True
         try:
-            records = [_record(s) for s in group]
+            records = [jobs.wanted(s) for s in group]
             staged, unavailable = await self._contents.obtain(records, started)
             ready = [
                 Ready(step, *staged[record.key])
@@ -350,7 +347,7 @@ class Applier:
             self._disk_trouble(group, error)
         finally:
             started.set()
-            limiter.release_on_behalf_of(id_of(group))
+            limiter.release_on_behalf_of(jobs.name_of(group))
             self._busy.difference_update(s.path for s in group)
             self._context.records_changed.fire()
 
@@ -440,42 +437,6 @@ class Applier:
         failures = self._failures.get(path, 0)
         self._failures[path] = failures + 1
         self._later[path] = trio.current_time() + min(RETRY_LIMIT, RETRY_FIRST * 2 ** min(failures, 6))
-
-
-def id_of(group: Sequence[order.Step]) -> object:
-    """What stands for a job at a limiter."""
-    return group[0].path
-
-
-def _needs_content(step: order.Step) -> bool:
-    return isinstance(step, plan.Create | plan.Replace) and step.record.kind is Kind.FILE
-
-
-def _record(step: order.Step) -> FileRecord:
-    assert isinstance(step, plan.Create | plan.Replace)
-    return step.record
-
-
-def _is_large(group: Sequence[order.Step]) -> bool:
-    return len(group) == 1 and _record(group[0]).size > SMALL
-
-
-def _bundles(steps: Sequence[order.Step]) -> list[list[order.Step]]:
-    """Small files together, large ones alone, in order."""
-    groups: list[list[order.Step]] = []
-    bundle: list[order.Step] = []
-    size = 0
-    for step in steps:
-        amount = _record(step).size
-        if amount > SMALL:
-            groups.append([step])
-            continue
-        if len(bundle) >= BUNDLE_FILES or size + amount > BUNDLE_BYTES:
-            groups.append(bundle)
-            bundle, size = [], 0
-        bundle.append(step)
-        size += amount
-    return [*groups, bundle] if bundle else groups
 
 
 def _in_the_way(reader: Reader, path: RelPath) -> RelPath | None:

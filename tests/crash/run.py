@@ -13,7 +13,7 @@ import trio
 
 from p2psync.errors import EscapeError
 from p2psync.model.paths import display
-from p2psync.sync import applier
+from p2psync.sync import jobs
 from p2psync.testing import SimulatedCrash, Violation
 from p2psync.testing.faults import oserror
 from p2psync.testing.snapshot import Shown, kept, temporaries, tree
@@ -212,8 +212,8 @@ def nothing(run: Run, point: int, kind: str) -> None:
 @contextmanager
 def large_files() -> Iterator[None]:
     """Fetch what has several chunks as large files are fetched, each on its own."""
-    small, applier.SMALL = applier.SMALL, 4 * CHUNK
+    small, jobs.SMALL = jobs.SMALL, 4 * CHUNK
     try:
         yield
     finally:
-        applier.SMALL = small
+        jobs.SMALL = small

@@ -9,7 +9,7 @@ import trio
 
 from p2psync.model.manifest import Chunker
 from p2psync.model.paths import RelPath
-from p2psync.sync import applier, founding
+from p2psync.sync import applier, founding, jobs
 from p2psync.workspace.staging import Stage
 from tests.sync.conftest import LABEL, Story, simulated, told
 from tests.sync.test_stories import contents
@@ -113,17 +113,17 @@ async def test_a_line_on_which_one_request_takes_a_minute_still_delivers() -> No
 async def test_what_waits_for_its_turn_when_the_folder_is_paused_is_fetched_after_it(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(applier, "SMALL", 0)
+    monkeypatch.setattr(jobs, "SMALL", 0)
     async with told() as story:
         await share_in_small_chunks(story)
         data = {f"f{n}": long(b"%d" % n, 20) for n in range(2 * applier.PARALLEL_LARGE)}
         await publish(story, **data)
-        jobs = story.folder("two").applier
-        await story.until(lambda: not jobs.idle)
+        fetching = story.folder("two").applier
+        await story.until(lambda: not fetching.idle)
         assert contents(story, "two") == {}
         await story.nodes["two"].folder_pause(LABEL)
         await trio.sleep(5)
-        assert jobs.idle, "nothing is on its way while it is paused"
+        assert fetching.idle, "nothing is on its way while it is paused"
         await story.nodes["two"].folder_resume(LABEL)
         await story.until(lambda: len(contents(story, "two")) == len(data))
         assert contents(story, "two") == {name.encode(): content for name, content in data.items()}
