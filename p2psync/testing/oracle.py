@@ -242,14 +242,24 @@ class Oracle:
     def silence(
         trees: Mapping[str, Tree], allowed: Mapping[str, Allowance], listed: Mapping[str, Collection[str]]
     ) -> list[Violation]:
-        """I25: what a device's disk cannot show is among what its status says that it holds; `listed` by device."""
+        """I25: what a device's disk cannot show is among what its status says that it holds; `listed` by device.
+
+        Of two directories that a disk takes for one, either may be the one that it shows; the other is told of by what
+        is below it.
+        """
         first, *others = trees
+
+        def is_told(other: str, path: bytes) -> bool:
+            spelt = [display(p) for p in allowed[other].spelt_as(path, trees[first])]
+            if any(p in listed[other] for p in spelt):
+                return True
+            return len(spelt) > 1 and any(p.startswith(f"{s}/") for s in spelt for p in listed[other])
+
         return [
             Violation("I25", f"{other} does not show {display(path)} and does not say so")
             for other in others
             for path, _, _, reason in _differences(trees[first], trees[other], allowed[other])
-            if reason == "held"
-            and not any(display(p) in listed[other] for p in allowed[other].spelt_as(path, trees[first]))
+            if reason == "held" and not is_told(other, path)
         ]
 
     def losses(

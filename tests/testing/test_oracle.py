@@ -214,6 +214,8 @@ def test_what_a_disk_cannot_show_is_excused_and_must_be_said() -> None:
     inside = {"a": {**alike["a"], decomposed + b"/f": file}, "b": alike["b"]}
     assert Oracle.convergence(inside, {"b": mac}) == []
     assert len(Oracle.silence(inside, {"b": mac}, {"b": [decomposed.decode()]})) == 1
+    told = {"b": [decomposed.decode() + "/f"]}
+    assert Oracle.silence(inside, {"b": mac}, told) == [], "the directory that is there may be the one without the file"
     acted = Allowance(mac.capabilities, frozenset({composed}))
     assert Oracle.silence(inside, {"b": acted}, {"b": []}) == [], "its user may have removed it by another name"
     assert len(Oracle.silence(inside, {"b": Allowance(mac.capabilities, frozenset({b"f"}))}, {"b": []})) == 1
