@@ -5,8 +5,10 @@ from __future__ import annotations
 import logging
 import sys
 from collections.abc import Mapping
+from datetime import datetime
 from typing import Any, Final
 
+import msgspec
 import structlog
 from structlog.typing import EventDict, FilteringBoundLogger, WrappedLogger
 
@@ -19,6 +21,9 @@ _LEVELS: Final[Mapping[str, int]] = {
     "warning": logging.WARNING,
     "error": logging.ERROR,
 }
+
+
+_encode_access = msgspec.json.Encoder().encode
 
 
 class _Stderr:
@@ -62,6 +67,30 @@ def get_logger(name: str) -> FilteringBoundLogger:
     """A logger for the module `name`."""
     logger: FilteringBoundLogger = structlog.get_logger(name)
     return logger
+
+
+class Access(msgspec.Struct, frozen=True, kw_only=True):
+    """What the log says of a request; nothing in it is as the client sent it."""
+
+    method: str
+    route: str
+    """Its pattern."""
+    status: int
+    ms: float
+    received: int
+    sent: int
+    network: str
+    account: str
+    """The beginning of its ID."""
+    timestamp: datetime
+    event: str = "request"
+    logger: str = "relay.access"
+    level: str = "info"
+
+
+def log_access(access: Access) -> None:
+    """Write one line, as a logger does; the processors of structlog take ten times as long."""
+    _Stderr().msg(_encode_access(access).decode())
 
 
 def _redact(_logger: WrappedLogger, _method: str, event: EventDict) -> EventDict:

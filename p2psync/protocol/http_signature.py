@@ -21,15 +21,16 @@ pass for the other.
 from __future__ import annotations
 
 import base64
+import binascii
 import hashlib
 import hmac
 import re
-from collections.abc import Iterable
-from dataclasses import dataclass
+from collections.abc import Iterable, Mapping
 
-from p2psync.crypto.identity import KEY_SIZE, SIGNATURE_SIZE, DeviceKeys, verify_message
+import msgspec
+
+from p2psync.crypto.identity import KEY_SIZE, DeviceKeys, verify_message
 from p2psync.errors import AuthenticationError, InputError
-from p2psync.model.hashing import DIGEST_SIZE
 from p2psync.model.ids import DeviceId, device_id_of
 
 NONCE_SIZE = 16
@@ -38,26 +39,32 @@ MAX_TARGET = 8192
 MAX_AUTHORIZATION = 512
 
 _TAG = "p2psync"
-_METHOD = re.compile(r"[A-Z]{1,16}")
-_PATH = re.compile(r"/[!-~]*")
-_QUERY = re.compile(r"[!-~]*")
-_RELAY = re.compile(r"[\w.:=-]{1,300}", re.ASCII)
-_AUTHORIZATION = re.compile(r"[!-~]+(?: [!-~]+)*")
-_INPUT = re.compile(
-    r'p2p=(\("@method" "@path" "@query" "p2psync-relay"( "content-digest")?( "authorization")?\)'
-    r';created=([1-9][0-9]{0,14});nonce="([\w-]{22})";keyid="([\w-]{43})";tag="p2psync")',
+# Base64 of 32 and of 64 bytes: bits that the last character leaves unused are zero, so that there is one text of each.
+_BASE64_32 = "[A-Za-z0-9+/]{42}[AEIMQUYcgkosw048]="
+_BASE64_64 = "[A-Za-z0-9+/]{85}[AQgw]=="
+_URL_16, _URL_32 = r"[\w-]{21}[AQgw]", r"[\w-]{42}[AEIMQUYcgkosw048]"
+_SIGNED = re.compile(
+    r'"@method": [A-Z]{1,16}\n'
+    r'"@path": /[!"$->@-~]*\n'
+    r'"@query": \?[!"$-~]*\n'
+    r'"p2psync-relay": [\w.:=-]{1,300}\n'
+    rf'("content-digest": sha-256=:({_BASE64_32}):\n)?'
+    rf'("authorization": (?=[^\n]{{1,{MAX_AUTHORIZATION}}}\n)[!-~]+(?: [!-~]+)*\n)?'
+    r'"@signature-params": \("@method" "@path" "@query" "p2psync-relay"(?(1) "content-digest")(?(3) "authorization")\)'
+    rf';created=([1-9][0-9]{{0,14}});nonce="({_URL_16})";keyid="({_URL_32})";tag="{_TAG}"',
     re.ASCII,
 )
-_SIGNATURE = re.compile(r"p2p=:([A-Za-z0-9+/]{86}==):")
-_DIGEST = re.compile(r"sha-256=:([A-Za-z0-9+/]{43}=):")
+"""What is signed (RFC 9421, section 2.5): no part can be mistaken for another, and what is there is covered."""
+_SIGNATURE = re.compile(f"p2p=:({_BASE64_64}):")
+_LABEL = "p2p="
+_STANDARD = str.maketrans("-_", "+/")
 _RELAY_FIELD = "p2psync-relay"
 _OPTIONAL = ("content-digest", "authorization")
-_READ = {name.encode() for name in (_RELAY_FIELD, *_OPTIONAL, "signature-input", "signature")}
+_READ = {name.encode(): name for name in (_RELAY_FIELD, *_OPTIONAL, "signature-input", "signature")}
 _MAX_FIELD = 1024
 
 
-@dataclass(frozen=True, slots=True)
-class Signed:
+class Signed(msgspec.Struct, frozen=True):
     """What a valid signature vouches for. Freshness is not checked here: see `created` and `nonce`."""
 
     relay: str
@@ -114,9 +121,11 @@ def sign_request(
         f'({covered});created={created};nonce="{_encode_url(nonce)}"'
         f';keyid="{_encode_url(keys.card.signing_key)}";tag="{_TAG}"'
     )
-    signature = keys.sign_message(_signature_base(method, path, query, fields, parameters))
-    fields["signature-input"] = f"p2p={parameters}"
-    fields["signature"] = f"p2p=:{base64.b64encode(signature).decode()}:"
+    base = _signature_base(method, path, query, fields, parameters)
+    if len(path) + len(query) > MAX_TARGET or _SIGNED.fullmatch(base) is None:
+        raise InputError("a request with this method, target, relay or authorization cannot be signed")
+    fields["signature-input"] = f"{_LABEL}{parameters}"
+    fields["signature"] = f"p2p=:{base64.b64encode(keys.sign_message(base.encode())).decode()}:"
     return fields
 
 
@@ -128,72 +137,45 @@ def verify_request(method: str, path: bytes, query: bytes, headers: Iterable[tup
     """
     try:
         fields = _read_fields(headers)
-        given = _INPUT.fullmatch(fields.pop("signature-input"))
-        signature = _SIGNATURE.fullmatch(fields.pop("signature"))
-        if given is None or signature is None:
-            raise AuthenticationError("a request's signature is malformed")
-        parameters, with_digest, with_authorization, created, nonce, key = given.groups()
-        if [name in fields for name in _OPTIONAL] != [with_digest is not None, with_authorization is not None]:
-            raise AuthenticationError("a request's signature does not cover what it must")
-        signing_key = _decode_url(key, KEY_SIZE)
-        base = _signature_base(method, path.decode("ascii"), query.decode("ascii"), fields, parameters)
-        verify_message(signing_key, base, _decode(signature[1], SIGNATURE_SIZE))
-        return Signed(
-            fields[_RELAY_FIELD],
-            signing_key,
-            int(created),
-            _decode_url(nonce, NONCE_SIZE),
-            fields.get("authorization"),
-            _read_digest(fields["content-digest"]) if with_digest else None,
-        )
-    except (KeyError, InputError, UnicodeDecodeError):
+        signature, parameters = _SIGNATURE.fullmatch(fields["signature"]), fields["signature-input"]
+        base = _signature_base(method, path.decode("ascii"), query.decode("ascii"), fields, parameters[len(_LABEL) :])
+    except (KeyError, UnicodeDecodeError):
         raise AuthenticationError("a request is not signed as it must be") from None
+    found = _SIGNED.fullmatch(base)
+    if found is None or signature is None or not parameters.startswith(_LABEL) or len(path) + len(query) > MAX_TARGET:
+        raise AuthenticationError("a request's signature is malformed, or does not cover what it must")
+    _, digest, _, created, nonce, key = found.groups()
+    signing_key = _decode_url(key, KEY_SIZE)
+    verify_message(signing_key, base.encode(), binascii.a2b_base64(signature[1]))
+    return Signed(
+        fields[_RELAY_FIELD],
+        signing_key,
+        int(created),
+        _decode_url(nonce, NONCE_SIZE),
+        fields.get("authorization"),
+        None if digest is None else binascii.a2b_base64(digest),
+    )
 
 
-def _signature_base(method: str, path: str, query: str, fields: dict[str, str], parameters: str) -> bytes:
-    """The bytes to sign (RFC 9421, section 2.5). InputError when a part could be mistaken for another."""
-    relay, authorization = fields[_RELAY_FIELD], fields.get("authorization", "-")
-    if not (
-        _METHOD.fullmatch(method)
-        and len(path) + len(query) <= MAX_TARGET
-        and _PATH.fullmatch(path)
-        and not {"?", "#"} & set(path)
-        and _QUERY.fullmatch(query)
-        and "#" not in query
-        and _RELAY.fullmatch(relay)
-        and len(authorization) <= MAX_AUTHORIZATION
-        and _AUTHORIZATION.fullmatch(authorization)
-    ):
-        raise InputError("a request with this method, target, relay or authorization cannot be signed")
-    lines = [f'"@method": {method}', f'"@path": {path}', f'"@query": ?{query}']
-    lines += [f'"{name}": {fields[name]}' for name in (_RELAY_FIELD, *_OPTIONAL) if name in fields]
-    lines.append(f'"@signature-params": {parameters}')
-    return "\n".join(lines).encode("ascii")
+def _signature_base(method: str, path: str, query: str, fields: Mapping[str, str], parameters: str) -> str:
+    """The text to sign (RFC 9421, section 2.5), good only where it is of the form `_SIGNED`."""
+    optional = "".join(f'"{name}": {fields[name]}\n' for name in _OPTIONAL if name in fields)
+    return (
+        f'"@method": {method}\n"@path": {path}\n"@query": ?{query}\n"{_RELAY_FIELD}": {fields[_RELAY_FIELD]}\n'
+        f'{optional}"@signature-params": {parameters}'
+    )
 
 
 def _read_fields(headers: Iterable[tuple[bytes, bytes]]) -> dict[str, str]:
     fields: dict[str, str] = {}
-    for name, value in headers:
-        if name not in _READ:
+    for field, value in headers:
+        name = _READ.get(field)
+        if name is None:
             continue
-        if name.decode() in fields or len(value) > _MAX_FIELD:
+        if name in fields or len(value) > _MAX_FIELD:
             raise AuthenticationError("a request's signature is given twice or is too long")
-        fields[name.decode()] = value.decode("ascii")
+        fields[name] = value.decode("ascii")
     return fields
-
-
-def _read_digest(text: str) -> bytes:
-    found = _DIGEST.fullmatch(text)
-    if found is None:
-        raise InputError("a Content-Digest holds one sha-256")
-    return _decode(found[1], DIGEST_SIZE)
-
-
-def _decode(text: str, size: int) -> bytes:
-    data = base64.b64decode(text)
-    if len(data) != size or base64.b64encode(data).decode() != text:
-        raise InputError("base64 that is not the one encoding of its bytes")
-    return data
 
 
 def _encode_url(data: bytes) -> str:
@@ -201,7 +183,5 @@ def _encode_url(data: bytes) -> str:
 
 
 def _decode_url(text: str, size: int) -> bytes:
-    data = base64.urlsafe_b64decode(text + "=" * (-len(text) % 4))
-    if len(data) != size or _encode_url(data) != text:
-        raise InputError("base64 that is not the one encoding of its bytes")
-    return data
+    """Of text that was checked to be the one encoding of so many bytes."""
+    return binascii.a2b_base64(text.translate(_STANDARD) + "=" * (-size % 3))

@@ -181,7 +181,7 @@ async def unsubscribe(call: Call) -> None:
 
 async def billed(call: Call) -> None:
     """Takes in a message of the billing provider."""
-    await call.services.accounts.billed(call.headers.get(SIGNATURE_FIELD, ""), bytes(await call.read()), call.now)
+    await call.services.accounts.billed(call.header(SIGNATURE_FIELD.encode()) or "", bytes(await call.read()), call.now)
 
 
 def _origin(call: Call) -> Origin:

@@ -25,16 +25,19 @@ MAX_DRAIN: Final = 16 << 20
 DRAIN_TIMEOUT_S: Final = 10.0
 
 _COMMON: Final = ((b"cache-control", b"no-store"), (b"x-content-type-options", b"nosniff"))
+_FORMS: Final = (b"content-length", b"transfer-encoding")
+"""Fields without one of which a request of HTTP/1.1 has no body (RFC 9112, section 6.3)."""
 
 
 class Body:
     """The body of a request as ASGI delivers it, counted."""
 
-    def __init__(self, scope: Mapping[str, Any], receive: Receive) -> None:
+    def __init__(self, scope: Mapping[str, Any], fields: Mapping[bytes, bytes], receive: Receive) -> None:
+        """`fields`: the header's."""
         self._receive = receive
         self._fill = scope.get("extensions", {}).get(FILL)
         self.size = 0
-        self.complete = False
+        self.complete = scope.get("http_version") == "1.1" and not any(name in fields for name in _FORMS)
         self.gone = False
 
     async def receive(self) -> Message:
@@ -95,7 +98,7 @@ class Answer:
         match message["type"]:
             case "http.response.start" | "websocket.http.response.start":
                 self.status = message["status"]
-                message["headers"] = [*message.get("headers", ()), *_COMMON, (b"date", self._date)]
+                message["headers"] = [*message.get("headers", ()), *_COMMON, self._date]
             case "http.response.body" | "websocket.http.response.body":
                 self.size += len(message.get("body", b""))
                 self.complete = not message.get("more_body", False)
@@ -112,7 +115,7 @@ class Answer:
                 result.headers[name] = value
             await result(dict(call.scope), call.receive, self.send)
         elif call.websocket is None:
-            media_type, body = ("", b"") if result is None else _encode(result, call.headers.get("accept", ""))
+            media_type, body = ("", b"") if result is None else _encode(result, call.fields.get(b"accept", b""))
             await self._reply(call.route.success, media_type, body, call.extra_headers)
 
     async def problem(self, error: ApiError) -> None:
@@ -150,11 +153,11 @@ def _other_length() -> ApiError:
 
 
 @functools.lru_cache(maxsize=4)
-def _http_date(now: int) -> bytes:
-    return formatdate(now, usegmt=True).encode()
+def _http_date(now: int) -> tuple[bytes, bytes]:
+    return b"date", formatdate(now, usegmt=True).encode()
 
 
-def _encode(result: msgspec.Struct, accept: str) -> tuple[str, bytes]:
-    if MSGPACK in accept:
+def _encode(result: msgspec.Struct, accept: bytes) -> tuple[str, bytes]:
+    if MSGPACK.encode() in accept:
         return MSGPACK, msgspec.msgpack.encode(result)
     return JSON, msgspec.json.encode(result)

@@ -84,7 +84,7 @@ class ChunkAnswer(Response):
         self._account_id = account_id
         self._chunk = chunk
         self._fields = _chunk_headers(chunk)
-        self._start, self._stop = _range(call.headers, self._fields["etag"], chunk.size)
+        self._start, self._stop = _range(call, self._fields["etag"], chunk.size)
 
     async def __call__(self, scope: Any, receive: Any, send: Any) -> None:
         """See ASGI."""
@@ -98,10 +98,10 @@ class ChunkAnswer(Response):
             await answer(scope, receive, send)
 
 
-def _range(headers: Any, etag: str, size: int) -> tuple[int, int]:
+def _range(call: Call, etag: str, size: int) -> tuple[int, int]:
     """The bytes asked for (RFC 9110, section 14); what is no single range is ignored, as it may be."""
-    match = _RANGE.fullmatch(headers.get("range", ""))
-    if match is None or match[0] == "bytes=-" or headers.get("if-range", etag) != etag:
+    match = _RANGE.fullmatch(call.header(b"range") or "")
+    if match is None or match[0] == "bytes=-" or call.header(b"if-range") not in (None, etag):
         return 0, size
     first, last = match.groups()
     start = int(first) if first else max(0, size - int(last))
@@ -291,7 +291,7 @@ def _after(call: Call) -> bytes:
 
 
 def _length(call: Call) -> int:
-    length = call.headers.get("content-length")
+    length = call.header(b"content-length")
     if length is None:
         raise ApiError(411, "length-required")
     return int(length)

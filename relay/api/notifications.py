@@ -47,7 +47,7 @@ class PollQuery(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 async def stream(call: Call) -> Response:
     """Events as they come; `Last-Event-ID` is the cursor, a comment now and then keeps the connection alive."""
     after = call.query.after
-    last = call.headers.get("last-event-id")
+    last = call.header(b"last-event-id")
     if last is not None:
         if not last.isascii() or not last.isdigit() or len(last) > 18:
             raise ApiError(400, "bad-request", "Last-Event-ID is not one of this relay")

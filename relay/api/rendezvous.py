@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from contextlib import suppress
-from ipaddress import ip_address
+from functools import lru_cache
+from ipaddress import IPv4Address, IPv6Address, ip_address
 from typing import Annotated, Final
 
 import msgspec
@@ -30,13 +31,12 @@ async def put_presence(call: Call) -> OwnPresence:
     body: NewPresence = call.body
     addresses = _candidates(body.addresses)
     host, port = call.scope.get("client") or ("", 0)
-    observed = ""
-    with suppress(ValueError):
-        seen = ip_address(host.partition("%")[0])
-        seen = getattr(seen, "ipv4_mapped", None) or seen
-        observed = f"{seen}:{port}" if seen.version == 4 else f"[{seen}]:{port}"
+    observed, seen = "", _seen(host)
+    if seen is not None:
+        observed = f"{seen[1]}:{port}"
         if body.port:
-            addresses.append(format_candidate(seen, body.port))
+            with suppress(ValueError):  # no other device can be there
+                addresses.append(format_candidate(seen[0], body.port))
     call.services.rendezvous.appear(
         call.caller.account_id, call.caller.device_id, list(dict.fromkeys(addresses)), call.now
     )
@@ -73,6 +73,17 @@ async def post_call(call: Call) -> Arrangement:
         addresses=_candidates(body.addresses),
         now=call.now,
     )
+
+
+@lru_cache(maxsize=4096)
+def _seen(host: str) -> tuple[IPv4Address | IPv6Address, str] | None:
+    """A client's address, and its text before a port; None when there is none."""
+    try:
+        address = ip_address(host.partition("%")[0])
+    except ValueError:
+        return None
+    address = getattr(address, "ipv4_mapped", None) or address
+    return address, str(address) if address.version == 4 else f"[{address}]"
 
 
 def _candidates(texts: Sequence[str]) -> list[str]:

@@ -13,7 +13,7 @@ import math
 import re
 from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass, field
-from enum import Enum
+from enum import Enum, StrEnum
 from typing import TYPE_CHECKING, Any, Final, Literal, Protocol, TypeVar
 
 import msgspec
@@ -54,7 +54,7 @@ class Auth(Enum):
     """A device that signs with its key and holds an access token bound to that key."""
 
 
-class Rate(Enum):
+class Rate(StrEnum):
     """Which allowance a call is taken from; see `relay.api.limits`."""
 
     STANDARD = "standard"
@@ -74,8 +74,7 @@ class Raw:
 RAW: Final = Raw()
 
 
-@dataclass(frozen=True, slots=True)
-class Caller:
+class Caller(msgspec.Struct, frozen=True):
     """Who made the request, proven."""
 
     device_id: DeviceId
@@ -140,8 +139,8 @@ class Call:
     address: str
     """Whom the limits count: the client's network, /24 of IPv4 or /48 of IPv6. Never stored or logged more exactly."""
     path: Mapping[str, str]
-    headers: Mapping[str, str]
-    """Names in lower case; of a repeated field the last."""
+    fields: Mapping[bytes, bytes]
+    """Header fields by their names in lower case; of a repeated one the last."""
     source: Source
     """Where its body comes from."""
     signed: Signed | None = None
@@ -153,6 +152,11 @@ class Call:
     websocket: WebSocket | None = None
     extra_headers: dict[str, str] = field(default_factory=dict)
     """Added to the answer."""
+
+    def header(self, name: bytes) -> str | None:
+        """A header field; None when there is none."""
+        value = self.fields.get(name)
+        return None if value is None else value.decode("latin-1")
 
     @property
     def caller(self) -> Caller:

@@ -135,7 +135,7 @@ def test_what_is_signed_is_what_is_listed(covered: str) -> None:
     given = fields[b"signature-input"].decode()
     parameters = f"({covered})" + given[given.index(")") + 1 :]
     parts = {name: fields[name.encode()].decode() for name in ("p2psync-relay", "content-digest", "authorization")}
-    signature = KEYS.sign_message(http_signature._signature_base("POST", PATH, QUERY, parts, parameters))
+    signature = KEYS.sign_message(http_signature._signature_base("POST", PATH, QUERY, parts, parameters).encode())
     fields[b"signature-input"] = f"p2p={parameters}".encode()
     fields[b"signature"] = b"p2p=:" + base64.b64encode(signature) + b":"
     with pytest.raises(AuthenticationError):

@@ -26,7 +26,7 @@ class Digest(msgspec.Struct):
 
 async def filled(call: Call) -> Digest:
     """As chunks are stored."""
-    body = bytearray(int(call.headers["content-length"]))
+    body = bytearray(int(call.fields[b"content-length"]))
     await call.source.fill(memoryview(body))
     return Digest(hashlib.sha256(body).hexdigest())
 
@@ -38,7 +38,7 @@ async def read(call: Call) -> Digest:
 async def late(call: Call) -> None:
     """Gives up in the middle."""
     with trio.move_on_after(0.05):
-        await call.source.fill(memoryview(bytearray(int(call.headers["content-length"]))))
+        await call.source.fill(memoryview(bytearray(int(call.fields[b"content-length"]))))
     raise ApiError(408, "timeout")
 
 
