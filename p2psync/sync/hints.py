@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import threading
 from dataclasses import dataclass
+from math import inf
 
 import trio
 
@@ -38,6 +39,8 @@ class HintInbox:
         self._due: dict[bytes, float] = {}
         self._everything = False
         self._interrupted = False
+        self._told = False
+        """Whether the loop has been told that something has arrived, and has not taken it yet."""
         self._wake = trio.Event()
         self._token: trio.lowlevel.TrioToken | None = None
 
@@ -53,8 +56,9 @@ class HintInbox:
                 self._arrived.clear()
             elif not self._everything:
                 self._arrived[hint.path] = hint.settled
-        if self._token is None:
-            return
+            if self._token is None or self._told:
+                return
+            self._told = True
         try:
             trio.lowlevel.current_task()
         except RuntimeError:
@@ -91,21 +95,23 @@ class HintInbox:
                 self._everything = False
                 self._due.clear()
                 return Due((), everything=True)
-            ready = tuple(sorted(path for path, due in self._due.items() if due <= now + TOGETHER))
-            if any(self._due[path] <= now for path in ready):
+            soonest = min(self._due.values(), default=inf)
+            if soonest <= now:
+                ready = tuple(sorted(path for path, due in self._due.items() if due <= now + TOGETHER))
                 for path in ready:
                     del self._due[path]
                 return Due(ready, everything=False)
             if now >= deadline or self._interrupted:
                 self._interrupted = False
                 return Due((), everything=False)
-            with trio.move_on_at(min(deadline, *self._due.values()) if self._due else deadline):
+            with trio.move_on_at(min(deadline, soonest)):
                 await self._wake.wait()
 
     def _absorb(self) -> None:
         now = trio.current_time()
         with self._lock:
             arrived, self._arrived = self._arrived, {}
+            self._told = False
         for path, is_settled in arrived.items():
             self._due[path] = now + (self._debounce if is_settled else self._quiet)
         if len(self._due) > MAX_PATHS:

@@ -1,7 +1,8 @@
 """Watcher: turns the kernel's events into hints about where to look; scans remain the truth.
 
 watchdog over inotify. Its own observer hides two things that matter: an overflow of the event queue and descendants
-that could not be watched. Both happen in `InotifyFD`, so a subclass of that sees them.
+that could not be watched. Both happen in `InotifyFD`, so a subclass of that sees them; it
+tells of files by itself.
 """
 
 from __future__ import annotations
@@ -121,8 +122,13 @@ class WatchdogWatch(FileSystemEventHandler):
             path = os.fsencode(text)
             if path == self._path and isinstance(event, DirDeletedEvent | DirMovedEvent):
                 self.degrade(OSError(errno.ENOENT, "the folder's directory was moved or removed"))
-            elif path.startswith(self._prefix) and not self.excluded(path):
-                self._hint(Hint(path[len(self._prefix) :], settled))
+            else:
+                self.heard(path, settled)
+
+    def heard(self, path: bytes, settled: bool) -> None:
+        """Something happened at an absolute path. Called in threads of watchdog."""
+        if not self._closed and path.startswith(self._prefix) and not self.excluded(path):
+            self._hint(Hint(path[len(self._prefix) :], settled))
 
     def close(self) -> None:
         """Stop the events. Returns within seconds even when a thread of watchdog does not."""
@@ -147,4 +153,4 @@ def _observer(watch: WatchdogWatch) -> BaseObserver:
         from watchdog.observers import Observer
 
         return Observer()
-    return ReportingObserver(watch.lost, watch.degrade, watch.excluded)
+    return ReportingObserver(watch.heard, watch.lost, watch.degrade, watch.excluded)

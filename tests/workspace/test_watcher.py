@@ -157,7 +157,7 @@ def test_a_reader_that_fails_says_so(watched: Path, hints: Hints, monkeypatch: p
         raise KeyError("gone")
 
     monkeypatch.setattr(InotifyWatchGroup, "on_event", fail)
-    (watched / "a").write_text("x")
+    (watched / "a").mkdir()
     hints.until(None)
 
 
@@ -167,6 +167,27 @@ def test_a_file_moved_in_from_outside_is_settled_at_once(watched: Path, hints: H
     assert all(h.settled for h in hints.until(b"x"))
     (watched / "x").rename(tmp_path / "x")
     assert all(h.settled for h in hints.until(b"x") if h.path == b"x")
+
+
+def test_a_change_of_mode_is_settled(watched: Path, hints: Hints) -> None:
+    (watched / "x").touch()
+    fence(watched, hints)
+    (watched / "x").chmod(0o755)
+    assert hints.until(b"x")[-1].settled
+
+
+def test_a_file_takes_the_name_of_a_directory_that_left(watched: Path, hints: Hints, tmp_path: Path) -> None:
+    """The directory is watched by its old name still, as nobody knows that it will not come back."""
+    (watched / "d").rename(tmp_path / "out")
+    (tmp_path / "x").write_text("x")
+    (tmp_path / "x").rename(watched / "d")
+    hints.until(b"d", settled=True)
+    (watched / "d").unlink()
+    (tmp_path / "out").rename(watched / "d")
+    hints.until(b"d", settled=True)
+    fence(watched, hints)
+    (watched / "d" / "inner").touch()
+    hints.until(b"d/inner", settled=True)
 
 
 def test_names_are_bytes(watched: Path, hints: Hints) -> None:
