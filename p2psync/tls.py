@@ -8,6 +8,7 @@ Memory is bounded: between socket and caller lie at most `BULK` bytes in each di
 from __future__ import annotations
 
 import contextlib
+import os
 import ssl
 from collections.abc import Callable
 from typing import Final, cast
@@ -82,6 +83,24 @@ class TlsStream(trio.abc.Stream):
             return len(pieces[-1])
 
         await self._receive(limit, read)
+        return b"".join(pieces)
+
+    def receive_nowait(self, max_bytes: int) -> bytes:
+        """What has come, empty when that is nothing. BrokenResourceError when nothing can come any more."""
+        pieces: list[bytes] = []
+
+        def read(size: int) -> int:
+            pieces.append(self._tls.read(min(max_bytes - size, _RECORD)))
+            return len(pieces[-1])
+
+        try:
+            self._give(os.read(self.transport_stream.socket.fileno(), FIRST))
+        except BlockingIOError:
+            return b""
+        except OSError as error:
+            raise trio.BrokenResourceError("the connection failed") from error
+        if not self._opened(0, max_bytes, read) and self._end is not None:
+            raise trio.BrokenResourceError("the TLS connection has ended") from self._end
         return b"".join(pieces)
 
     async def receive_into(self, target: memoryview) -> int:
