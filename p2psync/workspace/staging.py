@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import errno
 import threading
+from collections import Counter
 from collections.abc import Collection, Iterable
 from contextlib import suppress
 from types import TracebackType
@@ -242,13 +243,24 @@ def _verify(file: WriteFile, manifest: Manifest, have: bytearray) -> None:
     """Mark the chunks that `file` already holds; holes cost nothing."""
     buffer: memoryview | None = None
     data_from = 0
+    holes = _lengths_of_holes(manifest)
     for index, (expected, offset, length) in enumerate(manifest.chunks()):
         if data_from <= offset:
             found = file.next_data(offset)
             data_from = manifest.size if found is None else found
         if data_from >= offset + length:
-            have[index] = expected == zero_hash(manifest.algorithm, length)
+            have[index] = length in holes and expected == zero_hash(manifest.algorithm, length)
             continue
         buffer = memoryview(bytearray(MAX_CHUNK)) if buffer is None else buffer
         view = buffer[:length]
         have[index] = file.pread_into(view, offset) == length and digest(manifest.algorithm, view) == expected
+
+
+def _lengths_of_holes(manifest: Manifest) -> set[int]:
+    """Lengths that a chunk of zeros may have; one that has another is asked for like any chunk.
+
+    To hash zeros of every length that a file cut by content has would cost as much as to hash the file. A hole is cut
+    alike all along, at the longest mostly, and ends with the file.
+    """
+    repeated = {length for length, count in Counter(manifest.lengths).items() if count > 1}
+    return repeated | {MAX_CHUNK, *manifest.lengths[-1:]}

@@ -17,7 +17,7 @@ from p2psync.model.manifest import MAX_CHUNK, Chunker, Manifest
 from p2psync.ports import Kind
 from p2psync.testing.disk import DiskProfile, SimDisk
 from p2psync.testing.root import SimRoot
-from p2psync.workspace import marker
+from p2psync.workspace import marker, staging
 from p2psync.workspace.materialiser import apply
 from p2psync.workspace.operations import Failed, Place
 from p2psync.workspace.posix import PosixRoot
@@ -190,3 +190,19 @@ def test_a_stage_whose_sync_failed_is_begun_anew(small: tuple[SimDisk, SimRoot])
     assert root.stat(stage.path) is None
     with Stage.open(root, manifest) as again:
         assert again.missing() == [0]
+
+
+def test_beginning_a_file_cut_by_content_hashes_next_to_nothing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    hashed: list[int] = []
+
+    def counted(algorithm: Algorithm, length: int) -> bytes:
+        hashed.append(length)
+        return digest(algorithm, bytes(length))
+
+    monkeypatch.setattr(staging, "zero_hash", counted)
+    manifest = manifest_of(*(bytes([n % 255 + 1]) * (1000 + n) for n in range(100)), b"tail")
+    with Stage.open(make_folder(tmp_path), manifest) as stage:
+        assert len(stage.missing()) == 101
+    assert hashed == [4]
