@@ -1,7 +1,7 @@
 """A secure channel over one byte stream: drives the handshake, then moves sealed frames through reused buffers.
 
 Control frames never wait behind bulk ones: each has its own bounded queue, the writer empties control first, and bulk
-frames are short enough that one in flight is over soon. Small frames are sealed into one buffer and sent together.
+frames are as long as goes out in a few milliseconds. Small frames are sealed into one buffer and sent together.
 """
 
 from __future__ import annotations
@@ -15,9 +15,15 @@ from p2psync.crypto.handshake import Established, SecureHandshake
 from p2psync.crypto.transport import HEADER_SIZE, OVERHEAD, OpeningCipher, SealingCipher, ciphertext_length
 from p2psync.errors import ConnectionLost, ProtocolError
 from p2psync.ports import ByteStream
+from p2psync.protocol.limits import BULK_PAYLOAD, MAX_BULK_PAYLOAD
 
 CONTROL_QUEUE_BYTES = 8 * 1024 * 1024
 BULK_QUEUE_BYTES = 1024 * 1024
+LEAST_PAYLOAD = 64 * 1024
+GROW_BELOW = 0.005
+SHRINK_ABOVE = 0.02
+"""Seconds: bulk frames that are sent in less become longer, and shorter where it takes more. A large frame costs no
+more rounds of the event loop than a small one."""
 MAX_CHANNEL_FRAME = 2 * 1024 * 1024 + 1024
 """Longest plaintext either side may put in a frame; longer ones end the connection before any allocation."""
 
@@ -81,10 +87,10 @@ class SecureChannel:
         self._in = bytearray(trailing).ljust(_BUFFER, b"\0")
         self._start = 0
         self._end = len(trailing)
-        self._plain = bytearray(_BUFFER)
         self.sent = 0
         self.received = 0
         """Bytes on the wire in each direction."""
+        self.bulk_payload = BULK_PAYLOAD
 
     @property
     def remote(self) -> str:
@@ -113,7 +119,7 @@ class SecureChannel:
         out = memoryview(bytearray(_BUFFER))
         try:
             while True:
-                filled = 0
+                filled = bulk = 0
                 while (queue := self._next()) is not None:
                     size = queue.frames[0][1] + OVERHEAD
                     if filled and filled + size > len(out):
@@ -122,10 +128,14 @@ class SecureChannel:
                         out = memoryview(bytearray(MAX_CHANNEL_FRAME + OVERHEAD))
                     filled += self._seal.seal_into(queue.take(), out[filled:])
                     if queue is self._bulk:
+                        bulk = size
                         break
                 if filled:
+                    began = trio.current_time()
                     await self._stream.send_all(out[:filled])
                     self.sent += filled
+                    if self.bulk_payload <= bulk < 2 * self.bulk_payload:
+                        self._suit_line(trio.current_time() - began)
                 elif self._closed:
                     return
                 else:
@@ -144,11 +154,10 @@ class SecureChannel:
         if length > MAX_CHANNEL_FRAME:
             raise ProtocolError(f"the other side sent a frame of {length} bytes, more than may be")
         frame = await self._fill(HEADER_SIZE + length)
-        if length > len(self._plain):
-            self._plain = bytearray(MAX_CHANNEL_FRAME)
-        size = self._open.open_into(frame[:HEADER_SIZE], frame[HEADER_SIZE:], memoryview(self._plain))
+        sealed = frame[HEADER_SIZE:]
+        size = self._open.open_into(frame[:HEADER_SIZE], sealed, sealed)
         self._start += HEADER_SIZE + length
-        return memoryview(self._plain)[:size]
+        return sealed[:size]
 
     async def drain(self) -> None:
         """Refuse new frames and wait until `pump` has sent the queued ones. The caller sets the time limit."""
@@ -160,6 +169,13 @@ class SecureChannel:
         """Close the stream at once."""
         self._shut()
         await self._stream.aclose()
+
+    def _suit_line(self, seconds: float) -> None:
+        """A whole bulk frame of the present size was given to the kernel in so much time."""
+        if seconds < GROW_BELOW:
+            self.bulk_payload = min(2 * self.bulk_payload, MAX_BULK_PAYLOAD)
+        elif seconds > SHRINK_ABOVE:
+            self.bulk_payload = max(self.bulk_payload // 2, LEAST_PAYLOAD)
 
     def _next(self) -> _Queue | None:
         if self._control.frames:
@@ -173,7 +189,10 @@ class SecureChannel:
             queue.room.set()
 
     async def _fill(self, size: int) -> memoryview:
-        """At least `size` received bytes from the start of the next frame."""
+        """At least `size` received bytes from the start of the next frame.
+
+        Of what follows a large frame no more is taken along than the next header: it would have to be moved.
+        """
         if size > len(self._in):
             grown = bytearray(MAX_CHANNEL_FRAME + OVERHEAD)
             grown[: self._end] = self._in[: self._end]
@@ -184,8 +203,10 @@ class SecureChannel:
                 rest = self._end - self._start
                 view[:rest] = bytes(view[self._start : self._end])
                 self._start, self._end = 0, rest
+            lacking = self._start + size - self._end
+            end = self._end + lacking + HEADER_SIZE if size > _BUFFER else len(view)
             try:
-                received = await self._stream.receive_into(view[self._end :])
+                received = await self._stream.receive_into(view[self._end : end], lacking)
             except (trio.BrokenResourceError, trio.ClosedResourceError) as error:
                 raise ConnectionLost("the connection broke") from error
             if not received:

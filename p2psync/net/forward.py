@@ -40,7 +40,7 @@ class ForwardedStream:
         for start in range(0, len(view), _PIECE):
             await self._tls.send_all(view[start : start + _PIECE])
 
-    async def receive_into(self, buffer: memoryview) -> int:
+    async def receive_into(self, buffer: memoryview, at_least: int = 1) -> int:
         """See `ports.ByteStream`."""
         data = await self._tls.receive_some(buffer.nbytes)
         buffer[: len(data)] = data

@@ -10,6 +10,7 @@ import errno
 import os
 import socket as stdlib_socket
 import struct
+import sys
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from ipaddress import IPv6Address, ip_address
@@ -27,7 +28,12 @@ BACKLOG = 128
 """Connections the kernel may hold for us before `accept`."""
 
 UNSENT_LOW_WATER = 256 * 1024
-"""Bytes the kernel may hold unsent: small enough that a control message never queues behind seconds of bulk data."""
+"""Bytes the kernel may hold unsent: small enough that a control message never queues behind seconds of bulk data. Who
+gives it larger pieces, because the line is fast, may have two of them there."""
+
+WORTH_WAITING = 64 * 1024
+"""Bytes from which on the kernel is asked to wake us only when so many have come: a round of the event loop costs as
+much as copying a few hundred KiB."""
 
 FAR_US = 5_000
 """Round-trip time in microseconds from which on a path counts as far: longer than any local network, shorter than any
@@ -37,6 +43,9 @@ _FOR_FAR = b"bbr"
 usual one, gets 2.5 Mbit/s out of any link of 100 ms that loses 0.5 % of the packets."""
 _TCP_INFO_RTT = struct.Struct("=68xI")
 """Where `struct tcp_info` of linux/tcp.h has the smoothed round-trip time, in microseconds."""
+
+_CAN_WAIT = sys.platform == "linux"
+"""Whether epoll heeds SO_RCVLOWAT (socket(7), since Linux 2.6.28), and wakes us for less when its memory is full."""
 
 _OUT_OF_RESOURCES = {errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM}
 _ACCEPT_PAUSE_S = 0.1
@@ -54,6 +63,8 @@ class TcpStream:
         """Take ownership of a connected socket; `remote` is the other side as HOST:PORT."""
         self._socket = sock
         self._remote = remote
+        self._unsent = UNSENT_LOW_WATER
+        self._wakes_at = 1
         _tune(sock)
 
     @property
@@ -71,13 +82,17 @@ class TcpStream:
         with _translated(), memoryview(data).cast("B") as view:
             if not view:
                 await trio.lowlevel.checkpoint()
+            if len(view) >= WORTH_WAITING:
+                self._allow_unsent(max(UNSENT_LOW_WATER, 2 * len(view)))
             sent = 0
             while sent < len(view):
                 with view[sent:] as rest:
                     sent += await self._socket.send(rest)
 
-    async def receive_into(self, buffer: memoryview) -> int:
+    async def receive_into(self, buffer: memoryview, at_least: int = 1) -> int:
         """Receive at least one byte into a non-empty `buffer`; 0 at the end of the stream.
+
+        Where `at_least` is large, it waits for so many bytes, as far as the kernel has room for them.
 
         Raises:
             trio.BrokenResourceError: the connection was reset or timed out.
@@ -86,7 +101,27 @@ class TcpStream:
         if not buffer.nbytes:
             raise ValueError("an empty buffer cannot tell data from the end of the stream")
         with _translated():
-            return await self._socket.recv_into(buffer)
+            if at_least < WORTH_WAITING or not _CAN_WAIT:
+                self._wake_at(1)
+                return await self._socket.recv_into(buffer)
+            self._wake_at(at_least)
+            while True:
+                if (descriptor := self._socket.fileno()) < 0:
+                    raise trio.ClosedResourceError("this stream was closed on our side")
+                # To read first, as trio's own method does, would take what there is, however little.
+                await trio.lowlevel.wait_readable(descriptor)
+                with suppress(BlockingIOError):
+                    return os.readv(descriptor, [buffer])
+
+    def _wake_at(self, amount: int) -> None:
+        if amount != self._wakes_at:
+            self._socket.setsockopt(socket.SOL_SOCKET, stdlib_socket.SO_RCVLOWAT, amount)
+            self._wakes_at = amount
+
+    def _allow_unsent(self, amount: int) -> None:
+        if amount != self._unsent and hasattr(socket, "TCP_NOTSENT_LOWAT"):
+            self._socket.setsockopt(socket.IPPROTO_TCP, socket.TCP_NOTSENT_LOWAT, amount)
+            self._unsent = amount
 
     async def aclose(self) -> None:
         """Close now; data the kernel already took is still delivered."""

@@ -19,8 +19,11 @@ class ByteStream(Protocol):
         """Raises trio.BrokenResourceError or trio.ClosedResourceError when the stream is gone."""
         ...
 
-    async def receive_into(self, buffer: memoryview) -> int:
-        """Receive at least one byte into `buffer`; 0 at the end of the stream."""
+    async def receive_into(self, buffer: memoryview, at_least: int = 1) -> int:
+        """Receive at least one byte into `buffer`; 0 at the end of the stream.
+
+        `at_least` says how many are worth waking for, no more than `buffer` holds; fewer may come all the same.
+        """
         ...
 
     async def aclose(self) -> None:
@@ -70,6 +73,8 @@ class FrameChannel(Protocol):
     sent: int
     received: int
     """Bytes on the wire in each direction so far."""
+    bulk_payload: int
+    """Bytes of content that a bulk frame should carry now, at most `MAX_BULK_PAYLOAD`."""
 
     @property
     def remote(self) -> str:

@@ -11,7 +11,7 @@ different replies may alternate.
 from __future__ import annotations
 
 import struct
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from enum import Enum
 
@@ -60,25 +60,29 @@ def decode_bulk(frame: bytes | memoryview) -> BulkFrame:
 
 
 def reply_frames(
-    request: int, items: Sequence[Item], payload: int = BULK_PAYLOAD
+    request: int, items: Sequence[Item], payload: Callable[[], int] = lambda: BULK_PAYLOAD
 ) -> Iterator[list[bytes | memoryview]]:
-    """The frames of a reply, each as parts to be sealed together; no content is copied."""
+    """The frames of a reply, each as parts to be sealed together; no content is copied.
+
+    `payload` is asked before each how many bytes of content it should carry.
+    """
     prologue = b"".join(_LENGTH.pack(i.value if isinstance(i, Absent) else len(i)) for i in items)
     sources = [memoryview(prologue), *(memoryview(i) for i in items if not isinstance(i, Absent))]
     left = sum(len(source) for source in sources)
     offset = 0
     parts: list[bytes | memoryview] = []
-    room = payload
+    room = most = payload()
     for whole in sources:
         source = whole
         while len(source):
             piece, source = source[:room], source[room:]
             parts.append(piece)
             room -= len(piece)
-            if not room or offset + payload - room == left:
-                size = payload - room
+            if not room or offset + most - room == left:
+                size = most - room
                 yield [_HEADER.pack(KIND_BULK, request, _LAST * (offset + size == left), offset), *parts]
-                offset, parts, room = offset + size, [], payload
+                offset, parts = offset + size, []
+                room = most = payload()
 
 
 class Reply:

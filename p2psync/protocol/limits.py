@@ -17,7 +17,7 @@ MAX_BULK_PAYLOAD = 1024 * 1024
 """Bytes of content in one frame: the longest a control message waits behind bulk (8 ms at 1 Gbit/s)."""
 
 BULK_PAYLOAD = 256 * 1024
-"""Bytes of content per frame that we send: sealing cost per frame is already lost in the noise at this size."""
+"""Bytes of content per frame that a sender begins with, before it knows how fast the line is."""
 
 MAX_REQUEST_BYTES = MAX_CHUNK
 """Bytes one chunk request may ask for: a whole chunk must fit; the answer is held in memory until it is verified."""

@@ -303,7 +303,7 @@ class Peer:
         try:
             with self._serving[request.request]:
                 items = await handler.serve(self, request)
-                for parts in reply_frames(request.request, items):
+                for parts in reply_frames(request.request, items, lambda: self._channel.bulk_payload):
                     size = sum(map(len, parts))
                     if (wait := self._limits.send.take(size, trio.current_time())) > 0:
                         await trio.sleep(wait)

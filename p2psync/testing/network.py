@@ -141,7 +141,7 @@ class SimStream:
                 raise trio.BrokenResourceError("connection lost: the other side has closed it")
             pipe.put(piece)
 
-    async def receive_into(self, buffer: memoryview) -> int:
+    async def receive_into(self, buffer: memoryview, at_least: int = 1) -> int:
         """As `ports.ByteStream.receive_into`."""
         if not buffer.nbytes:
             raise ValueError("an empty buffer cannot tell data from the end of the stream")

@@ -308,7 +308,7 @@ class Swarm(Generic[P]):
         if not peer.requests:
             peer.heard = now
         peer.requests[request.id] = None
-        peer.window.sent(request.size)
+        peer.window.sent(request.size, now)
         self._in_flight += request.size
         for piece in chosen:
             task = self._task(piece)

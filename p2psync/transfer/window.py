@@ -1,7 +1,8 @@
 """How many bytes may be under way from one peer: twice its bandwidth-delay product, so that the link never runs dry.
 
 Bandwidth is what arrived lately, delay the least time a request took to its first byte. While the window limits the
-rate, twice the product is twice the window, so it doubles each round trip until the link does.
+rate, twice the product is twice the window, so it doubles each round trip until the link does. Reading, verifying and
+storing take time as well, where a line has next to no delay most of it.
 """
 
 from __future__ import annotations
@@ -12,6 +13,10 @@ from p2psync.transfer.rates import RateMeter
 MIN_WINDOW = 256 * 1024
 MAX_WINDOW = 16 * 1024 * 1024
 """16 MiB keep 1 Gbit/s busy over 130 ms."""
+LEAST_DELAY = 0.05
+"""Seconds that are reckoned with where the delay is less."""
+IDLE = 1.0
+"""Seconds without a request after which bandwidth is measured anew: what was not asked for says nothing about it."""
 PIPELINE = 2
 """Requests that are always allowed, so that the peer reads the next one from its disk while it sends."""
 
@@ -27,11 +32,12 @@ class Window:
         self.requests = 0
         self._cap = cap
         self._meter = RateMeter(now)
+        self._heard = now
         self._delay: float | None = None
 
     def limit(self, now: float) -> int:
         """Bytes that may be in flight."""
-        product = self._meter.rate(now) * self._delay if self._delay is not None else 0.0
+        product = self._meter.rate(now) * max(self._delay, LEAST_DELAY) if self._delay is not None else 0.0
         return int(min(max(2 * product, MIN_WINDOW), self._cap))
 
     def admits(self, size: int, now: float) -> bool:
@@ -40,9 +46,11 @@ class Window:
             return False
         return self.requests < PIPELINE or self.in_flight + size <= self.limit(now)
 
-    def sent(self, size: int) -> None:
+    def sent(self, size: int, now: float) -> None:
         """A request for `size` bytes was sent."""
         assert size <= MAX_REQUEST_BYTES
+        if not self.requests and now - self._heard > IDLE:
+            self._meter = RateMeter(now)
         self.in_flight += size
         self.requests += 1
 
@@ -53,6 +61,7 @@ class Window:
     def arrived(self, amount: int, now: float) -> None:
         """`amount` bytes of content came."""
         self._meter.add(amount, now)
+        self._heard = now
 
     def finished(self, size: int) -> None:
         """A request for `size` bytes is over, one way or another."""

@@ -9,10 +9,12 @@ import pytest
 import trio
 from trio.testing import memory_stream_pair
 
-from p2psync.crypto.handshake import SecureHandshake
+from p2psync.crypto.handshake import Established, SecureHandshake
 from p2psync.crypto.identity import DeviceKeys
+from p2psync.crypto.transport import OVERHEAD
 from p2psync.errors import AuthenticationError, ConnectionLost
-from p2psync.net.channel import BULK_QUEUE_BYTES, SecureChannel, handshake
+from p2psync.net.channel import BULK_QUEUE_BYTES, LEAST_PAYLOAD, SecureChannel, handshake
+from p2psync.protocol.limits import MAX_BULK_PAYLOAD
 
 KEYS = [DeviceKeys(bytes([n]) * 64) for n in (1, 2, 3)]
 
@@ -30,7 +32,7 @@ class MemoryStream:
     async def send_all(self, data: bytes | memoryview) -> None:
         await self._stream.send_all(bytes(data))
 
-    async def receive_into(self, buffer: memoryview) -> int:
+    async def receive_into(self, buffer: memoryview, at_least: int = 1) -> int:
         data = await self._stream.receive_some(len(buffer))
         buffer[: len(data)] = data
         return len(data)
@@ -139,3 +141,60 @@ async def test_a_device_that_is_not_the_expected_one_is_refused() -> None:
         nursery.start_soon(initiate)
         nursery.start_soon(respond)
     assert len(refused) == 1
+
+
+class Line:
+    """A stream that takes bytes at a rate of its own, and tells how many at once it was given."""
+
+    remote = "line:1"
+
+    def __init__(self, bytes_per_s: float) -> None:
+        self.bytes_per_s = bytes_per_s
+        self.given: list[int] = []
+
+    async def send_all(self, data: bytes | memoryview) -> None:
+        self.given.append(len(data))
+        await trio.sleep(len(data) / self.bytes_per_s)
+
+    async def receive_into(self, buffer: memoryview, at_least: int = 1) -> int:
+        return 0
+
+    async def aclose(self) -> None:
+        pass
+
+
+@pytest.mark.parametrize(
+    ("bytes_per_s", "payload"),
+    [(1e4, LEAST_PAYLOAD), (12.5e6, 128 * 1024), (118e6, MAX_BULK_PAYLOAD), (1e10, MAX_BULK_PAYLOAD)],
+)
+async def test_bulk_frames_are_as_long_as_the_line_is_fast(
+    autojump_clock: trio.abc.Clock, bytes_per_s: float, payload: int
+) -> None:
+    line = Line(bytes_per_s)
+    channel = SecureChannel(line, Established(KEYS[0].card, b"", bytes(32), bytes(32), bytes(32), True), b"")
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(channel.pump)
+        for _ in range(20):
+            await channel.send([bytes(channel.bulk_payload)], bulk=True)
+            await channel.send([b"short"], bulk=True)
+        await channel.drain()
+    assert channel.bulk_payload == payload
+    assert max(line.given) <= MAX_BULK_PAYLOAD + OVERHEAD
+
+
+async def test_a_long_frame_is_waited_for_and_nothing_behind_it_taken_along() -> None:
+    asked: list[tuple[int, int]] = []
+
+    class Watched(MemoryStream):
+        async def receive_into(self, buffer: memoryview, at_least: int = 1) -> int:
+            asked.append((len(buffer), at_least))
+            return await super().receive_into(buffer, at_least)
+
+    async with channels() as (a, b):
+        b._stream = Watched(b._stream._stream)  # type: ignore[attr-defined]
+        for size in (300_000, 300_001, 5):
+            await a.send([bytes(size)], bulk=True)
+        for size in (300_000, 300_001, 5):
+            assert len(await b.receive()) == size
+    assert all(1 <= at_least <= room for room, at_least in asked)
+    assert max(at_least for _, at_least in asked) > 200_000

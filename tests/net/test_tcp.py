@@ -12,7 +12,7 @@ from trio import socket
 
 from p2psync.errors import InputError
 from p2psync.net import tcp
-from p2psync.net.tcp import TcpListener, TcpNetwork, TcpStream
+from p2psync.net.tcp import WORTH_WAITING, TcpListener, TcpNetwork, TcpStream
 from p2psync.ports import ByteStream, StreamListener
 
 
@@ -154,7 +154,45 @@ async def test_dial_errors_keep_their_class_and_name_the_address() -> None:
             await network.dial(bad)
 
 
-async def test_closing_wakes_waiters_with_closed() -> None:
+async def test_who_waits_for_much_is_woken_when_it_is_there() -> None:
+    listener, near, far = await connected()
+    data, buffer = os.urandom(3 * WORTH_WAITING), memoryview(bytearray(4 * WORTH_WAITING))
+    counts: list[int] = []
+
+    async def receive() -> None:
+        counts.append(await far.receive_into(buffer, 2 * WORTH_WAITING))
+
+    with trio.fail_after(5):
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(receive)
+            await near.send_all(data[:1000])
+            await trio.testing.wait_all_tasks_blocked(0.05)
+            assert not counts
+            await near.send_all(data[1000:])
+        assert counts[0] >= 2 * WORTH_WAITING
+        while sum(counts) < len(data):
+            counts.append(await far.receive_into(buffer[sum(counts) :]))
+        assert buffer[: len(data)] == data
+        await near.send_all(b"the end")
+        await near.aclose()
+        assert await far.receive_into(buffer, WORTH_WAITING) == 7
+        assert await far.receive_into(buffer, WORTH_WAITING) == 0
+    await close(listener, far)
+
+
+async def test_what_never_fits_into_the_kernel_is_not_waited_for() -> None:
+    listener, near, far = await connected()
+    buffer = memoryview(bytearray(1 << 28))
+    with trio.fail_after(10):
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(near.send_all, bytes(1 << 26))
+            assert await far.receive_into(buffer, 1 << 28) > 0
+            nursery.cancel_scope.cancel()
+    await close(listener, near, far)
+
+
+@pytest.mark.parametrize("at_least", [1, WORTH_WAITING])
+async def test_closing_wakes_waiters_with_closed(at_least: int) -> None:
     listener, near, far = await connected()
 
     async def expect_closed(wait: object) -> None:
@@ -164,10 +202,11 @@ async def test_closing_wakes_waiters_with_closed() -> None:
     with trio.fail_after(5):
         async with trio.open_nursery() as nursery:
             nursery.start_soon(expect_closed, listener.accept())
-            nursery.start_soon(expect_closed, near.receive_into(memoryview(bytearray(9))))
+            nursery.start_soon(expect_closed, near.receive_into(memoryview(bytearray(at_least)), at_least))
             await trio.testing.wait_all_tasks_blocked()
             await close(listener, near)
-    for late in (listener.accept(), near.receive_into(memoryview(bytearray(9))), near.send_all(b"x")):
+    waiting = near.receive_into(memoryview(bytearray(at_least)), at_least)
+    for late in (listener.accept(), waiting, near.send_all(b"x")):
         await expect_closed(late)
     await close(far, near)
 

@@ -18,7 +18,7 @@ items = st.lists(
 
 
 def frames(request: int, reply: list[Item], payload: int = BULK_PAYLOAD) -> list[bytes]:
-    return [b"".join(parts) for parts in reply_frames(request, reply, payload)]
+    return [b"".join(parts) for parts in reply_frames(request, reply, lambda: payload)]
 
 
 @given(items, st.integers(1, 60), st.booleans())

@@ -370,7 +370,7 @@ def test_window_always_admits_two_requests() -> None:
     window = Window(0.0)
     for _ in range(PIPELINE):
         assert window.admits(MAX_REQUEST_BYTES, 0.0)
-        window.sent(MAX_REQUEST_BYTES)
+        window.sent(MAX_REQUEST_BYTES, 0.0)
     assert not window.admits(1, 0.0)
     window.finished(MAX_REQUEST_BYTES)
     assert window.admits(MAX_REQUEST_BYTES, 0.0)

@@ -35,7 +35,7 @@ class Bytes:
         self._size = size
         self.sent = bytearray()
 
-    async def receive_into(self, buffer: memoryview) -> int:
+    async def receive_into(self, buffer: memoryview, at_least: int = 1) -> int:
         piece = self._data[: min(self._size, len(buffer))]
         self._data = self._data[len(piece) :]
         buffer[: len(piece)] = piece

@@ -208,7 +208,9 @@ def _reply_seeds() -> list[bytes]:
     items: list[Item] = [b"one", Absent.GONE, b"t" * 100, Absent.LATER]
     asked = [3, 50, 100, 7]
     return [
-        msgspec.msgpack.encode((asked, manifests, [b"".join(parts) for parts in reply_frames(9, items, payload)]))
+        msgspec.msgpack.encode(
+            (asked, manifests, [b"".join(parts) for parts in reply_frames(9, items, lambda size=payload: size)])
+        )
         for payload in (BULK_PAYLOAD, 20, 64)
         for manifests in (False, True)
     ] + [bytes((KIND_BULK,)) + bytes(14)]

@@ -42,7 +42,7 @@ class MemoryStream:
         await trio.sleep(len(data) / SLOW)
         await self._pipe.send_all(data)
 
-    async def receive_into(self, buffer: memoryview) -> int:
+    async def receive_into(self, buffer: memoryview, at_least: int = 1) -> int:
         data = await self._pipe.receive_some(len(buffer))
         buffer[: len(data)] = data
         return len(data)
