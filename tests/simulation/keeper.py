@@ -194,9 +194,13 @@ async def _keep_members(host: "Host") -> None:
             await node.folder_unshare(LABEL, id_of(other))
             story.oracle.mute(other, story.elsewhere(other))
         else:
-            if wanted != "viewer":
+            # Another device of the account may have let in as an editor whom it did not know to be a viewer.
+            is_editor = role is not None and role != "viewer"
+            if wanted != "viewer" or is_editor:
                 story.oracle.unmute(other)
             await node.folder_share(LABEL, id_of(other), wanted)
+            if wanted == "viewer" and is_editor:
+                story.oracle.mute(other, story.elsewhere(other))
         story.note(host.device.name, "keeper members", device=other, role=wanted)
 
 
