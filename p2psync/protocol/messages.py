@@ -252,13 +252,11 @@ class Rescan(Struct, frozen=True, array_like=True, tag=25):
 
 
 class RescanDone(Struct, frozen=True, array_like=True, tag=26):
-    """The scan asked for is done; where the folder stands after it."""
+    """The scan asked for is done and what it found announced before; generation 0: the disk cannot be scanned now."""
 
     request: U63
     folder: Folder
     generation: U63
-    root: Digest
-    need_files: U63
 
 
 # ── content ─────────────────────────────────────────────────────────────────────────────────────────────────────────

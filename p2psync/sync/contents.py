@@ -7,7 +7,7 @@ restart.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from functools import partial
 
@@ -20,10 +20,11 @@ from p2psync.model.manifest import MAX_MANIFEST, Manifest, content_root, decode_
 from p2psync.model.paths import PathKey
 from p2psync.model.records import FileRecord
 from p2psync.protocol.bulk import Absent
+from p2psync.protocol.limits import MAX_REQUEST_BYTES, MAX_REQUEST_CHUNKS
+from p2psync.reconcile.denials import Denials
 from p2psync.reconcile.guards import room_for
 from p2psync.sync.context import FolderContext
 from p2psync.sync.deltas import Base, fetch, find_base
-from p2psync.sync.denials import Denials
 from p2psync.sync.link import Link
 from p2psync.sync.local_chunks import copy_chunks, find_chunk, located
 from p2psync.sync.pulse import Pulse
@@ -77,14 +78,14 @@ class ContentJobs:
         self._changed = Pulse()
         self._stages: dict[Stage, Mapping[bytes, Sequence[int]]] = {}
         """What is being assembled, and where in it each chunk belongs."""
-        self.denials = Denials()
+        self.denials = Denials[Piece]()
 
     # ── peers ───────────────────────────────────────────────────────────────────────────────────────────────────────
     def attach(self, link: Link) -> None:
         """A peer can be asked from now on."""
         self._links[link.device] = link
         self._swarm.add_peer(link.device, Window(trio.current_time()))
-        self.denials.forget_answers(link.device)
+        self.denials.connected(link.device)
         self._changed.fire()
 
     def detach(self, link: Link) -> None:
@@ -96,8 +97,8 @@ class ContentJobs:
 
     def possesses(self, device: bytes, roots: Sequence[bytes]) -> None:
         """A peer says that it holds these contents, or some that are not named."""
-        self.denials.forget_answers(device)
         for root in roots:
+            self.denials.holds(device, root)
             if self._swarm.wanted(root):
                 self._swarm.set_holds(device, root, True)
         self._changed.fire()
@@ -383,9 +384,27 @@ class ContentJobs:
             content = root.removesuffix(_OF_MANIFEST) if len(root) > DIGEST_SIZE else root
             if self._swarm.wants(want):
                 if self._links:
-                    self.denials.deny(content, (piece.hash for piece in self._sinks[want]))
+                    self.denials.deny(content, self._sinks[want])
             elif root == content:
                 self.denials.obtained(content)
+
+    async def lacks(self, device: bytes, pieces: Sequence[Piece]) -> set[Piece]:
+        """Ask a device once more for each of these pieces; those of which it says that it has not got them.
+
+        ConnectionLost and ProtocolError as of its link; the caller sets the time limit.
+        """
+        gone: set[Piece] = set()
+        if (link := self._links.get(device)) is None:
+            raise ConnectionLost("the device is not connected")
+        for group in _requests(pieces):
+            asked = [(piece.hash, piece.length) for piece in group]
+            items = await link.fetch(self._context.folder, asked, manifests=group[0].manifest)
+            for piece, item in zip(group, items, strict=True):
+                if not isinstance(item, Absent):
+                    self.denials.answered(piece, device, gone=False)
+                elif item is Absent.GONE:
+                    gone.add(piece)
+        return gone
 
     async def _ask(self, request: Request[bytes]) -> None:
         """Send one request and store what comes."""
@@ -445,13 +464,27 @@ class ContentJobs:
             self._arrived.fire()
         for piece, item, verdict, done in zip(request.pieces, items, verdicts, stored, strict=True):
             if verdict in {None, Refusal.GONE}:
-                self.denials.answered(piece.hash, request.peer, gone=verdict is not None)
+                self.denials.answered(piece, request.peer, gone=verdict is not None)
             if verdict is not None:
                 _log.debug("no content", code=verdict.name, folder=self._context.name, device=request.peer.hex()[:8])
                 self._swarm.refused(request.id, piece, verdict, trio.current_time())
             elif self._swarm.delivered(request.id, piece, done) and not isinstance(item, Absent):
                 progress.completed(len(item), trio.current_time())
                 self._arrived.fire()
+
+
+def _requests(pieces: Iterable[Piece]) -> Iterator[list[Piece]]:
+    """Pieces that may be asked for together."""
+    group: list[Piece] = []
+    for piece in sorted(pieces, key=lambda piece: piece.manifest):
+        size = sum(other.length for other in group) + piece.length
+        same = not group or group[0].manifest == piece.manifest
+        if group and (not same or len(group) == MAX_REQUEST_CHUNKS or size > MAX_REQUEST_BYTES):
+            yield group
+            group = []
+        group.append(piece)
+    if group:
+        yield group
 
 
 def _stage_name(record: FileRecord) -> bytes:

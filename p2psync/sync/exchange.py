@@ -53,6 +53,8 @@ class Standing:
     announce: m.FolderAnnounce | None = None
     scanned: int = 0
     """Highest of our rescan requests that it has answered."""
+    looked: int = 0
+    """Highest of those for which it did scan; what it found was announced before."""
     heard: float = -math.inf
     """trio time of its last records, or of the last content that it came to hold."""
 
@@ -91,8 +93,9 @@ class Exchange:
         """Grants that were sent to the peer."""
         self.since = trio.current_time()
         self.theirs = Standing()
+        self.over = False
         self.changed = Pulse()
-        """Fires when the peer's standing changes."""
+        """Fires when the peer's standing changes, and when the exchange is over."""
         self._inbox_in, self._inbox = trio.open_memory_channel[m.Message](16)
         self._queries_in, self._queries = trio.open_memory_channel[m.Message](MAX_QUERIES)
         self._answers: dict[int, trio.MemorySendChannel[m.MerkleAnswer]] = {}
@@ -102,6 +105,9 @@ class Exchange:
         self._links_known: tuple[bytes, ...] | None = None
         """Heads of the membership links that the peer has, as far as we know."""
         self._rescans = 0
+        self._told: m.FolderAnnounce | None = None
+        """What we announced last."""
+        self._telling = trio.Lock()
         self._announce_again = False
         self._patience = REPAIR_FIRST
         """How long records may rest before it is asked whether they differ; for ever once they do not."""
@@ -135,19 +141,23 @@ class Exchange:
 
         An exception group of ConnectionLost when the peer goes, ProtocolError or InputError when it breaks the rules.
         """
-        async with trio.open_nursery() as nursery:
-            nursery.start_soon(self._receive)
-            nursery.start_soon(self._answer_queries)
-            nursery.start_soon(self._announce_changes)
-            nursery.start_soon(self._send)
-            nursery.start_soon(self._tell_heads, self._link)
+        try:
+            async with trio.open_nursery() as nursery:
+                nursery.start_soon(self._receive)
+                nursery.start_soon(self._answer_queries)
+                nursery.start_soon(self._announce_changes)
+                nursery.start_soon(self._send)
+                nursery.start_soon(self._tell_heads, self._link)
+        finally:
+            self.over = True
+            self.changed.fire()
 
     async def part(self) -> None:
         """Let a member that has been removed know, as the last thing it hears of this folder."""
         await self._update_links()
 
     async def ask_rescan(self) -> int:
-        """Have the peer scan its disk; compare the result with `theirs.scanned`."""
+        """Have the peer scan its disk; compare the result with `theirs.scanned`, or `theirs.looked`."""
         self._rescans += 1
         await self._link.send(m.Rescan(self._rescans, self._context.folder))
         return self._rescans
@@ -168,8 +178,9 @@ class Exchange:
                     await self._keys.take(grants)
                 case m.MailboxHeads() if self.peer_reads:
                     self._hear_heads(message)
-                case m.RescanDone(request=request):
+                case m.RescanDone(request=request, generation=generation):
                     self.theirs.scanned = max(self.theirs.scanned, request)
+                    self.theirs.looked = self.theirs.scanned if generation else self.theirs.looked
                     self.changed.fire()
                 case _:
                     pass
@@ -255,8 +266,8 @@ class Exchange:
                     await self._send_links(context.membership.links_after(heads))
                 case m.Rescan(request=request):
                     generation = await self._rescan()
-                    mine = self._announce(b"", 0)
-                    await self._link.send(m.RescanDone(request, folder, generation, mine.root, mine.need_files))
+                    await self._tell()
+                    await self._link.send(m.RescanDone(request, folder, generation))
                 case _ if not self.peer_reads:
                     continue
                 case m.MerkleQuery(request=request, nodes=nodes):
@@ -293,26 +304,30 @@ class Exchange:
 
     # ── announcing ──────────────────────────────────────────────────────────────────────────────────────────────────
     async def _announce_changes(self) -> None:
-        context, peer = self._context, self._link.device
-        last: m.FolderAnnounce | None = None
         while True:
-            seen = context.state_changed.count
+            seen = self._context.state_changed.count
+            await self._tell()
+            await trio.sleep(ANNOUNCE_DELAY)
+            await self._context.state_changed.wait_beyond(seen)
+
+    async def _tell(self) -> None:
+        """Say where we stand, unless that has been said."""
+        context, peer = self._context, self._link.device
+
+        def cursor() -> tuple[bytes, int]:
+            with context.index.read() as reader:
+                known = reader.cursor(peer)
+                return (known.index_id, known.sequence) if known is not None else (b"", 0)
+
+        async with self._telling:
             again, self._announce_again = self._announce_again, False
-
-            def cursor() -> tuple[bytes, int]:
-                with context.index.read() as reader:
-                    known = reader.cursor(peer)
-                    return (known.index_id, known.sequence) if known is not None else (b"", 0)
-
             # Links go first, so that the peer never meets a record whose author it cannot know.
             await self._update_links()
             await self._send_grants()
             current = self._announce(*(await context.world.offload.run(cursor)))
-            if current != last or again:
-                await self._link.send(msgspec.structs.replace(current, fresh=last is None))
-                last = current
-            await trio.sleep(ANNOUNCE_DELAY)
-            await context.state_changed.wait_beyond(seen)
+            if current != self._told or again:
+                fresh, self._told = self._told is None, current
+                await self._link.send(msgspec.structs.replace(current, fresh=fresh))
 
     async def _update_links(self) -> None:
         membership = self._context.membership

@@ -475,9 +475,9 @@ class Folder:
         return m.FolderOffer(self.id, membership.label, role, len(links), links[:MAX_LINKS_PER_MESSAGE])
 
     async def rescan(self) -> int:
-        """Scan now; the generation of that scan. Returns at once when the folder cannot be scanned."""
+        """Scan now; the generation of that scan, or 0, at once, when the folder cannot be scanned."""
         if self.paused or self._fatal:
-            return self.observer.generation
+            return 0
         asked = self.observer.ask_scan()
         await self.observer.wait_scanned(asked)
         return asked

@@ -2,14 +2,15 @@
 
 A file is announced, and before anyone has fetched it its author loses index or disk and its user deletes it: the record
 stands, and all who know it wait for ever. Status names such a file as soon as nobody who is connected has it. It is
-given up by itself only when every member is connected, has the same records, misses content too and has said more than
-once that it has not got this one, for minutes and again after a fresh scan. A person may do so earlier, but not while
-the author is away: it may well come back with the file.
+given up by itself once every member is connected and has said more than once that it has not got it, for minutes, and
+then says so again: after a fresh scan, with the records that we have, missing content too. What a member said counts
+until that member was away or came to hold the content; what goes on elsewhere in the folder does not matter. A person
+may give up earlier, but not while the author is away: it may well come back with the file.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 import structlog
@@ -24,6 +25,7 @@ from p2psync.model.records import FileRecord, winner
 from p2psync.ports import Kind
 from p2psync.protocol.messages import FolderAnnounce, FolderState
 from p2psync.reconcile import plan
+from p2psync.reconcile.denials import CERTAIN
 from p2psync.reconcile.lost import giving_up
 from p2psync.sync.contents import ContentJobs
 from p2psync.sync.context import FolderContext
@@ -31,6 +33,7 @@ from p2psync.sync.exchange import Exchange
 from p2psync.sync.observer import Observer
 from p2psync.sync.performer import plan_now
 from p2psync.sync.publish import publish
+from p2psync.transfer.pieces import Piece
 
 INTERVAL = 10.0
 PAUSE = 1.0
@@ -42,6 +45,9 @@ KEEPER_DELAY = 300.0
 AUTHOR_DELAY = 600.0
 """Seconds after which the author gives up a file, unless somebody was left with an older version of it."""
 RESCAN_TIME = 120.0
+"""Seconds that a person waits for every disk to be scanned."""
+GIVING_UP_TIME = 3600.0
+"""Seconds after which giving up is put off, because somebody has not scanned and answered."""
 PAGE = 1000
 UNAVAILABLE = "unavailable"
 
@@ -54,8 +60,10 @@ class Lost:
 
     path: RelPath
     record: FileRecord
+    gone: Piece | None
+    """A piece that every connected member has said more than once it has not got."""
     nowhere: bool
-    """Whether every connected member has said so more than once, of one and the same piece."""
+    """Whether there is such a piece, or nobody to ask."""
     older: bool
     """Whether an older version of the file is on this disk."""
 
@@ -88,34 +96,45 @@ class LostContents:
         self._contents = contents
         self._exchanges = exchanges
         self._since: dict[FileRecord, float] = {}
+        """Since when every member has lacked it."""
+        self._letting_go = False
 
     async def run(self) -> None:
         """Name what is lost, and give it up in the end. Never returns."""
         context = self._context
-        while True:
-            seen = context.records_changed.count
-            found = await self._find()
-            self._show(found)
-            await self._let_go(found)
-            await trio.sleep(INTERVAL if found else PAUSE)
-            if not found:
-                await context.records_changed.wait_beyond(seen)
+        self._letting_go = False
+        async with trio.open_nursery() as nursery:
+            while True:
+                seen = context.records_changed.count
+                found = await self._find()
+                self._show(found)
+                if (due := self._due(found)) and not self._letting_go:
+                    self._letting_go = True
+                    nursery.start_soon(self._let_go, due)
+                await trio.sleep(INTERVAL if found else PAUSE)
+                if not found:
+                    await context.records_changed.wait_beyond(seen)
 
     async def hopeless(self) -> list[Lost]:
         """What a person may give up: nobody who is connected has it, and its author is among them or no member."""
         found = await self._find()
         return [lost for lost in found if lost.nowhere and self.agreed() and self._author_is_heard(lost)]
 
-    async def give_up(self, chosen: Sequence[Lost]) -> list[RelPath]:
-        """Publish what is left of these files, if everyone connected still lacks them after a fresh scan; their paths.
+    async def give_up(self, chosen: Sequence[Lost], *, everyone: bool = False) -> list[RelPath]:
+        """Publish what is left of these files, if all who are connected lack them after a fresh scan too; their paths.
 
-        A device that may not write gives up nothing.
+        With `everyone` only while no member is away. A device that may not write gives up nothing.
         """
         context = self._context
-        if not chosen or not context.may_write() or not await self._scanned_again():
+        if not chosen or not context.may_write():
             return []
-        wanted = {lost.record for lost in chosen}
-        still = [lost for lost in await self.hopeless() if lost.record in wanted]
+        asked = dict(self._exchanges)
+        with trio.move_on_after(GIVING_UP_TIME if everyone else RESCAN_TIME) as limit:
+            denied = await self._denied_anew(chosen, asked)
+        if limit.cancelled_caught or (everyone and not self._everyone()) or asked != self._exchanges:
+            return []
+        found = await self._find()
+        still = [lost for lost in found if lost.record in denied and lost.nowhere and self._author_is_heard(lost)]
 
         def work(writer: Writer) -> list[RelPath]:
             records, entries = [], []
@@ -174,8 +193,10 @@ class LostContents:
                     record = step.record
                     if entry is not None and (entry.rot or entry.diverged):
                         continue
-                    nowhere = self._alone or self._contents.denials.nowhere(record.content, list(self._exchanges))
-                    found.append(Lost(path, record, nowhere, entry is not None and entry.kind is Kind.FILE))
+                    asked = list(self._exchanges)
+                    gone = self._contents.denials.gone(record.content, asked) if asked else None
+                    older = entry is not None and entry.kind is Kind.FILE
+                    found.append(Lost(path, record, gone, gone is not None or self._alone, older))
         return found
 
     def _show(self, found: Sequence[Lost]) -> None:
@@ -210,18 +231,25 @@ class LostContents:
         return device is None or device == self._context.device or device in self._exchanges
 
     # ── giving up ───────────────────────────────────────────────────────────────────────────────────────────────────
-    async def _let_go(self, found: Sequence[Lost]) -> None:
-        """Give up what every member has lacked for long enough."""
+    def _due(self, found: Sequence[Lost]) -> list[Lost]:
+        """What every member has lacked for long enough."""
         now = trio.current_time()
-        if not found:
-            self._since.clear()
-            return
-        everyone = all(device in self._exchanges for device in self._context.others()) and self.agreed()
-        lacked = [lost for lost in found if lost.nowhere and everyone]
+        lacked = [lost for lost in found if lost.nowhere and self._everyone()]
         self._since = {lost.record: self._since.get(lost.record, now) for lost in lacked}
-        due = [lost for lost in lacked if now >= self._since[lost.record] + self._delay(lost)]
-        if due:
-            await self.give_up(due)
+        return [lost for lost in lacked if now >= self._since[lost.record] + self._delay(lost)]
+
+    async def _let_go(self, due: Sequence[Lost]) -> None:
+        """Give these up if everybody still lacks them; what remains is due again after as long."""
+        try:
+            await self.give_up(due, everyone=True)
+        finally:
+            self._letting_go = False
+            for lost in due:
+                self._since.pop(lost.record, None)
+
+    def _everyone(self) -> bool:
+        """Whether no member is away."""
+        return all(device in self._exchanges for device in self._context.others())
 
     def _delay(self, lost: Lost) -> float:
         """Who has an older version comes first, then the author; where that is no member, the first who may write."""
@@ -236,40 +264,80 @@ class LostContents:
 
     def agreed(self) -> bool:
         """Whether all who are connected know what we know, and may miss content as well."""
+        agrees = self._agreeing()
+        return (bool(self._exchanges) or self._alone) and all(map(agrees, self._exchanges.items()))
+
+    def _agreeing(self) -> Callable[[tuple[DeviceId, Exchange]], bool]:
+        """Tells of a connected member whether it knows what we know now, and may miss content as well."""
         with self._context.index.read() as reader:
             root = reader.root()
         membership = self._context.membership
         heads = set(membership.heads)
-        return (bool(self._exchanges) or self._alone) and all(
-            (a := exchange.theirs.announce) is not None
-            and a.root == root
-            and set(a.heads) == heads
-            and may_lack(membership, device, a)
-            and a.activity in {FolderState.IDLE, FolderState.SYNCING}
-            for device, exchange in self._exchanges.items()
-        )
+
+        def agrees(member: tuple[DeviceId, Exchange]) -> bool:
+            device, announce = member[0], member[1].theirs.announce
+            return (
+                announce is not None
+                and announce.root == root
+                and set(announce.heads) == heads
+                and may_lack(membership, device, announce)
+                and announce.activity in {FolderState.IDLE, FolderState.SYNCING}
+            )
+
+        return agrees
 
     async def all_looked_again(self) -> bool:
         """Have every disk looked at anew, ours too; False when somebody has not done so in time."""
         with trio.move_on_after(RESCAN_TIME):
-            try:
-                asked = [(exchange, await exchange.ask_rescan()) for exchange in self._exchanges.values()]
-            except (ConnectionLost, ProtocolError):
-                return False
-            await self._observer.wait_scanned(self._observer.ask_scan())
-            for exchange, number in asked:
-                while exchange.theirs.scanned < number:
-                    await exchange.changed.wait_beyond(exchange.changed.count)
-            return True
+            return await self._look_again(dict(self._exchanges))
         return False
 
-    async def _scanned_again(self) -> bool:
-        """As `all_looked_again`, and everybody still stands where we do."""
-        with trio.move_on_after(RESCAN_TIME):
-            if not await self.all_looked_again():
+    async def _look_again(self, asked: Mapping[DeviceId, Exchange]) -> bool:
+        """As `all_looked_again`, of these members and for as long as it takes; False when one cannot, or goes."""
+        try:
+            numbers = [(exchange, await exchange.ask_rescan()) for exchange in asked.values()]
+        except (ConnectionLost, ProtocolError):
+            return False
+        await self._observer.wait_scanned(self._observer.ask_scan())
+        for exchange, number in numbers:
+            while exchange.theirs.scanned < number:
+                if exchange.over:
+                    return False
+                await exchange.changed.wait_beyond(exchange.changed.count)
+        return all(exchange.theirs.looked >= number for exchange, number in numbers)
+
+    async def _denied_anew(self, chosen: Sequence[Lost], asked: Mapping[DeviceId, Exchange]) -> set[FileRecord]:
+        """Of these files those that all whom we ask lack after a fresh scan.
+
+        Each must have agreed with us at some moment after its scan: not all of them at one, or in a busy folder that
+        would be a matter of luck. All are asked before any is asked again, so there is a moment between at which nobody
+        had what all deny twice; who fetched it from one of them meanwhile would not deny it.
+        """
+        if not (await self._all_agree(asked) and await self._look_again(asked) and await self._all_agree(asked)):
+            return set()
+        pieces = list(dict.fromkeys(lost.gone for lost in chosen if lost.gone is not None))
+        gone = set(pieces)
+
+        async def ask(device: DeviceId) -> None:
+            gone.intersection_update(await self._contents.lacks(device, pieces))
+
+        try:
+            for _ in range(CERTAIN):
+                async with trio.open_nursery() as nursery:
+                    for device in asked:
+                        nursery.start_soon(ask, device)
+        except* (ConnectionLost, ProtocolError):
+            gone.clear()
+        return {lost.record for lost in chosen if lost.gone in gone or (lost.gone is None and not asked)}
+
+    async def _all_agree(self, asked: Mapping[DeviceId, Exchange]) -> bool:
+        """Wait until each of these has agreed with us; False when one goes."""
+        state_changed, waiting = self._context.state_changed, dict(asked)
+        while waiting:
+            seen, agrees = state_changed.count, self._agreeing()
+            waiting = {device: exchange for device, exchange in waiting.items() if not agrees((device, exchange))}
+            if any(exchange.over for exchange in waiting.values()):
                 return False
-            # How they stand now they say a little later.
-            while not self.agreed():
-                await self._context.state_changed.wait_beyond(self._context.state_changed.count)
-            return True
-        return False
+            if waiting:
+                await state_changed.wait_beyond(seen)
+        return True

@@ -61,7 +61,7 @@ EXAMPLES: list[Message] = [
     MerkleQuery(1, F, [b"node"]),
     MerkleAnswer(1, F, H, [b"node"]),
     Rescan(1, F),
-    RescanDone(1, F, 2, H, 0),
+    RescanDone(1, F, 2),
     ChunkRequest(1, F, H * 2, [1, 2], True),
     ChunkCancel(1),
     PairHello(7, "name"),

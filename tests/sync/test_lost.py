@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import itertools
 import math
+from collections.abc import Mapping
 
 import pytest
 import trio
@@ -10,12 +12,14 @@ import trio
 from p2psync.membership.fold import make_link
 from p2psync.membership.links import Role, SetRole
 from p2psync.model.hashing import digest
+from p2psync.model.ids import DeviceId
 from p2psync.model.manifest import MAX_CHUNK
 from p2psync.model.paths import RelPath, path_key
 from p2psync.model.records import winner
 from p2psync.node.views import Problem
 from p2psync.protocol.bulk import Absent
 from p2psync.protocol.messages import ChunkRequest
+from p2psync.sync import exchange
 from p2psync.sync.lost import Lost
 from p2psync.sync.serving import Server
 from p2psync.testing.inodes import File
@@ -89,8 +93,12 @@ async def test_a_file_that_nobody_has_is_given_up_once_every_member_says_so(long
         assert contents(story, "one") == contents(story, "two") == {}
 
 
+@pytest.mark.parametrize("announce_delay", [0.01, 0.05, 0.2, 1.0])
 @simulated
-async def test_nothing_is_given_up_while_a_member_is_away() -> None:
+async def test_nothing_is_given_up_while_a_member_is_away(
+    announce_delay: float, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(exchange, "ANNOUNCE_DELAY", announce_delay)
     async with told() as story:
         await lose(story, "three")
         await story.stop("three")
@@ -99,8 +107,48 @@ async def test_nothing_is_given_up_while_a_member_is_away() -> None:
         assert named(story, "two") is not None
         assert not deleted(story, "two")
         await story.again("three")
-        # All must lack it at one moment, and each asks at times of its own.
-        await story.until(lambda: deleted(story, "two"), timeout=6 * 3600)
+        await story.until(lambda: deleted(story, "two"), timeout=900)
+
+
+@simulated
+async def test_what_else_goes_on_does_not_put_it_off(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whenever it is looked at what is lost, there is news that the other device has not heard of."""
+    async with told() as story:
+        await lose(story)
+        await story.again("one")
+        await story.until(lambda: named(story, "two") is not None)
+        lost = story.folder("one").scrubber.lost
+        find, numbers = lost._find, itertools.count()
+
+        async def busy() -> list[Lost]:
+            story.user("one").write(RelPath(b"other"), b"%d" % next(numbers))
+            await story.nodes["one"].folder_scan(LABEL)
+            return await find()
+
+        monkeypatch.setattr(lost, "_find", busy)
+        await story.until(lambda: deleted(story, "two"), timeout=900)
+
+
+@simulated
+async def test_what_a_scan_brings_to_light_is_not_given_up(monkeypatch: pytest.MonkeyPatch) -> None:
+    async with told() as story:
+        await lose(story)
+        await story.again("one")
+        await story.until(lambda: named(story, "two") is not None)
+        lost = story.folder("two").scrubber.lost
+        with trio.fail_after(120):
+            while not (chosen := await lost.hopeless()):
+                await trio.sleep(1)
+        look_again = lost._look_again
+
+        async def put_back(asked: Mapping[DeviceId, exchange.Exchange]) -> bool:
+            story.user("one").write(FILE, LARGE)
+            return await look_again(asked)
+
+        monkeypatch.setattr(lost, "_look_again", put_back)
+        assert await lost.give_up(chosen) == []
+        await story.settle("two")
+        assert contents(story, "one") == contents(story, "two") == {FILE: LARGE}
 
 
 @simulated
@@ -149,14 +197,14 @@ async def test_who_loses_the_right_while_everybody_is_asked_gives_up_nothing(mon
         device = two.context.device
         demotion = SetRole(device, Role.VIEWER, one.cut(device))
         link = make_link(one.context.keys, one.context.membership, demotion)
-        hopeless = lost.hopeless
+        find = lost._find
 
         async def overtaken() -> list[Lost]:
-            found = await hopeless()
+            found = await find()
             await two.absorb_links([link])
             return found
 
-        monkeypatch.setattr(lost, "hopeless", overtaken)
+        monkeypatch.setattr(lost, "_find", overtaken)
         assert await lost.give_up(chosen) == []
         assert two.role is Role.VIEWER
         assert not deleted(story, "two")

@@ -258,11 +258,18 @@ MUTANTS = (
         (
             edit(
                 "sync/lost.py",
-                "all(device in self._exchanges for device in self._context.others()) and self.agreed()\n",
-                "self.agreed()\n",
+                "        return all(device in self._exchanges for device in self._context.others())\n",
+                "        return True\n",
             ),
         ),
         (f"{LOST}::test_nothing_is_given_up_while_a_member_is_away",),
+    ),
+    Mutant(
+        "given-up-only-at-one-moment",
+        "Whether all agree is asked of the moment of a look: a scan anywhere, or a change, begins the wait anew, "
+        "and what nobody has is waited for as long as looks and changes happen to coincide.",
+        (edit("sync/lost.py", "if lost.nowhere and self._everyone()]", "if lost.nowhere and self.agreed()]"),),
+        (f"{LOST}::test_what_else_goes_on_does_not_put_it_off",),
     ),
     Mutant(
         "not-now-taken-for-never",
@@ -273,6 +280,7 @@ MUTANTS = (
                 "            if verdict in {None, Refusal.GONE}:\n",
                 "            if verdict in {None, Refusal.GONE, Refusal.LATER}:\n",
             ),
+            edit("sync/contents.py", "                elif item is Absent.GONE:\n", "                else:\n"),
         ),
         (f"{LOST}::test_who_cannot_answer_now_has_not_said_that_it_has_nothing",),
     ),

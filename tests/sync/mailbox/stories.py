@@ -55,7 +55,11 @@ class Post(Story):
             mailbox = self.mailbox(name)
             with folder.context.index.read() as reader:
                 sequence = reader.sequence()
-            return mailbox.reader.caught_up and mailbox.poster.settled >= sequence and not mailbox.journal.outbox
+            chains = mailbox.journal.chains
+            begun = chains.own in chains.tips  # with what it must leave before any change
+            return (
+                mailbox.reader.caught_up and begun and mailbox.poster.settled >= sequence and not mailbox.journal.outbox
+            )
 
         await self.until(quiet, timeout=600)
 
