@@ -59,20 +59,24 @@ class Derived(Reader):
     def __init__(self, txn: WriteTxn, is_conflict: Callable[[bytes], bool]) -> None:
         super().__init__(txn, is_conflict)
         self._works: dict[PathKey, Work] = {}
+        self._bare: set[PathKey] = set()
+        """Keys that had no records when they were first asked for."""
         self._changed: dict[PathKey, Work] = {}
         self._unsettled: dict[PathKey, RelPath] = {}
         self._entries: dict[RelPath, Synced | None] = {}
         self._references: dict[bytes, int] = {}
         self._objects: dict[bytes, bytes] = {}
         self._any_held = txn.count(tables.HELD) > 0
+        self._any_problem = txn.count(tables.PROBLEMS) > 0
 
     # ── touching ────────────────────────────────────────────────────────────────────────────────────────────────────
     def work(self, key: PathKey) -> Work | None:
         """The working state of a path with records; None when it has none."""
         work = self._works.get(key)
-        if work is None:
+        if work is None and key not in self._bare:
             row = super()._row(key)
             if row is None:
+                self._bare.add(key)
                 return None
             siblings = [
                 Sibling(stored_record(encoded), encoded, batch_id, record_id(encoded))
@@ -87,6 +91,7 @@ class Derived(Reader):
         work = self.work(key)
         if work is None:
             work = self._works[key] = Work(key, path, None, [], None)
+            self._bare.discard(key)
         return work
 
     def set_siblings(self, work: Work, siblings: list[Sibling], origin: bytes) -> None:
@@ -172,6 +177,11 @@ class Derived(Reader):
         if path not in self._entries:
             self._entries[path] = super().synced(path)
         return self._entries[path]
+
+    def siblings(self, key: PathKey) -> list[FileRecord]:
+        """See `Reader`. Decoded once for all that this transaction does with the path."""
+        work = self.work(key)
+        return work.records if work is not None else []
 
     def children(self, directory: RelPath) -> Iterator[Synced]:
         """See `Reader`; the directory may be changed while its children are walked."""

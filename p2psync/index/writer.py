@@ -256,11 +256,12 @@ class Writer(Derived):
     def note_problem(self, problem: Problem) -> None:
         """Show a problem that keeps no path out of the work; one per path and code."""
         noted = msgspec.structs.replace(problem, held=False)
+        self._any_problem = True
         self.txn.put(tables.PROBLEMS, problem_key(problem.path, problem.code), tables.encode(noted))
 
     def clear_problem(self, path: bytes, code: str) -> bool:
         """Forget a noted problem; False when there was none."""
-        return self.txn.delete(tables.PROBLEMS, problem_key(path, code))
+        return self._any_problem and self.txn.delete(tables.PROBLEMS, problem_key(path, code))
 
     # ── peers, membership, settings ─────────────────────────────────────────────────────────────────────────────────
     def set_cursor(self, device: bytes, index_id: bytes, sequence: int) -> None:

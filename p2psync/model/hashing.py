@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import hashlib
+import struct
 from enum import IntEnum
+from functools import cache
 from typing import Protocol
 
 from blake3 import blake3
@@ -42,10 +44,18 @@ def digest(algorithm: Algorithm, data: bytes | bytearray | memoryview) -> bytes:
 
 def labelled(label: bytes, *parts: bytes | bytearray | memoryview) -> bytes:
     """32-byte BLAKE3 of label and parts; lengths are framed, so no two different calls hash the same bytes."""
-    framed: list[bytes | bytearray | memoryview] = [len(label).to_bytes(1, "big"), label]
+    framed: list[bytes | bytearray | memoryview] = [_framed_label(label)]
     for part in parts:
-        framed += (len(part).to_bytes(8, "big"), part)
+        framed += (_frame(len(part)), part)
     return blake3(b"".join(framed)).digest()
+
+
+@cache
+def _framed_label(label: bytes) -> bytes:
+    return len(label).to_bytes(1, "big") + label
+
+
+_frame = struct.Struct(">Q").pack
 
 
 def keyed(key: bytes, label: bytes, *parts: bytes) -> bytes:

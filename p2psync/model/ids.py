@@ -85,6 +85,7 @@ def parse_device_id(text: str) -> DeviceId:
     return DeviceId(_decode32(digits, "device ID"))
 
 
+@lru_cache(maxsize=256)
 def short_id(device_id: bytes) -> str:
     """The first group of the text form: enough for a person to tell their own devices apart, never for a decision."""
     return format_device_id(device_id)[:_GROUP]

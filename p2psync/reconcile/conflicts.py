@@ -6,6 +6,7 @@ import base64
 import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 
 from p2psync.model.entries import Synced
 from p2psync.model.hashing import labelled
@@ -33,6 +34,7 @@ class ConflictName:
     date: str
 
 
+@lru_cache(maxsize=256)
 def short_id(replica: bytes) -> str:
     """The device's short form as people see it, from the part of its ID that a replica holds (8 bytes are enough)."""
     return base64.b32encode(replica[:5]).decode()[:_SHORT_ID]

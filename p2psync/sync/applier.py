@@ -364,7 +364,7 @@ class Applier:
                 self._interrupted = True
                 return False
             finally:
-                self._observer.echoes.end(outcome for _, outcome in outcomes)
+                self._observer.written(outcome for _, outcome in outcomes)
             changed = False
             for item, outcome in outcomes:
                 changed |= self._settle(item, outcome)

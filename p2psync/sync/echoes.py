@@ -21,28 +21,38 @@ class Echoes:
 
     def __init__(self) -> None:
         self._writing: set[bytes] = set()
+        self._heard: dict[bytes, None] = {}
+        """What was hinted at while it was being written to."""
         self._left: dict[bytes, ops.Done] = {}
 
     def begin(self, paths: Iterable[bytes]) -> None:
         """These paths are about to be written to, by one batch at a time."""
         self._writing.update(paths)
 
-    def end(self, outcomes: Iterable[ops.Outcome]) -> None:
-        """The batch is over, and recorded as far as it succeeded."""
+    @property
+    def waiting(self) -> bool:
+        """Whether hints wait for the end of a batch."""
+        return bool(self._heard)
+
+    def end(self, outcomes: Iterable[ops.Outcome]) -> list[bytes]:
+        """The batch is over, and recorded as far as it succeeded; the paths whose hints have waited for that."""
         for path in self._writing:
             self._left.pop(path, None)
         self._writing.clear()
         self._left |= {outcome.path: outcome for outcome in outcomes if isinstance(outcome, ops.Done)}
         while len(self._left) > MAX_KEPT:
             del self._left[next(iter(self._left))]
+        heard, self._heard = list(self._heard), {}
+        return heard
 
     def forget(self, path: bytes) -> None:
         """What was left there is not to be relied on."""
         self._left.pop(path, None)
 
-    def unfinished(self, paths: Sequence[bytes]) -> list[bytes]:
-        """Those that are being written to: what is there is not recorded yet."""
-        return [path for path in paths if path in self._writing]
+    def finished(self, paths: Sequence[bytes]) -> list[bytes]:
+        """All but those that are being written to: what is there is not recorded yet, and `end` returns them."""
+        self._heard.update((path, None) for path in paths if path in self._writing)
+        return [path for path in paths if path not in self._writing]
 
     def foreign(self, root: Root, paths: Sequence[bytes]) -> list[bytes]:
         """Those at which something else may stand than we left there. Blocks."""

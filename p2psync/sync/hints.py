@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+from collections.abc import Iterable
 from dataclasses import dataclass
 from math import inf
 
@@ -69,10 +70,11 @@ class HintInbox:
         else:
             self._notify()
 
-    def defer(self, path: bytes, delay: float) -> None:
-        """Look at `path` again in `delay` seconds unless a hint makes it due earlier. Only from the trio loop."""
+    def defer(self, paths: Iterable[bytes], delay: float) -> None:
+        """Look at these again in `delay` seconds unless a hint makes one due earlier. Only from the trio loop."""
         due = trio.current_time() + delay
-        self._due[path] = min(due, self._due.get(path, due))
+        for path in paths:
+            self._due[path] = min(due, self._due.get(path, due))
         self._notify()
 
     def interrupt(self) -> None:

@@ -7,7 +7,7 @@ because only then can a removal be told from a move and a mass removal be held b
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import cache
 from math import inf
@@ -44,6 +44,7 @@ from p2psync.sync.publish import carried, look_up_in, publish, resolution_in
 from p2psync.sync.pulse import Pulse
 from p2psync.sync.synced_tree import SyncedTree
 from p2psync.workspace import chunker
+from p2psync.workspace import operations as ops
 from p2psync.workspace.layout import batch
 from p2psync.workspace.scanner import MOVING, Batch, Finding, ScanProblem, Why, examine, scan
 
@@ -97,7 +98,7 @@ class Observer:
     @property
     def idle(self) -> bool:
         """Whether nothing seen on disk still waits to be recorded."""
-        return not self._busy and self.inbox.idle and self._done >= self._asked
+        return not (self._busy or self.echoes.waiting) and self.inbox.idle and self._done >= self._asked
 
     @property
     def generation(self) -> int:
@@ -114,7 +115,11 @@ class Observer:
     def look_at(self, path: bytes) -> None:
         """Have one path compared soon."""
         self.echoes.forget(path)
-        self.inbox.defer(path, 0.0)
+        self.inbox.defer([path], 0.0)
+
+    def written(self, outcomes: Iterable[ops.Outcome]) -> None:
+        """A batch of `Applier` that `echoes` knew of is over."""
+        self.inbox.defer(self.echoes.end(outcomes), 0.0)
 
     def distrust(self, paths: Sequence[RelPath]) -> None:
         """These files do not hold what their entries say (I14): look at them, and have untouched ones read (`scrub`).
@@ -194,9 +199,7 @@ class Observer:
         self._busy = True
         try:
             context, view = self._context, SyncedTree(self._context.index)
-            for path in (unfinished := self.echoes.unfinished(paths)):
-                self.inbox.defer(path, context.settings.debounce)
-            paths = sorted(set(paths).difference(unfinished))
+            paths = self.echoes.finished(paths)
 
             def sift() -> list[bytes]:
                 # First of all: what came together with a new ignore file must not slip out before that is read.
@@ -204,7 +207,7 @@ class Observer:
                 return self.echoes.foreign(context.root, paths)
 
             retry: Sequence[bytes] = ()
-            if foreign := await context.world.offload.run(sift):
+            if paths and (foreign := await context.world.offload.run(sift)):
                 batches = examine(context.root, view, context.ignore.ignored, foreign)
                 retry = (await self._observe(batches, full=False)).retry
             for path in set(paths).difference(retry):
@@ -477,7 +480,7 @@ class Observer:
     def _retry_later(self, path: bytes) -> None:
         attempts = self._attempts.get(path, 0)
         self._attempts[path] = attempts + 1
-        self.inbox.defer(path, min(RETRY_LIMIT, RETRY_FIRST * 2 ** min(attempts, 10)))
+        self.inbox.defer([path], min(RETRY_LIMIT, RETRY_FIRST * 2 ** min(attempts, 10)))
 
 
 def _groups(findings: Sequence[Finding]) -> Iterator[list[Finding]]:

@@ -7,7 +7,7 @@ All of it blocks; the applier calls it in a worker thread.
 from __future__ import annotations
 
 from collections.abc import Collection, Iterable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 from p2psync.errors import EscapeError
 from p2psync.index.reader import Reader
@@ -59,7 +59,8 @@ class Performer:
         with context.index.read() as view:
             reader = PageReader(view)
             current = [item for given in ready if (item := self._still_wanted(reader, given)) is not None]
-            entries = {s.path: reader.synced(s.path) for item in current for s in _touched(item.step)}
+            touched = (path for item in current for path in (item.step.path, source_of(item.step)))
+            entries = {path: reader.synced(path) for path in touched}
         if not self._brake_overwrites([i for i in current if not _heals(entries[i.step.path])], now):
             return []
         todo: list[tuple[Ready, ops.Operation | None]] = []
@@ -145,7 +146,7 @@ class Performer:
             return item if same else None
         now = plan_now(self._context, reader, step.path)
         same = type(now) is type(step) and getattr(now, "record", None) == getattr(step, "record", None)
-        return None if isinstance(now, plan.Nothing) or not same else replace(item, step=now)
+        return None if isinstance(now, plan.Nothing) or not same else Ready(now, item.staged, item.manifest)
 
     def _is_as_synced(self, entry: Synced) -> bool:
         """Where timestamps cannot vouch for a file (I16), its content does."""
@@ -228,6 +229,8 @@ def plan_now(context: FolderContext, reader: Reader, path: RelPath) -> plan.Acti
 def move_sources(reader: Reader, paths: Iterable[RelPath], without: Collection[RelPath]) -> dict[RelPath, None]:
     """Where contents that are new at these paths stand on this disk and are to go, `without` some."""
     found: dict[RelPath, None] = {}
+    if not reader.totals().need_deletes:
+        return found
     for path in paths:
         siblings = reader.siblings(path_key(path))
         record = winner(siblings) if siblings else None
@@ -245,15 +248,6 @@ def move_sources(reader: Reader, paths: Iterable[RelPath], without: Collection[R
 def source_of(step: order.Step) -> RelPath:
     """The path whose present entry the step displaces or moves."""
     return step.source if isinstance(step, order.Move) else step.path
-
-
-@dataclass(frozen=True)
-class _Path:
-    path: RelPath
-
-
-def _touched(step: order.Step) -> list[_Path]:
-    return [_Path(step.path), _Path(source_of(step))]
 
 
 def _operation(item: Ready, entries: dict[RelPath, Synced | None]) -> ops.Operation | None:

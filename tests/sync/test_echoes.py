@@ -48,9 +48,11 @@ def test_what_was_left_is_passed_over_once(root: PosixRoot) -> None:
 def test_a_hint_while_a_batch_runs_waits_for_its_end(root: PosixRoot) -> None:
     echoes = Echoes()
     echoes.begin(FILES[:1])
-    assert echoes.unfinished(FILES) == FILES[:1]
-    echoes.end([])
-    assert echoes.unfinished(FILES) == []
+    assert echoes.finished(FILES) == FILES[1:]
+    assert echoes.waiting
+    assert echoes.end([]) == FILES[:1]
+    assert not echoes.waiting
+    assert echoes.finished(FILES) == FILES
     assert echoes.foreign(root, FILES) == FILES
 
 

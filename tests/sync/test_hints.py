@@ -68,10 +68,10 @@ async def test_a_file_is_left_alone_until_its_writer_pauses(inbox: HintInbox, au
 
 async def test_what_was_put_off_comes_when_it_is_due_or_hinted(inbox: HintInbox, autojump_clock: MockClock) -> None:
     inbox.open()
-    inbox.defer(b"a", 5.0)
-    inbox.defer(b"a", 9.0)
+    inbox.defer([b"a"], 5.0)
+    inbox.defer([b"a"], 9.0)
     assert await due(inbox) == (Due((b"a",), everything=False), pytest.approx(5.0))
-    inbox.defer(b"b", 5.0)
+    inbox.defer([b"b"], 5.0)
     inbox.put(Hint(b"b", settled=True))
     assert await due(inbox) == (Due((b"b",), everything=False), pytest.approx(DEBOUNCE))
 
@@ -88,7 +88,7 @@ async def test_names_that_are_due_within_moments_are_handed_out_together(
 ) -> None:
     inbox.open()
     for at, path in ((0.0, b"old"), (hints.TOGETHER / 2, b"new"), (3 * hints.TOGETHER, b"later")):
-        inbox.defer(path, DEBOUNCE + at)
+        inbox.defer([path], DEBOUNCE + at)
     (first, waited), (second, _) = await due(inbox), await due(inbox)
     assert (first.paths, second.paths) == ((b"new", b"old"), (b"later",))
     assert waited == pytest.approx(DEBOUNCE)
