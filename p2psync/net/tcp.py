@@ -9,7 +9,6 @@ from __future__ import annotations
 import errno
 import os
 import socket as stdlib_socket
-import struct
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
@@ -22,6 +21,7 @@ from trio import socket
 
 from p2psync.errors import InputError
 from p2psync.net.addresses import Address, format_address, parse_address, parse_peer_address
+from p2psync.net.congestion import FAR_US, FOR_LOSS, INFO_SIZE, LOOK_S, Info, LineWatch, read_info
 from p2psync.ports import StreamListener
 
 BACKLOG = 128
@@ -35,18 +35,11 @@ WORTH_WAITING = 64 * 1024
 """Bytes from which on the kernel is asked to wake us only when so many have come: a round of the event loop costs as
 much as copying a few hundred KiB."""
 
-FAR_US = 5_000
-"""Round-trip time in microseconds from which on a path counts as far: longer than any local network, shorter than any
-that loses packets on its way."""
-_FOR_FAR = b"bbr"
-"""Congestion control that does not take a lost packet for a sign of a full link (draft-ietf-ccwg-bbr). CUBIC, the
-usual one, gets 2.5 Mbit/s out of any link of 100 ms that loses 0.5 % of the packets."""
-_TCP_INFO_RTT = struct.Struct("=68xI")
-"""Where `struct tcp_info` of linux/tcp.h has the smoothed round-trip time, in microseconds."""
-
 _CAN_WAIT = sys.platform == "linux"
 """Whether epoll heeds SO_RCVLOWAT (socket(7), since Linux 2.6.28), and wakes us for less when its memory is full."""
 
+_NAME_SIZE = 16
+"""Bytes that the name of a congestion control has at most (TCP_CA_NAME_MAX of linux/tcp.h)."""
 _OUT_OF_RESOURCES = {errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM}
 _ACCEPT_PAUSE_S = 0.1
 _KEEPALIVE_IDLE_S = 60
@@ -66,6 +59,14 @@ class TcpStream:
         self._unsent = UNSENT_LOW_WATER
         self._wakes_at = 1
         _tune(sock)
+        self._watch: LineWatch | None = None
+        self._look_at = 0.0
+        # The handshake has shown how far it is, to either side.
+        if (info := _info(sock)) is not None and info.rtt_us >= FAR_US:
+            with suppress(OSError):  # a kernel that does not offer it to everybody
+                self._usual = self._control = sock.getsockopt(socket.IPPROTO_TCP, socket.TCP_CONGESTION, _NAME_SIZE)
+                self._choose(FOR_LOSS)
+                self._watch = LineWatch()
 
     @property
     def remote(self) -> str:
@@ -88,6 +89,7 @@ class TcpStream:
             while sent < len(view):
                 with view[sent:] as rest:
                     sent += await self._socket.send(rest)
+            self._suit_line()
 
     async def receive_into(self, buffer: memoryview, at_least: int = 1) -> int:
         """Receive at least one byte into a non-empty `buffer`; 0 at the end of the stream.
@@ -112,6 +114,20 @@ class TcpStream:
                 await trio.lowlevel.wait_readable(descriptor)
                 with suppress(BlockingIOError):
                     return os.readv(descriptor, [buffer])
+
+    def _suit_line(self) -> None:
+        """Look now and then whether a far line is one that loses packets."""
+        if self._watch is None or (now := trio.current_time()) < self._look_at:
+            return
+        self._look_at = now + LOOK_S
+        if (info := _info(self._socket)) is not None:
+            with suppress(OSError):  # broken meanwhile, which who sends next will see
+                self._choose(FOR_LOSS if self._watch.loses(info) else self._usual)
+
+    def _choose(self, control: bytes) -> None:
+        if control != self._control:
+            self._socket.setsockopt(socket.IPPROTO_TCP, socket.TCP_CONGESTION, control)
+            self._control = control
 
     def _wake_at(self, amount: int) -> None:
         if amount != self._wakes_at:
@@ -318,20 +334,14 @@ def _tune(sock: socket.SocketType) -> None:
         option = getattr(socket, name, None)
         if option is not None:
             sock.setsockopt(socket.IPPROTO_TCP, option, value)
-    _suit_path(sock)
 
 
-def _suit_path(sock: socket.SocketType) -> None:
-    """On a far path use what copes with loss, where the kernel offers that to everybody; elsewhere nothing changes.
-
-    The handshake has shown how far it is, to either side.
-    """
-    if not (hasattr(socket, "TCP_CONGESTION") and hasattr(socket, "TCP_INFO")):
-        return
-    with suppress(OSError):  # an old kernel, or one without it
-        info = sock.getsockopt(socket.IPPROTO_TCP, socket.TCP_INFO, _TCP_INFO_RTT.size)
-        if len(info) == _TCP_INFO_RTT.size and _TCP_INFO_RTT.unpack(info)[0] >= FAR_US:
-            sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_CONGESTION, _FOR_FAR)
+def _info(sock: socket.SocketType) -> Info | None:
+    """What the kernel says of a connection, where it can be told something about congestion, too."""
+    if hasattr(socket, "TCP_CONGESTION") and hasattr(socket, "TCP_INFO"):
+        with suppress(OSError):  # an old kernel
+            return read_info(sock.getsockopt(socket.IPPROTO_TCP, socket.TCP_INFO, INFO_SIZE))
+    return None
 
 
 @contextmanager

@@ -1,6 +1,7 @@
 """TCP streams on loopback: addresses, bulk data, and the errors that the port promises."""
 
 import errno
+import itertools
 import os
 import socket as stdlib_socket
 from pathlib import Path
@@ -12,6 +13,7 @@ from trio import socket
 
 from p2psync.errors import InputError
 from p2psync.net import tcp
+from p2psync.net.congestion import FAR_US, FOR_LOSS, LOOK_S, SHOWN, Info, LineWatch, read_info
 from p2psync.net.tcp import WORTH_WAITING, TcpListener, TcpNetwork, TcpStream
 from p2psync.ports import ByteStream, StreamListener
 
@@ -309,27 +311,57 @@ AVAILABLE = Path("/proc/sys/net/ipv4/tcp_allowed_congestion_control")
 
 
 @pytest.mark.skipif(not AVAILABLE.exists() or "bbr" not in AVAILABLE.read_text(), reason="this kernel offers no BBR")
-@pytest.mark.parametrize("is_far", [True, False])
-async def test_far_paths_are_given_what_copes_with_loss(monkeypatch: pytest.MonkeyPatch, is_far: bool) -> None:
-    before, tuned = b"reno", tcp._suit_path
+@pytest.mark.parametrize(("is_far", "is_lossy"), [(True, True), (True, False), (False, True)])
+async def test_far_lines_are_given_what_copes_with_loss_until_they_have_shown_none(
+    monkeypatch: pytest.MonkeyPatch, autojump_clock: trio.abc.Clock, is_far: bool, is_lossy: bool
+) -> None:
+    sent = itertools.count(step=SHOWN // 6)
 
-    def from_reno(sock: socket.SocketType) -> None:
-        sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_CONGESTION, before)
-        tuned(sock)
+    def info(_: object) -> Info:
+        return Info(FAR_US if is_far else FAR_US - 1, (count := next(sent)) // 100 * is_lossy, FAR_US, count)
 
-    monkeypatch.setattr(tcp, "_suit_path", from_reno)
-    monkeypatch.setattr(tcp, "FAR_US", 0 if is_far else 5_000_000)
+    def used(stream: TcpStream) -> bytes:
+        return stream._socket.getsockopt(socket.IPPROTO_TCP, socket.TCP_CONGESTION, 16).rstrip(b"\0")
+
+    with stdlib_socket.socket() as plain:
+        usual = plain.getsockopt(socket.IPPROTO_TCP, socket.TCP_CONGESTION, 16).rstrip(b"\0")
+    monkeypatch.setattr(tcp, "_info", info)
     listener, near, far = await connected()
-    for stream in (near, far):
-        used = stream._socket.getsockopt(socket.IPPROTO_TCP, socket.TCP_CONGESTION, 16).rstrip(b"\0")
-        assert used == (b"bbr" if is_far else before)
+    assert used(near) == used(far) == (FOR_LOSS if is_far else usual)
+    for _ in range(8):
+        await near.send_all(b"x")
+        await trio.sleep(LOOK_S)
+    assert used(near) == (FOR_LOSS if is_far and is_lossy else usual)
+    assert used(far) == (FOR_LOSS if is_far else usual), "each side for what it sends"
     await close(listener, near, far)
 
 
-async def test_a_kernel_that_does_not_tell_the_distance_is_left_alone(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(tcp, "_FOR_FAR", b"none such")
-    monkeypatch.setattr(tcp, "FAR_US", 0)
+async def test_a_kernel_without_it_is_left_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(tcp, "FOR_LOSS", b"none such")
+    monkeypatch.setattr(tcp, "_info", lambda _: Info(FAR_US, 100, FAR_US, SHOWN))
     listener, near, far = await connected()
     await near.send_all(b"x")
     assert await far.receive_into(memoryview(bytearray(1))) == 1
     await close(listener, near, far)
+
+
+async def test_the_kernel_says_how_far_it_is() -> None:
+    listener, near, far = await connected()
+    await near.send_all(bytes(100_000))
+    info = tcp._info(near._socket)
+    assert info is not None
+    assert 0 < info.least_rtt_us < 1_000_000
+    assert 0 < info.rtt_us < 1_000_000
+    assert info.retransmitted == 0
+    assert 0 < info.sent <= 1000
+    await close(listener, near, far)
+
+
+def test_what_a_full_queue_drops_is_no_loss_of_the_line() -> None:
+    watch = LineWatch()
+    assert watch.loses(Info(100_000, 0, 100_000, SHOWN - 1)), "who knows"
+    assert not watch.loses(Info(200_000, 500, 100_000, SHOWN)), "the line is full"
+    assert not watch.loses(Info(100_000, 502, 100_000, SHOWN)), "too little to tell"
+    assert watch.loses(Info(100_000, 503, 100_000, SHOWN))
+    assert not watch.loses(Info(100_000, 503, 100_000, 1000 * SHOWN)), "long ago"
+    assert read_info(b"short") is None
