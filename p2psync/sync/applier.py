@@ -29,7 +29,7 @@ from p2psync.sync.contents import ContentJobs, UnavailableError
 from p2psync.sync.context import FolderContext
 from p2psync.sync.observer import Observer
 from p2psync.sync.page import PageReader
-from p2psync.sync.performer import Performer, Ready, move_sources, plan_now
+from p2psync.sync.performer import Performer, Ready, move_sources, plan_now, source_of
 from p2psync.sync.publish import resolution_in
 from p2psync.sync.recovery import recover
 from p2psync.workspace import operations as ops
@@ -356,7 +356,7 @@ class Applier:
         """Carry out a batch under the commit lock; True when the disk changed."""
         async with self._context.commit_lock:
             now, outcomes = trio.current_time(), list[tuple[Ready, ops.Outcome]]()
-            self._observer.echoes.begin(item.step.path for item in ready)
+            self._observer.echoes.begin(path for item in ready for path in (item.step.path, source_of(item.step)))
             try:
                 outcomes = await self._context.world.offload.run(lambda: self._performer.perform(ready, now))
             except OSError as error:
@@ -364,7 +364,7 @@ class Applier:
                 self._interrupted = True
                 return False
             finally:
-                self._observer.written(outcome for _, outcome in outcomes)
+                self._observer.written(left for item, outcome in outcomes for left in _left(item.step, outcome))
             changed = False
             for item, outcome in outcomes:
                 changed |= self._settle(item, outcome)
@@ -455,6 +455,13 @@ def _in_the_way(reader: Reader, path: RelPath) -> RelPath | None:
 
 def _shown(reader: Reader, directory: RelPath) -> list[RelPath]:
     return [entry.path for entry in reader.children(directory) if not entry.absent]
+
+
+def _left(step: order.Step, outcome: ops.Outcome) -> list[ops.Outcome]:
+    """What a step has left at every path that it has touched."""
+    if isinstance(step, order.Move) and isinstance(outcome, ops.Done):
+        return [outcome, ops.Done(step.source, None)]
+    return [outcome]
 
 
 def _parent(path: RelPath) -> RelPath:

@@ -10,11 +10,11 @@ from p2psync.ports import Kind, Root
 from p2psync.workspace import operations as ops
 
 MAX_KEPT = 4096
-"""Files remembered; the oldest are forgotten first, and looked at like any other when a hint comes."""
+"""Paths remembered; the oldest are forgotten first, and looked at like any other when a hint comes."""
 
 
 class Echoes:
-    """What we have left where, until the hint of it comes: a file that still is just that needs no look.
+    """What we have left where, until the hint of it comes: a file that still is just that, or is gone, needs no look.
 
     The index has it all as well; this saves it from being asked for every file that was received.
     """
@@ -60,11 +60,13 @@ class Echoes:
 
 
 def _stands(root: Root, left: ops.Done | None) -> bool:
-    """Whether the very file is there, untouched, and its times prove it (as `scanner` has it)."""
-    if left is None or left.fingerprint is None or left.fingerprint.racy(root.capabilities.granularity_ns):
+    """Whether the very file is there, untouched, and its times prove it (as `scanner` has it), or nothing still."""
+    if left is None or (left.fingerprint and left.fingerprint.racy(root.capabilities.granularity_ns)):
         return False
     with suppress(OSError, EscapeError):
         stat = root.stat(left.path)
+        if left.fingerprint is None:
+            return stat is None
         return (
             stat is not None
             and stat.kind is Kind.FILE

@@ -320,8 +320,9 @@ class _Batch:
             self._mover.rename_free(op.source, op.target)
         except FileExistsError:
             return Changed(op.target, self._root.stat(op.target))
-        self._parents.clear()
         moved = self._root.stat(op.target)
+        if moved is None or moved.kind is Kind.DIRECTORY:
+            self._parents.clear()
         if self._is(moved, op.expect):
             assert moved is not None
             as_wanted = (file_mode(op.mode, self._umask, moved), op.mtime_ns) == (moved.mode, moved.mtime_ns)

@@ -71,6 +71,16 @@ def test_any_change_since_is_looked_at(root: PosixRoot, change: str) -> None:
     assert echoes.foreign(root, FILES) == FILES[:1]
 
 
+def test_what_was_removed_is_passed_over_while_nothing_is_there(root: PosixRoot) -> None:
+    echoes = Echoes()
+    for path in FILES:
+        root.unlink(path)
+    echoes.begin(FILES)
+    echoes.end([Done(path, None) for path in FILES])
+    write(root, FILES[0], b"2")
+    assert echoes.foreign(root, FILES) == FILES[:1]
+
+
 def test_racy_times_prove_nothing(root: PosixRoot) -> None:
     assert written(root, observed_ns=0).foreign(root, FILES) == FILES
 
