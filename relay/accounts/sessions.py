@@ -16,6 +16,7 @@ from typing import Final
 from sqlalchemy import ColumnElement, Connection, bindparam, delete, select, update
 
 from relay.accounts.tables import accounts, devices, sessions
+from relay.db.often import Often
 from relay.db.upsert import put
 
 ACCOUNT_ID_SIZE: Final = 16
@@ -74,15 +75,17 @@ def _open(
 
 
 # Built once: this is asked for every device that calls, and building takes longer than asking.
-_ACCESS = select(sessions.c.access_hash, sessions.c.access_expires).where(
-    sessions.c.account_id == bindparam("account"), sessions.c.device_id == bindparam("device")
+_ACCESS = Often(
+    select(sessions.c.access_hash, sessions.c.access_expires).where(
+        sessions.c.account_id == bindparam("account"), sessions.c.device_id == bindparam("device")
+    )
 )
 
 
 def account_of(c: Connection, token: bytes, device_id: bytes, now: int) -> bytes | None:
     """The account of a live access token of this device; None when it is not one."""
     account_id, secret = token[:ACCOUNT_ID_SIZE], token[ACCOUNT_ID_SIZE:]
-    found = c.execute(_ACCESS, {"account": account_id, "device": device_id}).one_or_none()
+    found = _ACCESS.one(c, account=account_id, device=device_id)
     if found is None or not hmac.compare_digest(found.access_hash, _hash(secret)) or found.access_expires <= now:
         return None
     return account_id

@@ -28,6 +28,7 @@ from sqlalchemy import (
 
 from relay.accounts.ledger import Ledger
 from relay.blocks.tables import chunk_cost, chunks, object_key
+from relay.db.often import Often
 from relay.db.upsert import insert_if_missing
 from relay.errors import ApiError
 from relay.mailbox.folders import Folder
@@ -74,12 +75,14 @@ def _select() -> Select[bytes, bytes, int, bytes, bytes | None]:
 
 
 # Built once: they run for every chunk, and building takes longer than running.
-_FIND = _select().where(
-    chunks.c.folder_id == bindparam("folder"),
-    chunks.c.chunk_id == bindparam("chunk"),
-    chunks.c.upload_id.is_not(None),
+_FIND = Often(
+    _select().where(
+        chunks.c.folder_id == bindparam("folder"),
+        chunks.c.chunk_id == bindparam("chunk"),
+        chunks.c.upload_id.is_not(None),
+    )
 )
-_KEEP_FOLDER = (
+_KEEP_FOLDER = Often(
     select(folders.c.folder_id)
     .where(folders.c.folder_id == bindparam("folder"))
     .with_for_update(read=True, key_share=True)
@@ -88,7 +91,7 @@ _KEEP_FOLDER = (
 
 def find(c: Connection, folder_id: bytes, chunk_id: bytes) -> Chunk | None:
     """A chunk whose bytes are in the store, None when there is none."""
-    row = c.execute(_FIND, {"folder": folder_id, "chunk": chunk_id}).one_or_none()
+    row = _FIND.one(c, folder=folder_id, chunk=chunk_id)
     return _chunk(row) if row is not None else None
 
 
@@ -187,7 +190,7 @@ def batches(chunk_ids: Sequence[bytes]) -> Iterator[Sequence[bytes]]:
 
 def _folder_stays(c: Connection, folder_id: bytes) -> bool:
     """Whether the folder exists; if so, nobody deletes it before this transaction ends."""
-    return c.execute(_KEEP_FOLDER, {"folder": folder_id}).one_or_none() is not None
+    return _KEEP_FOLDER.one(c, folder=folder_id) is not None
 
 
 def _replace_lost(c: Connection, upload: Chunk, stored: Mapping[str, object], now: int) -> bool:

@@ -11,9 +11,10 @@ from dataclasses import dataclass
 from enum import IntEnum
 from typing import Any
 
-from sqlalchemy import ColumnElement, Connection, Row, bindparam, delete, func, insert, select, update
+from sqlalchemy import ColumnElement, Connection, bindparam, delete, func, insert, select, update
 
 from p2psync.protocol.relay_api import MAX_ACCOUNTS, Event, EventKind
+from relay.db.often import Often
 from relay.errors import ApiError, not_found
 from relay.mailbox import notifications
 from relay.mailbox.hooks import Chunks, FolderLimits, Ledger
@@ -91,11 +92,14 @@ def create(c: Connection, limits: FolderLimits, folder_id: bytes, account_id: by
 # Built once: this is asked in every request, and building takes longer than asking.
 _FOLDER = select(folders).where(folders.c.folder_id == bindparam("folder"))
 _LOCKED_FOLDER = _FOLDER.with_for_update()
-_RIGHTS = select(folder_access.c.rights, folder_access.c.granted_object).where(
-    folder_access.c.folder_id == bindparam("folder"), folder_access.c.account_id == bindparam("account")
+_FREE_FOLDER = Often(_FOLDER)
+_RIGHTS = Often(
+    select(folder_access.c.rights, folder_access.c.granted_object).where(
+        folder_access.c.folder_id == bindparam("folder"), folder_access.c.account_id == bindparam("account")
+    )
 )
 _LISTED = select(folder_access).where(folder_access.c.account_id == bindparam("account"))
-_FIRST_LISTED = _LISTED.limit(FEW + 1)
+_FIRST_LISTED = Often(_LISTED.limit(FEW + 1))
 _FOLDERS = (
     select(folders).where(folders.c.folder_id.in_(bindparam("listed", expanding=True))).order_by(folders.c.folder_id)
 )
@@ -108,8 +112,11 @@ def require(c: Connection, folder_id: bytes, account_id: bytes, rights: Rights, 
         ApiError: 404 when there is no such folder or the account may not see it, 403 when it may not do this.
     """
     # The folder before its list: whoever waited for the lock then reads the list as it is now.
-    row = c.execute(_LOCKED_FOLDER if lock else _FOLDER, {"folder": folder_id}).one_or_none()
-    access = c.execute(_RIGHTS, {"folder": folder_id, "account": account_id}).one_or_none()
+    if lock:
+        row = c.execute(_LOCKED_FOLDER, {"folder": folder_id}).one_or_none()
+    else:
+        row = _FREE_FOLDER.one(c, folder=folder_id)
+    access = _RIGHTS.one(c, folder=folder_id, account=account_id)
     if row is None or access is None:
         raise not_found()
     if access.rights < rights:
@@ -132,11 +139,11 @@ def visible(c: Connection, account_id: bytes) -> list[Folder]:
 
 def few_visible(c: Connection, account_id: bytes) -> list[Folder] | None:
     """`visible` where they are no more than `FEW`; otherwise None, as soon."""
-    rows = c.execute(_FIRST_LISTED, {"account": account_id}).all()
+    rows = _FIRST_LISTED.all(c, account=account_id)
     return _of_list(c, rows) if len(rows) <= FEW else None
 
 
-def _of_list(c: Connection, rows: Sequence[Row[Any]]) -> list[Folder]:
+def _of_list(c: Connection, rows: Sequence[Any]) -> list[Folder]:
     # Two statements: an account's list may be in another shard than the folders.
     listed = {row.folder_id: row for row in rows}
     if not listed:
