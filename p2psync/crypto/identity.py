@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections import OrderedDict
 from contextlib import suppress
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, lru_cache
 
 from blake3 import blake3
 from cryptography.exceptions import InvalidSignature
@@ -52,9 +52,14 @@ def verify_signature(public_key: bytes, label: bytes, message: bytes, signature:
 def verify_message(public_key: bytes, message: bytes, signature: bytes) -> None:
     """The same over exactly `message`; see `DeviceKeys.sign_message`."""
     try:
-        Ed25519PublicKey.from_public_bytes(public_key).verify(signature, message)
+        _public_key(public_key).verify(signature, message)
     except (InvalidSignature, ValueError):
         raise AuthenticationError("a signature is not valid") from None
+
+
+@lru_cache(maxsize=MAX_REMEMBERED)
+def _public_key(raw: bytes) -> Ed25519PublicKey:
+    return Ed25519PublicKey.from_public_bytes(raw)
 
 
 @dataclass(frozen=True, slots=True)

@@ -11,6 +11,7 @@ from collections.abc import Collection
 from typing import Any, Final
 
 from p2psync.errors import AuthenticationError
+from p2psync.model.ids import DeviceId
 from p2psync.protocol.http_signature import Signed, verify_request
 from relay.api.route import Auth, Caller, decode_id
 from relay.errors import ApiError, unauthorized
@@ -77,11 +78,12 @@ class Authenticator:
 
         Only callers that are known take up memory, where a session is asked for.
         """
-        caller = Caller(signed.device_id, signed.signing_key, await self._account(auth, signed, now))
+        device_id = signed.device_id
+        caller = Caller(device_id, signed.signing_key, await self._account(auth, signed, device_id, now))
         self._nonces.use(signed, now)
         return caller
 
-    async def _account(self, auth: Auth, signed: Signed, now: int) -> bytes:
+    async def _account(self, auth: Auth, signed: Signed, device_id: DeviceId, now: int) -> bytes:
         if auth is Auth.SIGNED:
             return b""
         authorization = signed.authorization or ""
@@ -91,7 +93,7 @@ class Authenticator:
             token = decode_id(authorization.removeprefix(_BEARER), TOKEN_SIZE)
         except ApiError:
             raise unauthorized() from None
-        account_id = await self._sessions.account_of(token, signed.device_id, now)
+        account_id = await self._sessions.account_of(token, device_id, now)
         if account_id is None:
             raise unauthorized()
         return account_id
