@@ -13,7 +13,7 @@ from benchmarks.processes import cpu_seconds
 from benchmarks.relay import chunks, slow, streams
 from benchmarks.relay.load import Client, Load
 from benchmarks.relay.rows import Row
-from benchmarks.relay.stage import FOLDERS, PRESENCE, Ask, Device, Stage, address_of
+from benchmarks.relay.stage import CONFIG, FOLDERS, LIMITS, PRESENCE, Ask, Device, Stage, address_of
 from benchmarks.verdict import percentile
 from tests.relay.process import RelayProcess
 
@@ -25,7 +25,9 @@ MAX_P99: Final = 100.0
 LEAST_RATE: Final = 300.0
 """MB/s of chunks each way, on two idle cores."""
 MAX_SLOWDOWN: Final = 2.0
-"""By how much slow clients may stretch the p99 of others."""
+"""By how much slow clients may stretch the p99 of others, at the smallest of `SHARES`."""
+SHARES: Final = {0.25: "a quarter", 0.5: "half"}
+"""Of the full rate, at which others ask meanwhile."""
 
 Say = Callable[[str], None]
 
@@ -85,30 +87,45 @@ class Run:
                 for _ in range(self._scale.rounds):
                     for clients in (relay, bare):
                         clients.press(self._scale.seconds)
-                paced = [clients.pace_half(self._scale.seconds) for clients in (relay, bare)]
+                paced = [clients.pace(0.5, self._scale.seconds) for clients in (relay, bare)]
             what = f"signed requests answered {name}"
             yield Row(what, "per second", relay.rate, bare.rate, least_ratio=LEAST_OF_BARE)
             yield Row(what, "per second of the server's CPU", 1 / relay.cost, 1 / bare.cost, least_ratio=LEAST_OF_BARE)
             yield Row("p99 of them at half the rate", "ms", _p99(paced[0]), _p99(paced[1]), most=MAX_P99)
 
     def slow(self) -> Iterator[Row]:
-        """What others notice of slow clients."""
-        calm, held_up, costs = [], [], []
+        """What others notice of slow clients: of as many addresses, and of one that is limited as delivered."""
+        held_up = [self._beside(server, addresses=self._scale.slow) for server in self._stage.servers]
+        yield from _slowed(held_up, f"{self._scale.slow} slow clients")
         for server in self._stage.servers:
-            self._say(f"{self._scale.slow} slow clients at the {server.data.name} server")
-            with _Clients(server, self._asking, PRESENCE) as clients:
-                clients.press(self._scale.seconds)
-                calm.append(_p99(clients.pace_half(2 * self._scale.seconds)))
-                with slow.slow_clients(address_of(server), self._asking, self._scale.slow):
-                    before = cpu_seconds(server.pid)
-                    time.sleep(self._scale.seconds)
-                    costs.append((cpu_seconds(server.pid) - before) / self._scale.seconds)
-                    held_up.append(_p99(clients.pace_half(2 * self._scale.seconds)))
-        slowdown = [after / before for before, after in zip(calm, held_up, strict=True)]
-        yield Row("p99 of others without slow clients", "ms", *calm)
-        yield Row(f"p99 of others beside {self._scale.slow} slow clients", "ms", *held_up)
-        yield Row("slow clients stretch it", "times", *slowdown, most=MAX_SLOWDOWN)
-        yield Row("CPU of the slow clients by themselves", "% of a core", *(100 * cost for cost in costs))
+            server.stop()
+            server.configure(LIMITS)
+            server.start()
+        try:
+            held_up = [self._beside(server, addresses=1) for server in self._stage.servers]
+        finally:
+            for server in self._stage.servers:
+                server.stop()
+                server.configure(CONFIG)
+                server.start()
+        yield from _slowed(held_up, f"{self._scale.slow} slow clients of one address, limits as delivered")
+
+    def _beside(self, server: RelayProcess, addresses: int) -> _Slowed:
+        self._say(f"{self._scale.slow} slow clients of {addresses} addresses at the {server.data.name} server")
+        # Who is cut off comes again in waves of 10 s.
+        seconds, calm, beside = 2 * self._scale.seconds, {}, {}
+        with _Clients(server, self._asking, PRESENCE) as clients:
+            clients.press(self._scale.seconds)
+            for share in SHARES:
+                calm[share] = _p99(clients.pace(share, seconds))
+            with slow.slow_clients(address_of(server), self._asking, self._scale.slow, addresses):
+                time.sleep(seconds)
+                before = cpu_seconds(server.pid)
+                time.sleep(seconds)
+                cpu = (cpu_seconds(server.pid) - before) / seconds
+                for share in SHARES:
+                    beside[share] = _p99(clients.pace(share, seconds))
+        return _Slowed(calm, beside, cpu)
 
     def chunks(self) -> Iterator[Row]:
         """Chunks of 4 MiB by the client that nodes use."""
@@ -120,6 +137,28 @@ class Run:
             yield Row(what, "MB/s", relay.rate, bare.rate, least=LEAST_RATE)
             yield Row(f"{what}: CPU of the server", "ms per MiB", relay.server_cost, bare.server_cost)
             yield Row(f"{what}: CPU of the client", "ms per MiB", relay.client_cost, bare.client_cost)
+
+
+@dataclass(frozen=True, slots=True)
+class _Slowed:
+    """What slow clients cost one server."""
+
+    calm: Mapping[float, float]
+    """p99 of others without them (ms), by the share of the full rate at which those ask."""
+    beside: Mapping[float, float]
+    """The same beside them."""
+    cpu: float
+    """Of a core, with nobody else."""
+
+
+def _slowed(found: list[_Slowed], who: str) -> Iterator[Row]:
+    for share, name in SHARES.items():
+        at = f"p99 at {name} of the full rate"
+        yield Row(f"{at}, without slow clients", "ms", *(each.calm[share] for each in found))
+        yield Row(f"{at}, beside {who}", "ms", *(each.beside[share] for each in found))
+        most = MAX_SLOWDOWN if share == min(SHARES) else None
+        yield Row(f"they stretch it at {name}", "times", *(x.beside[share] / x.calm[share] for x in found), most=most)
+    yield Row(f"CPU of {who}", "% of a core", *(100 * each.cpu for each in found))
 
 
 class _Clients:
@@ -140,8 +179,8 @@ class _Clients:
     def press(self, seconds: float) -> None:
         self._loads.append(self._client.press(self._ask, seconds))
 
-    def pace_half(self, seconds: float) -> Load:
-        return self._client.pace(self._ask, self.rate / 2, seconds)
+    def pace(self, share: float, seconds: float) -> Load:
+        return self._client.pace(self._ask, self.rate * share, seconds)
 
     @property
     def rate(self) -> float:

@@ -31,10 +31,7 @@ from relay.db.database import database_from_url
 from relay.mailbox.subscriptions import MAX_PER_ACCOUNT
 from tests.relay.process import RelayProcess
 
-CONFIG: Final = """
-[server]
-max_connections = 15000
-max_connections_per_address = 15000
+LIMITS: Final = """
 [free]
 bytes = "1TB"
 devices = 1000
@@ -44,7 +41,13 @@ standard_per_address = 1000000000
 bulk_per_account = 1000000000
 bulk_per_address = 1000000000
 """
-"""As delivered, but for what one address and one account may do: here all clients are on one machine."""
+"""As delivered, but for how often one address and one account may ask: here all clients are on one machine."""
+CONFIG: Final = f"""
+[server]
+max_connections = 15000
+max_connections_per_address = 15000
+{LIMITS}"""
+"""And as many connections as they like."""
 TIMEOUT_S: Final = 60.0
 
 
@@ -171,9 +174,9 @@ class Signer:
         return self.head(ask) + ask.body
 
 
-def connect(address: RelayAddress, context: ssl.SSLContext) -> ssl.SSLSocket:
-    """A TLS connection of the operating system's sockets and nothing else, for many of them."""
-    plain = socket.create_connection((address.host, address.port), TIMEOUT_S)
+def connect(address: RelayAddress, context: ssl.SSLContext, source: str = "") -> ssl.SSLSocket:
+    """A TLS connection of the operating system's sockets and nothing else, for many of them; from `source`."""
+    plain = socket.create_connection((address.host, address.port), TIMEOUT_S, (source, 0) if source else None)
     try:
         plain.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         return context.wrap_socket(plain)
