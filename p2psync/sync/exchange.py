@@ -115,6 +115,8 @@ class Exchange:
         """Of the wait for records."""
         self._restart = False
         """Set when the peer has begun anew: decide again where in our feed it stands."""
+        self._comparing = trio.CancelScope()
+        """Of the comparison under way."""
 
     @property
     def peer_reads(self) -> bool:
@@ -194,6 +196,7 @@ class Exchange:
             # It paused or took the folder up anew: what we sent meanwhile was dropped.
             self._restart = True
             self._context.records_changed.fire()
+            self._comparing.cancel()  # nobody answers what was asked meanwhile
         if before is None or announce.fresh or before.heads != announce.heads:
             self._links_known = tuple(announce.heads)
         if before is not None and before.root != announce.root and self._patience == math.inf:
@@ -447,8 +450,11 @@ class Exchange:
     # ── comparing ───────────────────────────────────────────────────────────────────────────────────────────────────
     async def _compare(self, *, both_ways: bool) -> None:
         """Merkle descent: send what the peer lacks and, when `both_ways`, ask for what we lack."""
-        context = self._context
+        with trio.CancelScope() as self._comparing:
+            await self._descend(both_ways=both_ways)
 
+    async def _descend(self, *, both_ways: bool) -> None:
+        context = self._context
         offload = context.world.offload
         driver = await offload.run(lambda: MerkleDriver(Trie(context.index)))
         while queries := driver.next_queries():

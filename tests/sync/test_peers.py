@@ -90,6 +90,20 @@ async def test_what_was_sent_into_a_pause_is_sent_again_after_it(monkeypatch: py
 
 
 @simulated
+async def test_what_is_asked_into_a_pause_holds_nothing_up_after_it() -> None:
+    async with told() as story:
+        await story.start("one", "two")
+        story.user("one").write(b"before", b"x")
+        await story.share("one", two="editor")
+        await story.nodes["two"].folder_pause(LABEL)
+        story.user("one").write(b"meanwhile", b"x")
+        await story.nodes["one"].folder_scan(LABEL)
+        await trio.sleep(3 * exchange.REPAIR_FIRST)  # Time enough to compare with somebody who does not answer.
+        await story.nodes["two"].folder_resume(LABEL)
+        await story.until(lambda: b"meanwhile" in contents(story, "two"), exchange.REPAIR_FIRST / 2)
+
+
+@simulated
 async def test_a_mass_removal_by_another_device_waits_for_a_person_here(monkeypatch: pytest.MonkeyPatch) -> None:
     async with told() as story:
         await story.start("one", "two")
