@@ -13,7 +13,7 @@ from p2psync.cli.output import plain, print_json, say
 from p2psync.cli.session import AsJson, settings
 
 HIDDEN = "P2PSYNC_PASSPHRASE"
-COLLECT = (10_000, 10, 20)
+COLLECT = (50_000, 10, 20)
 """A page of records is thousands of objects: at Python's 700 the collector ran for 8 % of the CPU of a first sync."""
 
 

@@ -123,6 +123,7 @@ def parse_folder_id(text: str) -> FolderId:
 
 
 # ── replicas ────────────────────────────────────────────────────────────────────────────────────────────────────────
+@lru_cache(maxsize=256)
 def replica(device_id: bytes, incarnation: int) -> Replica:
     """One life of a device's index: a new incarnation never reuses a counter of an earlier one."""
     _require(device_id, DEVICE_ID_SIZE, "a device ID")

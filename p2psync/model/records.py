@@ -227,7 +227,8 @@ def precedence(record: FileRecord) -> tuple[bool, bool, int, bytes]:
 
 def winner(siblings: Iterable[FileRecord]) -> FileRecord:
     """The sibling every device shows. `siblings` must not be empty."""
-    return max(siblings, key=precedence)
+    first, *others = siblings
+    return max((first, *others), key=precedence) if others else first
 
 
 def merge(current: Sequence[FileRecord], incoming: Iterable[FileRecord]) -> list[FileRecord]:

@@ -51,7 +51,7 @@ from p2psync.workspace.scanner import MOVING, Batch, Finding, ScanProblem, Why, 
 _log = structlog.get_logger(__name__)
 
 COMMIT_SIZE = 1000
-GROUP_FILES = 64
+GROUP_FILES = 256
 GROUP_BYTES = 8 * 1024 * 1024
 RETRY_FIRST = 0.5
 RETRY_LIMIT = 30.0
