@@ -289,7 +289,7 @@ class Swarm(Generic[P]):
         if peer.requests:
             return None
         for other in self._open.values():
-            if other.request.peer == peer.name or now - other.sent < ENDGAME:
+            if other.request.peer == peer.name or now < other.sent + ENDGAME:  # as `next_deadline` says
                 continue
             for piece in other.left:
                 task = self._task(piece)

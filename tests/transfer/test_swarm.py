@@ -275,6 +275,19 @@ def test_endgame_asks_a_second_peer_and_cancels_the_loser() -> None:
     assert swarm.in_flight == 0
 
 
+@pytest.mark.parametrize("sent", [0.276, 0.3, 1e9 / 3])
+def test_endgame_begins_when_it_is_due_however_times_are_rounded(sent: float) -> None:
+    swarm = Swarm[str]()
+    swarm.add_peer("slow", Window(sent))
+    swarm.want(root(1), [piece(1)])
+    assert swarm.next_requests(sent)
+    swarm.add_peer("fast", Window(sent))
+    assert swarm.next_requests(sent + 1) == []
+    due = swarm.next_deadline()
+    assert due is not None
+    assert [request.peer for request in swarm.next_requests(due)] == ["fast"]
+
+
 def test_the_same_calls_give_the_same_requests() -> None:
     def trace() -> list[Request[str]]:
         sim = Simulation({"a": SlowPeer(3e6), "b": SlowPeer(7e6)})
