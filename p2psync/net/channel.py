@@ -1,7 +1,8 @@
 """A secure channel over one byte stream: drives the handshake, then moves sealed frames through reused buffers.
 
 Control frames never wait behind bulk ones: each has its own bounded queue, the writer empties control first, and bulk
-frames are as long as goes out in a few milliseconds. Small frames are sealed into one buffer and sent together.
+frames are as long as goes out in a few milliseconds. Small frames are sealed into one buffer and sent together; while a
+connection begins, when each side says several things one shortly after the other, they wait a moment for each other.
 """
 
 from __future__ import annotations
@@ -30,11 +31,18 @@ MAX_CHANNEL_FRAME = 2 * 1024 * 1024 + 1024
 _BUFFER = 64 * 1024
 """Buffers begin with so many bytes and grow to what frames need: most connections never carry a large one."""
 
+_FIRST_FRAMES = 16
+"""Frames of a side at the beginning of a connection."""
+_FIRST_WAIT = 0.003
+"""Seconds that they wait for what may go with them: a packet costs 66 bytes and an acknowledgement."""
+
 Parts = Sequence[bytes | bytearray | memoryview]
 
 
-async def handshake(stream: ByteStream, machine: SecureHandshake) -> Established:
-    """Run a handshake to its end; the caller sets the time limit.
+async def handshake(stream: ByteStream, machine: SecureHandshake) -> tuple[Established, bytes]:
+    """Run a handshake to its end: what it established, and what is to be sent before anything else.
+
+    The caller sets the time limit.
 
     Raises:
         AuthenticationError: the other side is not who it must be, or did not keep to the handshake.
@@ -44,10 +52,11 @@ async def handshake(stream: ByteStream, machine: SecureHandshake) -> Established
     buffer = bytearray(64 * 1024)
     try:
         while True:
-            if output := machine.take_output():
-                await stream.send_all(output)
+            output = machine.take_output()
             if machine.result is not None:
-                return machine.result
+                return machine.result, output
+            if output:
+                await stream.send_all(output)
             received = await stream.receive_into(memoryview(buffer))
             if not received:
                 machine.end_of_stream()
@@ -75,8 +84,10 @@ class _Queue:
 class SecureChannel:
     """Sealed frames both ways. Run `pump` in a nursery; `send` from any task, `receive` from one."""
 
-    def __init__(self, stream: ByteStream, established: Established, trailing: bytes) -> None:
+    def __init__(self, stream: ByteStream, established: Established, trailing: bytes, first: bytes = b"") -> None:
+        """`trailing` came after the handshake; `first` is what is left of it to be sent."""
         self._stream = stream
+        self._first = first
         self._seal = SealingCipher(established.send_key)
         self._open = OpeningCipher(established.receive_key)
         self._control = _Queue(CONTROL_QUEUE_BYTES)
@@ -117,9 +128,13 @@ class SecureChannel:
     async def pump(self) -> None:
         """Seal and send queued frames until the channel closes. ConnectionLost when the stream breaks."""
         out = memoryview(bytearray(_BUFFER))
+        filled, frames = len(self._first), 0
+        out[:filled] = self._first
         try:
             while True:
-                filled = bulk = 0
+                if frames < _FIRST_FRAMES and not self._closed:
+                    await trio.sleep(_FIRST_WAIT)
+                bulk = 0
                 while (queue := self._next()) is not None:
                     size = queue.frames[0][1] + OVERHEAD
                     if filled and filled + size > len(out):
@@ -127,6 +142,7 @@ class SecureChannel:
                     if size > len(out):
                         out = memoryview(bytearray(MAX_CHANNEL_FRAME + OVERHEAD))
                     filled += self._seal.seal_into(queue.take(), out[filled:])
+                    frames += 1
                     if queue is self._bulk:
                         bulk = size
                         break
@@ -134,6 +150,7 @@ class SecureChannel:
                     began = trio.current_time()
                     await self._stream.send_all(out[:filled])
                     self.sent += filled
+                    filled = 0
                     if self.bulk_payload <= bulk < 2 * self.bulk_payload:
                         self._suit_line(trio.current_time() - began)
                 elif self._closed:

@@ -253,7 +253,7 @@ class Connections:
         )
         try:
             machine.feed(heard)
-            established = await handshake(stream, machine)
+            established, first = await handshake(stream, machine)
             device = established.card.device_id
             if device == self._keys.device_id:
                 raise ProtocolError("this node is connected to itself")
@@ -263,7 +263,7 @@ class Connections:
             with trio.CancelScope(shield=True), trio.move_on_after(1.0):
                 await stream.aclose()
             raise
-        channel = SecureChannel(stream, established, machine.trailing)
+        channel = SecureChannel(stream, established, machine.trailing, first)
         hello = self._hello(named=begins or device in self.contacts or bool(self._pairing.nameplates()))
         session = Session(hello, trio.current_time(), arbiter=self._arbiter(device).arbitrates)
         return Peer(

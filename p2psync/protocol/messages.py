@@ -118,7 +118,8 @@ class FolderAnnounce(Struct, frozen=True, array_like=True, tag=10):
 
     `index_id` and `sequence` are the sender's own feed; `cursor_index_id` and `cursor_sequence` how much of the
     receiver's feed it has taken in. `root` is the Merkle root over its records.
-    `fresh` marks the first announcement of an exchange: the sender dropped whatever it was sent before.
+    `fresh` marks the first announcement of an exchange: the sender dropped whatever it was sent before, but for an
+    announcement where `heard` says that it has one of the receiver.
     """
 
     folder: Folder
@@ -136,6 +137,7 @@ class FolderAnnounce(Struct, frozen=True, array_like=True, tag=10):
     scan_generation: U63
     paused: bool
     fresh: bool = False
+    heard: bool = False
 
     @property
     def activity(self) -> FolderState:
@@ -154,7 +156,7 @@ class FolderOffer(Struct, frozen=True, array_like=True, tag=11):
 
 
 class LinksRequest(Struct, frozen=True, array_like=True, tag=12):
-    """Asks for the membership links that somebody with these heads lacks."""
+    """Asks for the membership links that somebody with these heads lacks; without heads, for a FolderOffer."""
 
     folder: Folder
     heads: Heads

@@ -74,11 +74,13 @@ class Exchange:
         keys: KeyKeeper,
         tell_heads: Callable[[Link], Awaitable[None]],
         hear_heads: Callable[[m.MailboxHeads], None],
+        heard: m.FolderAnnounce | None,
     ) -> None:
         """`announce(cursor_index_id, cursor_sequence)` builds our announcement.
 
         `rescan` scans and gives the generation; `absorb_links` adds membership links to the folder; `possesses` hears
-        which contents the peer says it holds; `keys` takes and has grants; heads are what relays have shown.
+        which contents the peer says it holds; `keys` takes and has grants; heads are what relays have shown; `heard` is
+        what the peer has announced already.
         """
         self._context = context
         self._link = link
@@ -89,6 +91,7 @@ class Exchange:
         self._keys = keys
         self._tell_heads = tell_heads
         self._hear_heads = hear_heads
+        self._heard = heard
         self._granted: set[bytes] = set()
         """Grants that were sent to the peer."""
         self.since = trio.current_time()
@@ -144,6 +147,8 @@ class Exchange:
         An exception group of ConnectionLost when the peer goes, ProtocolError or InputError when it breaks the rules.
         """
         try:
+            if self._heard is not None:
+                await self._on_announce(self._heard)
             async with trio.open_nursery() as nursery:
                 nursery.start_soon(self._receive)
                 nursery.start_soon(self._answer_queries)
@@ -189,7 +194,7 @@ class Exchange:
 
     async def _on_announce(self, announce: m.FolderAnnounce) -> None:
         before, self.theirs.announce = self.theirs.announce, announce
-        if before is None or announce.fresh:
+        if announce.fresh and not announce.heard:
             # Only now does the peer listen for this folder: whatever we announced before was dropped.
             self._announce_again = True
         if announce.fresh and before is not None:
@@ -330,7 +335,8 @@ class Exchange:
             current = self._announce(*(await context.world.offload.run(cursor)))
             if current != self._told or again:
                 fresh, self._told = self._told is None, current
-                await self._link.send(msgspec.structs.replace(current, fresh=fresh))
+                heard = self.theirs.announce is not None
+                await self._link.send(msgspec.structs.replace(current, fresh=fresh, heard=heard))
 
     async def _update_links(self) -> None:
         membership = self._context.membership

@@ -421,8 +421,8 @@ class Folder:
             and device not in self.exchanges
         )
 
-    async def exchange(self, link: Link) -> None:
-        """Exchange with a connected member until one side stops. ConnectionLost and ProtocolError come through.
+    async def exchange(self, link: Link, heard: dict[FolderId, m.FolderAnnounce]) -> None:
+        """Exchange with a connected member, from what was `heard` on. ConnectionLost and ProtocolError come through.
 
         Does nothing while another exchange with that device runs: tasks that both found it wanted may start together.
         """
@@ -438,6 +438,7 @@ class Folder:
             keys=self.mailroom.keys,
             tell_heads=self.mailroom.tell_heads,
             hear_heads=self.mailroom.hear_heads,
+            heard=heard.pop(self.id, None),
         )
         device = link.device
         self.exchanges[device] = exchange

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from weakref import WeakKeyDictionary
 
 import structlog
 import trio
@@ -39,6 +40,18 @@ class Offer:
     device_name: str
 
 
+@dataclass(frozen=True)
+class _Said:
+    """What was said of folders on one connection, beside what exchanges say."""
+
+    offered: dict[FolderId, tuple[bytes, ...]] = field(default_factory=dict)
+    """Heads of the links that were sent with the offer of a folder."""
+    asked: dict[FolderId, list[bytes]] = field(default_factory=dict)
+    """Heads that it announced when it was asked to offer a folder that cannot be exchanged with it for all we know."""
+    heard: dict[FolderId, m.FolderAnnounce] = field(default_factory=dict)
+    """What it announced last of folders that we have, while they were not exchanged."""
+
+
 class Synchronizer:
     """Runs folders, and exchanges with connected devices for each."""
 
@@ -47,6 +60,7 @@ class Synchronizer:
         self.folders: dict[FolderId, Folder] = {}
         self.offers: dict[FolderId, Offer] = {}
         self.peers: dict[DeviceId, Peer] = {}
+        self._said: WeakKeyDictionary[Peer, _Said] = WeakKeyDictionary()
         self.changed = Pulse()
         """Fires when folders, offers, members or peers have changed."""
         self.on_offer: Callable[[FolderId, Offer], None] = lambda folder, offer: None
@@ -104,17 +118,14 @@ class Synchronizer:
         """Exchange every common folder with a device until its connection ends."""
         self.peers[peer.device] = peer
         self.changed.fire()
-        offered: dict[FolderId, tuple[bytes, ...]] = {}
         try:
             async with trio.open_nursery() as nursery:
                 while True:
                     seen = self.changed.count
                     for folder in list(self.folders.values()):
                         if folder.wants(peer.device):
-                            heads = folder.context.membership.heads
-                            if offered.get(folder.id) != heads and (offer := folder.offer(peer.device)) is not None:
-                                offered[folder.id] = heads
-                                await peer.send(offer)
+                            if not _has_met(folder, peer.device):
+                                await self._make_offer(folder, peer)
                             nursery.start_soon(self._exchange, folder, peer)
                             await trio.lowlevel.checkpoint()
                     await self.changed.wait_beyond(seen)
@@ -125,7 +136,7 @@ class Synchronizer:
 
     async def _exchange(self, folder: Folder, peer: Peer) -> None:
         try:
-            await folder.exchange(peer)
+            await folder.exchange(peer, self._said_on(peer).heard)
         except* ConnectionLost:
             # A connection that is closing says its goodbye first: a new exchange would end at once, again and again.
             with trio.move_on_after(CLOSING_S):
@@ -148,10 +159,42 @@ class Synchronizer:
             else:
                 await self._on_proof(known, peer, message)
             return
-        folder = self.folders.get(FolderId(getattr(message, "folder", b"")))
-        exchange = folder.exchanges.get(peer.device) if folder is not None else None
-        if exchange is not None:
+        folder_id = FolderId(getattr(message, "folder", b""))
+        folder = self.folders.get(folder_id)
+        if isinstance(message, m.LinksRequest) and not message.heads:
+            if folder is not None and self._nursery is not None:
+                self._nursery.start_soon(self._make_offer, folder, peer)
+        elif folder is not None and (exchange := folder.exchanges.get(peer.device)) is not None:
             await exchange.deliver(message)
+        elif isinstance(message, m.FolderAnnounce):
+            self._on_announce(folder, peer, message)
+
+    def _on_announce(self, folder: Folder | None, peer: Peer, message: m.FolderAnnounce) -> None:
+        """A device announces a folder that is not exchanged with it: not yet, or for want of links that it may have."""
+        said = self._said_on(peer)
+        if folder is not None:
+            said.heard[folder.id] = message
+        folder_id = FolderId(message.folder)
+        strangers = folder is None or folder.role is None or folder.context.membership.role(peer.device) is None
+        room = folder_id in said.asked or len(said.asked) < MAX_OFFERS
+        if strangers and room and said.asked.get(folder_id) != message.heads and self._nursery is not None:
+            said.asked[folder_id] = message.heads
+            self._nursery.start_soon(self._ask_for_offer, folder_id, peer)
+
+    async def _ask_for_offer(self, folder_id: FolderId, peer: Peer) -> None:
+        with suppress(ConnectionLost):
+            await peer.send(m.LinksRequest(folder_id, []))
+
+    async def _make_offer(self, folder: Folder, peer: Peer) -> None:
+        """Offer a folder to a member, with the links that prove it, once as long as they are the same."""
+        said, heads = self._said_on(peer), folder.context.membership.heads
+        if said.offered.get(folder.id) != heads and (offer := folder.offer(peer.device)) is not None:
+            said.offered[folder.id] = heads
+            with suppress(ConnectionLost):
+                await peer.send(offer)
+
+    def _said_on(self, peer: Peer) -> _Said:
+        return self._said.setdefault(peer, _Said())
 
     async def serve(self, peer: Peer, request: m.ContentRequest) -> Sequence[Item]:
         """Content that a device asks for."""
@@ -219,3 +262,10 @@ class Synchronizer:
         """A folder is offered no longer."""
         if self.offers.pop(folder_id, None) is not None:
             self.changed.fire()
+
+
+def _has_met(folder: Folder, device: DeviceId) -> bool:
+    """Whether an exchange with a device has gone so far that it knows the folder."""
+    with suppress(P2PSyncError), folder.context.index.read() as reader:
+        return reader.cursor(device) is not None
+    return False

@@ -47,7 +47,8 @@ async def channels() -> AsyncIterator[tuple[SecureChannel, SecureChannel]]:
     ends: dict[str, SecureChannel] = {}
 
     async def end(name: str, stream: MemoryStream, machine: SecureHandshake) -> None:
-        established = await handshake(stream, machine)
+        established, first = await handshake(stream, machine)
+        await stream.send_all(first)
         ends[name] = SecureChannel(stream, established, machine.trailing)
 
     async with trio.open_nursery() as nursery:
@@ -95,7 +96,9 @@ async def test_control_overtakes_bulk() -> None:
         results = []
 
         async def end(stream: MemoryStream, machine: SecureHandshake) -> None:
-            results.append(SecureChannel(stream, await handshake(stream, machine), machine.trailing))
+            established, first = await handshake(stream, machine)
+            await stream.send_all(first)
+            results.append(SecureChannel(stream, established, machine.trailing))
 
         nursery.start_soon(end, left, SecureHandshake.initiate(KEYS[0], bytes(32)))
         nursery.start_soon(end, right, SecureHandshake.respond(KEYS[1], b"\1" * 32))

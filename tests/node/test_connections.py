@@ -14,7 +14,7 @@ from p2psync.node import connections
 from p2psync.node.contacts import Meeting
 from p2psync.node.dialler import Proven
 from p2psync.ports import ByteStream
-from p2psync.protocol.messages import FolderOffer, GoodbyeCode, Message
+from p2psync.protocol.messages import FolderAnnounce, GoodbyeCode, Message
 from p2psync.sync.peer import Peer
 from tests.simulation.nodes import PORT
 from tests.sync.conftest import simulated, told
@@ -29,7 +29,7 @@ async def test_a_device_that_always_breaks_the_protocol_is_not_dialled_all_the_t
         await story.share("one", two="editor")
         attempts = []
 
-        async def exchange(_: object) -> NoReturn:
+        async def exchange(*_: object) -> NoReturn:
             attempts.append(trio.current_time())
             raise ProtocolError("nonsense")
 
@@ -43,7 +43,7 @@ async def test_a_device_that_always_breaks_the_protocol_is_not_dialled_all_the_t
 
 
 @simulated
-async def test_a_connection_that_ends_while_folders_are_offered_is_no_error(monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_a_connection_that_ends_while_folders_are_announced_is_no_error(monkeypatch: pytest.MonkeyPatch) -> None:
     async with told() as story:
         await story.start("one", "two")
         await story.share("one", two="editor")
@@ -52,7 +52,7 @@ async def test_a_connection_that_ends_while_folders_are_offered_is_no_error(monk
         send, lost = Peer.send, []
 
         async def send_or_lose(peer: Peer, message: Message) -> None:
-            if isinstance(message, FolderOffer) and not lost:
+            if isinstance(message, FolderAnnounce) and not lost:
                 lost.append(message)
                 await peer.close(GoodbyeCode.BUSY, "the cable was pulled")
                 raise ConnectionLost("the connection is over")
@@ -86,12 +86,15 @@ async def test_another_device_than_the_one_that_was_called_is_refused() -> None:
 
             async def come(stream: ByteStream, begins: bool, outcomes: list[object]) -> None:
                 with suppress(ConnectionLost, ProtocolError):
-                    outcomes.append(await three.prove(stream, expected=own, begins=begins))
+                    _, channel = await three.prove(stream, expected=own, begins=begins)
+                    outcomes.append(channel)
+                    await channel.pump()
 
             async with trio.open_nursery() as nursery:
                 nursery.start_soon(come, far, not begins, outcomes)
                 with pytest.raises(ProtocolError, match="another"):
                     await one.prove(near, expected=called, begins=begins)
+                nursery.cancel_scope.cancel()
             assert len(outcomes) == (0 if begins else 1)
 
 

@@ -45,7 +45,7 @@ def problems(story: Story, name: str) -> list[str]:
 
 
 @pytest.mark.parametrize("moment", ["commit", "committed"])
-@pytest.mark.parametrize("nth", range(1, 10))
+@pytest.mark.parametrize("nth", range(1, 9))
 def test_an_index_whose_disk_failed_is_opened_again(moment: str, nth: int) -> None:
     @simulated
     async def tell() -> None:

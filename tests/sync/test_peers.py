@@ -10,8 +10,10 @@ from p2psync.model.hashing import Algorithm
 from p2psync.model.manifest import MAX_CHUNK, Chunker, Manifest, decode_manifest
 from p2psync.model.paths import RelPath, path_key
 from p2psync.protocol.bulk import Absent, Item
+from p2psync.protocol.messages import FolderAnnounce, Goodbye, Message, Welcome
 from p2psync.reconcile.guards import Limits, MassChangeGuard
 from p2psync.sync import exchange
+from p2psync.sync.peer import Peer
 from p2psync.workspace.chunker import zero_hash
 from tests.sync.conftest import LABEL, contents, simulated, told
 
@@ -146,3 +148,48 @@ async def test_a_manifest_that_nobody_has_does_not_hold_up_the_others(monkeypatc
             await story.nodes["one"].folder_scan(LABEL)
             await story.until(lambda: contents(story, "two").keys() == {b"b", b"c"}, 120)
         await story.until(lambda: contents(story, "two") == files, 300)
+
+
+@simulated
+async def test_devices_that_meet_again_and_have_no_news_say_where_they_stand_and_no_more(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    async with told() as story:
+        await story.start("one", "two")
+        story.user("one").write(b"f", b"1")
+        await story.share("one", two="editor")
+        await story.stop("two")
+        await trio.sleep(5)
+        said: list[Message] = []
+        send = Peer.send
+
+        async def heard(peer: Peer, message: Message) -> None:
+            said.append(message)
+            await send(peer, message)
+
+        monkeypatch.setattr(Peer, "send", heard)
+        await story.again("two")
+        await story.until(lambda: bool(story.folder("two").exchanges))
+        await trio.sleep(20)
+        assert {type(message) for message in said} <= {Welcome, Goodbye, FolderAnnounce}
+        first, second, *later = [message for message in said if isinstance(message, FolderAnnounce)]
+        assert first.fresh
+        assert second.fresh
+        assert not any(announce.fresh for announce in later)
+        assert len(later) <= 1, "once the scan is over"
+
+
+@simulated
+async def test_who_removed_a_folder_while_it_was_away_is_offered_it_again() -> None:
+    """To a device that has had it no offer is made, until it asks."""
+    async with told() as story:
+        await story.start("one", "two")
+        story.user("one").write(b"f", b"1")
+        await story.share("one", two="editor")
+        await story.stop("one")
+        await story.nodes["two"].folder_remove(LABEL)
+        await story.again("one")
+        await story.until(lambda: bool(story.nodes["two"].synchronizer.offers))
+        await story.nodes["two"].folder_accept(story.folder("one").context.name, b"/data/anew")
+        await story.settle("one")
+        assert story.device("two").user(b"/data/anew").read(b"f") == b"1"
