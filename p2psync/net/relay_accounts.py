@@ -42,6 +42,12 @@ class AccountCalls:
         """A session by password. RelayRefusal `unauthorized` when it is wrong, `device-unknown`, `suspended`."""
         await self._open("/api/v1/sessions", api.LogIn(email, login_key))
 
+    async def log_in_as_one_of_many(self, email: str, login_key: bytes) -> None:
+        """As `log_in`, with a key that other devices may use at the same time; opened again whenever they end it."""
+        await self.log_in(email, login_key)
+        request = Request("POST", "/api/v1/sessions", session=False, repeatable=False)
+        self._caller.reopen = lambda: self._caller.fetch(request, api.Session, api.LogIn(email, login_key))
+
     async def log_in_by_key(self, account_id: bytes) -> None:
         """A session by this device's key. RelayRefusal `unauthorized` when it has logged out or is not in there."""
         await self._open("/api/v1/sessions/key", api.KeyLogIn(account_id))
@@ -49,7 +55,7 @@ class AccountCalls:
     async def log_out(self) -> None:
         """End this device's session; the next one needs the password."""
         await self._caller.call(Request("DELETE", "/api/v1/sessions", repeatable=False))
-        self._caller.session = None
+        self._caller.session = self._caller.reopen = None
 
     async def ask_reset(self, email: str) -> None:
         """Have a code mailed with which this device may set a new password."""

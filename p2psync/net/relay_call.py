@@ -58,6 +58,8 @@ _EARLY_S: Final = 30
 """An access token is renewed this long before it ends."""
 _SKEW_S: Final = 2
 """Smaller differences of the clocks are a matter of rounding."""
+_TURNS: Final = 8
+"""Times that a session is opened anew for one request, where another device may end it at any time."""
 _TOKEN: Final = re.compile(rf"[\w-]{{1,{MAX_TOKEN}}}", re.ASCII)
 _TRY_AGAIN: Final = frozenset({429, 502, 503, 504})
 
@@ -140,6 +142,10 @@ class RelayCaller:
         self.account_id = account_id
         """Whose session is opened when there is none."""
         self.session = session
+        self.reopen: Callable[[], Awaitable[Session]] | None = None
+        """Opens a session by the password when one has ended. For a key that several devices may use at a time: it has
+        one session, so each ends that of the other, and the first to be through logs the key out."""
+        self._contention = Backoff(rng)
 
     @property
     def address(self) -> RelayAddress:
@@ -243,9 +249,10 @@ class RelayCaller:
         response = await self._send(way, request, token)
         if response.status == 401 and self._correct_clock(way, response, offset):
             response = await self._send(way, request, token)
-        if response.status == 401 and token is not None:
-            token = await self._token(way, spent=token)
-            response = await self._send(way, request, token)
+        for _ in range(1 if self.reopen is None else _TURNS):
+            if response.status == 401 and token is not None:
+                token = await self._token(way, spent=token)
+                response = await self._send(way, request, token)
         return response
 
     async def _send(self, way: _Way, request: Request, token: str | None) -> HttpResponse:
@@ -316,7 +323,12 @@ class RelayCaller:
                 return session.access_token
             if not self.account_id:
                 raise StateError("this device is in no account; run: p2psync account signup, or: p2psync account login")
-            opened = await self._refreshed(way, session, now) or await self._opened(way)
+            if self.reopen is None:
+                opened = await self._refreshed(way, session, now) or await self._opened(way)
+            else:
+                # To refresh would end the other's session for good measure; to wait lets it get something done.
+                await trio.sleep(self._contention.failed())
+                opened = await self.reopen()
             await self.adopt(opened)
             return opened.access_token
 

@@ -22,7 +22,7 @@ from p2psync.errors import AuthenticationError, InputError, IntegrityError, Rela
 from p2psync.membership.sigchain import AccountChain, Add, DeviceKind, HeadVerdict, Remove, begin_account, fold_chain
 from p2psync.model.ids import DeviceId
 from p2psync.net.relay_client import RelayClient
-from p2psync.node.account_joining import check_recovery
+from p2psync.node.account_joining import check_recovery, take_in
 from p2psync.node.account_store import AccountStore, StoredAccount, verified
 from p2psync.ports import World
 from p2psync.protocol.relay_address import parse_relay_address
@@ -241,15 +241,12 @@ class Account:
             is_new = self.stored is None or self.stored.state in ("unverified", "joining")
             recovery = recovery_keys(key)
             async with self._visiting(relays, recovery) as client:
-                await client.accounts.log_in(email, login_key)
+                await client.accounts.log_in_as_one_of_many(email, login_key)
                 chain = await self._fetch(client)
                 check_recovery(chain, recovery.device_id, key)
                 if not is_new and chain.account_id != self.require().account_id:
                     raise StateError(_OTHER_ACCOUNT)
-                if self._keys.device_id not in chain.devices:
-                    link = chain.sign(recovery, Add(self._keys.card.encode(), DeviceKind.DEVICE))
-                    await client.accounts.append_link(link.encoded)
-                    chain = chain.extend([link.encoded])
+                chain = await take_in(self._keys.card, client, recovery, chain, partial(self._fetch, client))
                 await let_in(client, recovery, chain)
                 await client.accounts.log_out()
             if is_new:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, field
 from typing import Final
 
@@ -9,8 +10,8 @@ import trio
 
 from p2psync.crypto.identity import DeviceCard, DeviceKeys
 from p2psync.crypto.recovery import founding_random
-from p2psync.errors import AuthenticationError, P2PSyncError
-from p2psync.membership.sigchain import AccountChain, DeviceKind, Genesis
+from p2psync.errors import AuthenticationError, P2PSyncError, RelayRefusal, StateError
+from p2psync.membership.sigchain import AccountChain, Add, DeviceKind, Genesis, HeadVerdict
 from p2psync.model.ids import DeviceId, FolderId, format_folder_id
 from p2psync.net.relay_client import RelayClient
 from p2psync.node.relay_folder import RelayFolder
@@ -21,6 +22,8 @@ from p2psync.sync.pulse import Pulse
 
 JOIN_FOLDERS_S: Final = 900.0
 """How long a relay may take over all folders together."""
+TRIES: Final = 16
+"""Other devices may append a link at the same time."""
 MAX_UNANSWERED: Final = 2
 """Folders that the relay may fail to show; with one more it is down, and left alone."""
 
@@ -70,6 +73,36 @@ class Joining:
             self.members += 1
         elif outcome is Outcome.REMOVED:
             self.removed.append(format_folder_id(folder))
+
+
+async def take_in(
+    card: DeviceCard,
+    client: RelayClient,
+    recovery: DeviceKeys,
+    chain: AccountChain,
+    fetch: Callable[[], Awaitable[AccountChain]],
+) -> AccountChain:
+    """Have the recovery key take a device into the account; others may come by the same key at the same time.
+
+    AuthenticationError when the relay shows two chains, StateError when others are first again and again.
+    """
+    for _ in range(TRIES):
+        if card.device_id in chain.devices:
+            return chain
+        link = chain.sign(recovery, Add(card.encode(), DeviceKind.DEVICE))
+        try:
+            await client.accounts.append_link(link.encoded)
+        except RelayRefusal as refusal:
+            if refusal.code != "conflict":
+                raise
+            known, chain = chain.head, await fetch()
+            if chain.judge_head(known.seq, known.hash) is not HeadVerdict.KNOWN:
+                raise AuthenticationError(
+                    "the relay shows two chains of one account; nothing was changed here"
+                ) from None
+        else:
+            return chain.extend([link.encoded])
+    raise StateError("other devices change the account at the same time; try again")
 
 
 def check_recovery(chain: AccountChain, recovery: DeviceId, key: bytes) -> None:

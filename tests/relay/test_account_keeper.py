@@ -104,6 +104,20 @@ async def test_a_device_that_has_met_nobody_comes_by_the_recovery_key(autojump_c
         assert not the_folder(desk).context.problems
 
 
+async def test_devices_that_come_by_one_recovery_key_at_once_all_come_in(autojump_clock: MockClock, home: Home) -> None:
+    """Each ends the sessions of the key that the others have, adds a link where they do, and logs the key out."""
+    async with home.node("a") as desk:
+        recovery = await begun(home, desk)
+    async with home.node("b") as laptop, home.node("c") as tablet, home.node("d") as phone:
+        comers = (laptop, tablet, phone)
+        async with trio.open_nursery() as nursery:
+            for node in comers:
+                nursery.start_soon(come, home, node, recovery)
+        await until(lambda: all(home.files(letter) == {b"f": b"from the desk"} for letter in "bcd"))
+        everybody = {desk.device_id, *(node.device_id for node in comers)}
+        await until(lambda: all(everybody <= members(node).keys() for node in comers))
+
+
 async def test_offers_are_there_again_after_a_restart(autojump_clock: MockClock, home: Home) -> None:
     async with home.node("a") as desk:
         recovery = await begun(home, desk)

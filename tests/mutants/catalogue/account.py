@@ -48,6 +48,12 @@ MUTANTS = (
         (f"{CLIENT}::test_a_session_is_renewed_once_for_all",),
     ),
     Mutant(
+        "one-comer-at-a-time",
+        "Two devices that come by one recovery key end each other's sessions, and one of them is told to log in again.",
+        (edit("node/account.py", "client.accounts.log_in_as_one_of_many(email", "client.accounts.log_in(email"),),
+        ("tests/relay/test_account_keeper.py::test_devices_that_come_by_one_recovery_key_at_once_all_come_in",),
+    ),
+    Mutant(
         "a-wrong-clock-locks-out",
         "A refusal because of the time is taken for a lost session: a device whose clock is wrong never gets in.",
         (edit("net/relay_call.py", "        way.offset_s = offset\n", "        way.offset_s = 0\n"),),
