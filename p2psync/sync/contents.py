@@ -115,9 +115,9 @@ class ContentJobs:
         return None
 
     @property
-    def connected(self) -> bool:
-        """Whether there is anybody to ask."""
-        return bool(self._links)
+    def asked(self) -> list[bytes]:
+        """Who can be asked: connected devices, and mailboxes by the names that they have here."""
+        return list(self._links)
 
     async def run(self) -> None:
         """Send requests as the swarm decides. Never returns."""

@@ -5,7 +5,8 @@ stands, and all who know it wait for ever. Status names such a file as soon as n
 given up by itself once every member is connected and has said more than once that it has not got it, for minutes, and
 then says so again: after a fresh scan, with the records that we have, missing content too. What a member said counts
 until that member was away or came to hold the content; what goes on elsewhere in the folder does not matter. A person
-may give up earlier, but not while the author is away: it may well come back with the file.
+may give up earlier, where nobody is connected what the mailbox has not got; but not while the author is away: it may
+well come back with the file.
 """
 
 from __future__ import annotations
@@ -61,7 +62,7 @@ class Lost:
     path: RelPath
     record: FileRecord
     gone: Piece | None
-    """A piece that every connected member has said more than once it has not got."""
+    """A piece that every connected member, or else every mailbox, has said more than once it has not got."""
     nowhere: bool
     """Whether there is such a piece, or nobody to ask."""
     older: bool
@@ -116,9 +117,11 @@ class LostContents:
                     await context.records_changed.wait_beyond(seen)
 
     async def hopeless(self) -> list[Lost]:
-        """What a person may give up: nobody who is connected has it, and its author is among them or no member."""
+        """What a person may give up: nobody who can be asked has it, and its author is here, connected or no member."""
         found = await self._find()
-        return [lost for lost in found if lost.nowhere and self.agreed() and self._author_is_heard(lost)]
+        if self._exchanges and not self.agreed():
+            return []
+        return [lost for lost in found if lost.nowhere and self._author_is_heard(lost)]
 
     async def give_up(self, chosen: Sequence[Lost], *, everyone: bool = False) -> list[RelPath]:
         """Publish what is left of these files, if all who are connected lack them after a fresh scan too; their paths.
@@ -193,7 +196,7 @@ class LostContents:
                     record = step.record
                     if entry is not None and (entry.rot or entry.diverged):
                         continue
-                    asked = list(self._exchanges)
+                    asked = list(self._exchanges) or self._contents.asked
                     gone = self._contents.denials.gone(record.content, asked) if asked else None
                     older = entry is not None and entry.kind is Kind.FILE
                     found.append(Lost(path, record, gone, gone is not None or self._alone, older))

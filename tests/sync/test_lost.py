@@ -24,6 +24,7 @@ from p2psync.sync.lost import Lost
 from p2psync.sync.serving import Server
 from p2psync.testing.inodes import File
 from tests.sync.conftest import FOLDER, LABEL, Story, simulated, told
+from tests.sync.mailbox.stories import mailed
 from tests.sync.test_durability import contents, index_of
 
 FILE = RelPath(b"f")
@@ -274,3 +275,22 @@ async def test_what_a_file_should_hold_is_not_called_gone() -> None:
         request = ChunkRequest(1, folder.id, b"".join(hashes), [1, 1], False)
         reader = story.folder("two").context.device
         assert await folder.serve(reader, request) == [Absent.LATER, Absent.GONE]
+
+
+@pytest.mark.parametrize("name", ["one", "two"])
+@simulated
+async def test_who_meets_only_a_mailbox_may_give_up_what_is_its_own(name: str) -> None:
+    async with mailed() as story:
+        await lose(story)
+        await story.again("one")
+        await story.until(lambda: named(story, "one") is not None)
+        story.join("one", "two")
+        await story.until(lambda: all(len(story.folder(n).mailroom.keys.ring) for n in ("one", "two")))
+        await story.stop("two" if name == "one" else "one")
+        await story.until(lambda: not story.folder(name).exchanges)
+        lost = story.folder(name).scrubber.lost
+        with trio.fail_after(600):
+            while not any(file.nowhere for file in await lost._find()):
+                await trio.sleep(1)
+        await story.nodes[name].check(repair=True, quick=True, accept_local=True)
+        assert deleted(story, name) is (name == "one")
