@@ -38,7 +38,7 @@ from p2psync.workspace import staging
 _log = structlog.get_logger(__name__)
 
 PAGE = 1000
-BATCH = 256
+BATCH = 1024
 RETRY_FIRST = 1.0
 RETRY_LIMIT = 60.0
 PARALLEL_BUNDLES = 4
@@ -70,6 +70,8 @@ class Applier:
         """Whether something may be held because a local change is in its way."""
         self._began = 0
         """Sequence of the feed when the sweep began."""
+        self._waiting: list[Ready] = []
+        """What jobs have staged and nobody has begun to carry out."""
         self._later: dict[RelPath, float] = {}
         self._failures: dict[RelPath, int] = {}
         self._bundles = trio.CapacityLimiter(PARALLEL_BUNDLES)
@@ -82,6 +84,7 @@ class Applier:
 
     async def run(self) -> None:
         """Sweep whenever records, peers or time may have made something possible. Never returns."""
+        self._waiting.clear()  # of a run that was cancelled
         with self._context.index.read() as reader:
             is_new = not reader.totals().files
         if is_new:  # what others tell of may lie on this disk already
@@ -336,7 +339,7 @@ class Applier:
                 if record.key in staged
             ]
             if ready:
-                await self._perform(ready)
+                await self._perform_staged(ready)
             for step, record in zip(group, records, strict=True):
                 if record.key in unavailable:
                     self._put_off(step.path)
@@ -352,9 +355,21 @@ class Applier:
             self._context.records_changed.fire()
 
     # ── performing ──────────────────────────────────────────────────────────────────────────────────────────────────
-    async def _perform(self, ready: Sequence[Ready]) -> bool:
-        """Carry out a batch under the commit lock; True when the disk changed."""
+    async def _perform_staged(self, ready: Sequence[Ready]) -> None:
+        """Carry out what a job has staged, and with it what other jobs have staged until it is its turn.
+
+        So as many as wait share one sync of each directory and one transaction.
+        """
+        self._waiting += ready
+        await self._perform(None)
+
+    async def _perform(self, ready: Sequence[Ready] | None) -> bool:
+        """Carry out a batch under the commit lock; True when the disk changed. None: all that waits."""
         async with self._context.commit_lock:
+            if ready is None:
+                ready, self._waiting = self._waiting, []
+            if not ready:
+                return False
             now, outcomes = trio.current_time(), list[tuple[Ready, ops.Outcome]]()
             self._observer.echoes.begin(path for item in ready for path in (item.step.path, source_of(item.step)))
             try:
