@@ -46,8 +46,9 @@ class _Said:
 
     offered: dict[FolderId, tuple[bytes, ...]] = field(default_factory=dict)
     """Heads of the links that were sent with the offer of a folder."""
-    asked: dict[FolderId, list[bytes]] = field(default_factory=dict)
-    """Heads that it announced when it was asked to offer a folder that cannot be exchanged with it for all we know."""
+    asked: dict[tuple[FolderId, tuple[bytes, ...]], None] = field(default_factory=dict)
+    """Folders that cannot be exchanged with it for all we know, and that it was asked to offer when it announced them;
+    each once as long as it announces the same heads."""
     heard: dict[FolderId, m.FolderAnnounce] = field(default_factory=dict)
     """What it announced last of folders that we have, while they were not exchanged."""
 
@@ -174,12 +175,12 @@ class Synchronizer:
         said = self._said_on(peer)
         if folder is not None:
             said.heard[folder.id] = message
-        folder_id = FolderId(message.folder)
-        strangers = folder is None or folder.role is None or folder.context.membership.role(peer.device) is None
-        room = folder_id in said.asked or len(said.asked) < MAX_OFFERS
-        if strangers and room and said.asked.get(folder_id) != message.heads and self._nursery is not None:
-            said.asked[folder_id] = message.heads
-            self._nursery.start_soon(self._ask_for_offer, folder_id, peer)
+        if folder is not None and folder.role is not None and folder.context.membership.role(peer.device) is not None:
+            return
+        announced = FolderId(message.folder), tuple(message.heads)
+        if announced not in said.asked and len(said.asked) < MAX_OFFERS and self._nursery is not None:
+            said.asked[announced] = None
+            self._nursery.start_soon(self._ask_for_offer, announced[0], peer)
 
     async def _ask_for_offer(self, folder_id: FolderId, peer: Peer) -> None:
         with suppress(ConnectionLost):
