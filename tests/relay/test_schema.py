@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 
+from p2psync.model.ids import DeviceId
 from p2psync.protocol.http_signature import Signed
 from relay.api import openapi
 from relay.api.auth import Authenticator
@@ -31,9 +32,9 @@ def test_document_and_relay_agree() -> None:
 def test_disagreements_and_open_doors_are_found(monkeypatch: pytest.MonkeyPatch) -> None:
     strict = Authenticator._account
 
-    async def lax(self: Authenticator, auth: Auth, signed: Signed, now: int) -> bytes:
+    async def lax(self: Authenticator, auth: Auth, signed: Signed, device_id: DeviceId, now: int) -> bytes:
         try:
-            return await strict(self, auth, signed, now)
+            return await strict(self, auth, signed, device_id, now)
         except ApiError:
             return b"a" * 16
 
