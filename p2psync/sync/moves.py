@@ -15,6 +15,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 
+from p2psync.index.index import Index
 from p2psync.model.entries import Fingerprint
 from p2psync.model.paths import RelPath, name
 from p2psync.ports import Kind
@@ -22,7 +23,9 @@ from p2psync.reconcile.observe import DiskState
 from p2psync.workspace.scanner import Finding
 
 MAX_HELD = 20_000
-"""New files that are held back until the look is over; of moves beyond that the halves may be recorded apart."""
+"""New files that are held back until the look is over; of more, those alone that the index may know by another name."""
+_BITS = 1 << 24
+"""Of the filter that tells them: with a million files in the index it is wrong about 6 of 100 others."""
 LARGE = 4 * 1024 * 1024
 """From this size on a move is told before the file is read: below, reading takes no longer than telling."""
 
@@ -33,7 +36,8 @@ State = tuple[Finding, DiskState | None]
 class Moves:
     """The moves of one look at the disk.
 
-    `granularity_ns` is that of the file system's clock, `room` for how many new files the end of the look is waited.
+    `granularity_ns` is that of the file system's clock; `room` for how many new files the end of the look is waited
+    whatever they are, 0: for none at all.
     """
 
     granularity_ns: int
@@ -45,6 +49,8 @@ class Moves:
     _missing: dict[tuple[int, int, int, int], list[Finding]] = field(default_factory=dict)
     _held: list[Finding] = field(default_factory=list)
     _sources: dict[RelPath, Finding] = field(default_factory=dict)
+    _known: bytearray | None = None
+    """What the index knows, as a Bloom filter (CACM 13(7), 1970) with one hash; None as long as there is room."""
 
     def miss(self, findings: Iterable[Finding]) -> None:
         """These paths are missing."""
@@ -56,15 +62,39 @@ class Moves:
             self._missing.setdefault((left.dev, left.ino, left.size, left.mtime_ns), []).append(finding)
 
     def hold(self, findings: Sequence[Finding]) -> list[Finding]:
-        """Keep new files back as long as there is room; the others."""
-        passed = []
+        """Keep new files back that may have moved; the others."""
+        passed: list[Finding] = []
         for finding in findings:
-            new = finding.synced is None and finding.stat is not None and finding.stat.kind is Kind.FILE
-            if new and len(self._held) < self.room:
-                self._held.append(finding)
-            else:
-                passed.append(finding)
+            (self._held if self._may_have_moved(finding) else passed).append(finding)
         return passed
+
+    def _may_have_moved(self, finding: Finding) -> bool:
+        stat = finding.stat
+        if not self.room or finding.synced is not None or stat is None or stat.kind is not Kind.FILE:
+            return False
+        if self._known is None:
+            return True
+        place = hash((stat.dev, stat.ino, stat.size, stat.mtime_ns)) % _BITS
+        return bool(self._known[place >> 3] & 1 << (place & 7))
+
+    @property
+    def crowded(self) -> bool:
+        """Whether more is held back than there is room for, and `sift` is due."""
+        return self._known is None and len(self._held) > self.room
+
+    def sift(self, index: Index) -> list[Finding]:
+        """Learn what the index knows: what is held back and not among it has not moved, and is given back. Blocks.
+
+        What remains is at most what the index has, as is what can be missed.
+        """
+        known = bytearray(_BITS >> 3)
+        with index.read() as reader:
+            for entry in reader.entries():
+                left = entry.fingerprint
+                place = hash((left.dev, left.ino, left.size, left.mtime_ns)) % _BITS
+                known[place >> 3] |= 1 << (place & 7)
+        held, self._held, self._known = self._held, [], known
+        return self.hold(held)
 
     def release(self) -> list[Finding]:
         """What was held back, now that all that is missing is known."""

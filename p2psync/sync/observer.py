@@ -177,9 +177,8 @@ class Observer:
         try:
             context = self._context
             await context.world.offload.run(context.ignores_changed)
-            found = await self._observe(
-                scan(context.root, SyncedTree(context.index), context.ignore.ignored), full=True
-            )
+            batches = scan(context.root, SyncedTree(context.index), context.ignore.ignored)
+            found = await self._observe(batches, full=True)
         finally:
             self._busy = False
             self._context.progress.scanning -= 1
@@ -267,7 +266,10 @@ class Observer:
             found.closed += [finding for finding in turned if finding.synced and finding.synced.kind is Kind.DIRECTORY]
             await self._read_and_commit(opened, found)
             apart = {finding.path for finding in (*opened, *found.closed)}
-            for group in _groups(found.moves.hold([finding for finding in present if finding.path not in apart])):
+            ready = found.moves.hold([finding for finding in present if finding.path not in apart])
+            if found.moves.crowded:
+                ready += await self._context.world.offload.run(lambda: found.moves.sift(self._context.index))
+            for group in _groups(ready):
                 await groups.send(group)
         for group in _groups(found.moves.release()):
             await groups.send(group)

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from typing import Self
 
 import pytest
 import trio
@@ -15,7 +17,7 @@ from p2psync.model.paths import RelPath, path_key
 from p2psync.model.records import winner
 from p2psync.model.versions import VersionVector
 from p2psync.ports import Kind, Stat
-from p2psync.sync import applier, feed, moves
+from p2psync.sync import applier, feed, moves, observer
 from p2psync.sync.moves import Moves
 from p2psync.sync.performer import Ready
 from p2psync.workspace import chunker
@@ -116,11 +118,35 @@ def test_two_links_to_one_file_keep_their_names() -> None:
     assert [s and s.path for s in sources] == [b"old/b", b"old/a", None]
 
 
-def test_new_files_are_held_back_as_long_as_there_is_room() -> None:
-    come = [new(b"n%d" % n, STAT) for n in range(3)]
+class Known:
+    """An index that has one file."""
+
+    @contextmanager
+    def read(self) -> Iterator[Self]:
+        yield self
+
+    def entries(self) -> Iterator[Synced]:
+        yield ENTRY
+
+
+def test_of_more_new_files_than_there_is_room_for_those_wait_that_the_index_may_know() -> None:
+    moved, come = new(b"new/f", STAT), [new(b"n%d" % n, replace(STAT, ino=100 + n)) for n in range(3)]
     found = Moves(1_000, 2)
-    assert found.hold([missing(ENTRY), *come]) == [missing(ENTRY), come[2]]
-    assert found.release() == come[:2]
+    assert found.hold([missing(ENTRY), *come[:2]]) == [missing(ENTRY)]
+    assert not found.crowded
+    assert found.hold([moved]) == []
+    assert found.crowded
+    assert found.sift(Known()) == come[:2]  # type: ignore[arg-type]
+    assert not found.crowded
+    assert found.hold([come[2]]) == [come[2]]
+    assert found.release() == [moved]
+
+
+def test_where_nothing_can_be_missed_no_new_file_waits() -> None:
+    come = [new(b"new/f", STAT)]
+    found = Moves(1_000, 0)
+    assert found.hold(come) == come
+    assert not found.crowded
 
 
 # ── whole nodes ─────────────────────────────────────────────────────────────────────────────────────────────────────
@@ -192,6 +218,27 @@ async def test_a_renamed_directory_is_moved_on_all_disks(
         assert story.folder("two").context.progress.received == received
         assert (True, True) not in seen, "never both names"
         assert (False, False) not in seen, "never neither"
+
+
+@simulated
+async def test_a_directory_renamed_among_more_new_files_than_may_wait_is_moved(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(observer, "MAX_HELD", 20)
+    async with told() as story:
+        await story.start("one", "two")
+        user = story.user("one")
+        user.mkdir(b"old")
+        for n in range(30):
+            user.write(b"old/f%03d" % n, b"content %d" % n)
+        await story.share("one", two="editor")
+        await trio.sleep(5)
+        before, received = inodes(story, "two", b"old"), story.folder("two").context.progress.received
+        for n in range(50):
+            user.write(b"a%03d" % n, b"")
+        user.rename(b"old", b"new")
+        await story.settle("one")
+        assert inodes(story, "two", b"new") == before, "moved, not copied"
+        assert story.folder("two").context.progress.received == received
+        assert not story.folder("one").context.problems
 
 
 @simulated
