@@ -84,7 +84,7 @@ class ContentJobs:
     def attach(self, link: Link) -> None:
         """A peer can be asked from now on."""
         self._links[link.device] = link
-        self._swarm.add_peer(link.device, Window(trio.current_time()))
+        self._swarm.add_peer(link.device, Window(trio.current_time(), least_delay=link.least_delay))
         self.denials.connected(link.device)
         self._changed.fire()
 

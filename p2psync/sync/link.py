@@ -42,6 +42,11 @@ class Link(Protocol):
         ...
 
     @property
+    def least_delay(self) -> float:
+        """Seconds for which requests should be under way at least, once it is known how much comes in a second."""
+        ...
+
+    @property
     def device(self) -> DeviceId:
         """The device at the other end."""
         ...

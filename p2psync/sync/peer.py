@@ -19,6 +19,7 @@ from p2psync.protocol.bulk import Absent, BulkFrame, Item, Reply, reply_frames
 from p2psync.protocol.limits import MAX_REQUESTS_IN_FLIGHT
 from p2psync.sync.link import Asked, Ranges
 from p2psync.transfer.rates import RateMeter, TokenBucket
+from p2psync.transfer.window import LEAST_DELAY
 
 
 class Handler(Protocol):
@@ -229,6 +230,11 @@ class Peer:
             at_most=manifests,
             progress=progress,
         )
+
+    @property
+    def least_delay(self) -> float:
+        """See `Link.least_delay`."""
+        return LEAST_DELAY
 
     @property
     def deltas(self) -> Peer | None:

@@ -14,7 +14,7 @@ MIN_WINDOW = 256 * 1024
 MAX_WINDOW = 16 * 1024 * 1024
 """16 MiB keep 1 Gbit/s busy over 130 ms."""
 LEAST_DELAY = 0.05
-"""Seconds that are reckoned with where the delay is less."""
+"""Seconds that are reckoned with where the delay is less, unless more is said."""
 IDLE = 1.0
 """Seconds without a request after which bandwidth is measured anew: what was not asked for says nothing about it."""
 PIPELINE = 2
@@ -27,17 +27,18 @@ class Window:
     Never more than max(`cap`, `PIPELINE` × `MAX_REQUEST_BYTES`) bytes are in flight.
     """
 
-    def __init__(self, now: float, cap: int = MAX_WINDOW) -> None:
+    def __init__(self, now: float, cap: int = MAX_WINDOW, least_delay: float = LEAST_DELAY) -> None:
         self.in_flight = 0
         self.requests = 0
         self._cap = cap
+        self._least_delay = least_delay
         self._meter = RateMeter(now)
         self._heard = now
         self._delay: float | None = None
 
     def limit(self, now: float) -> int:
         """Bytes that may be in flight."""
-        product = self._meter.rate(now) * max(self._delay, LEAST_DELAY) if self._delay is not None else 0.0
+        product = self._meter.rate(now) * max(self._delay, self._least_delay) if self._delay is not None else 0.0
         return int(min(max(2 * product, MIN_WINDOW), self._cap))
 
     def admits(self, size: int, now: float) -> bool:

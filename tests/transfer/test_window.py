@@ -24,10 +24,11 @@ def deliver(window: Window, start: float, rate: float, delay: float, count: int)
 
 @pytest.mark.parametrize("rate", [1e5, 12.5e6, 1e8])
 @pytest.mark.parametrize("delay", [0.0001, 0.1])
-def test_twice_what_is_under_way_at_any_moment(rate: float, delay: float) -> None:
-    window = Window(0.0)
+@pytest.mark.parametrize("least", [LEAST_DELAY, 0.2])
+def test_twice_what_is_under_way_at_any_moment(rate: float, delay: float, least: float) -> None:
+    window = Window(0.0, least_delay=least)
     now = deliver(window, 0.0, rate, delay, 30)
-    expected = min(max(2 * rate * max(delay, LEAST_DELAY), MIN_WINDOW), MAX_WINDOW)
+    expected = min(max(2 * rate * max(delay, least), MIN_WINDOW), MAX_WINDOW)
     assert window.limit(now) == pytest.approx(expected, rel=0.2)
 
 

@@ -23,6 +23,9 @@ _log = structlog.get_logger(__name__)
 
 PARALLEL = 8
 """Downloads at a time. A request of the swarm asks for 4 MiB at most, and the swarm bounds what is under way."""
+LEAST_DELAY = 0.1
+"""Seconds for which downloads are under way, if the relay is fast: each is a request of its own, in many steps here and
+there, and is told of only when it is whole."""
 
 
 class RelayHolder:
@@ -41,6 +44,11 @@ class RelayHolder:
     def device(self) -> DeviceId:
         """A name like a device's, which no device has."""
         return DeviceId(self._service.id)
+
+    @property
+    def least_delay(self) -> float:
+        """See `Link.least_delay`."""
+        return LEAST_DELAY
 
     @property
     def deltas(self) -> None:
