@@ -198,6 +198,8 @@ class Folder:
         context, world = self.context, self.context.world
         if self._index_failed:
             await world.offload.run(context.index.reopen)
+            # A commit that was said to have failed may be there all the same.
+            context.membership = await world.offload.run(lambda: founding.load_membership(context.index))
             self._index_failed = False
             self._members_changed()
         self._reported = None

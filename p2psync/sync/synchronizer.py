@@ -51,6 +51,8 @@ class _Said:
     each once as long as it announces the same heads."""
     heard: dict[FolderId, m.FolderAnnounce] = field(default_factory=dict)
     """What it announced last of folders that we have, while they were not exchanged."""
+    shared: dict[FolderId, bool] = field(default_factory=dict)
+    """Folders that were exchanged or announced; False once it was told that it is no member."""
 
 
 class Synchronizer:
@@ -118,6 +120,7 @@ class Synchronizer:
     async def serve_peer(self, peer: Peer) -> None:
         """Exchange every common folder with a device until its connection ends."""
         self.peers[peer.device] = peer
+        said = self._said_on(peer)
         self.changed.fire()
         try:
             async with trio.open_nursery() as nursery:
@@ -129,6 +132,10 @@ class Synchronizer:
                                 await self._make_offer(folder, peer)
                             nursery.start_soon(self._exchange, folder, peer)
                             await trio.lowlevel.checkpoint()
+                        elif said.shared.get(folder.id) and folder.context.membership.was_member(peer.device):
+                            # That may have come to light when nothing was exchanged, and so nobody said it.
+                            said.shared[folder.id] = False
+                            nursery.start_soon(self._bid_farewell, folder, peer)
                     await self.changed.wait_beyond(seen)
         finally:
             if self.peers.get(peer.device) is peer:
@@ -136,8 +143,10 @@ class Synchronizer:
             self.changed.fire()
 
     async def _exchange(self, folder: Folder, peer: Peer) -> None:
+        said = self._said_on(peer)
+        said.shared[folder.id] = True
         try:
-            await folder.exchange(peer, self._said_on(peer).heard)
+            await folder.exchange(peer, said.heard)
         except* ConnectionLost:
             # A connection that is closing says its goodbye first: a new exchange would end at once, again and again.
             with trio.move_on_after(CLOSING_S):
@@ -175,6 +184,7 @@ class Synchronizer:
         said = self._said_on(peer)
         if folder is not None:
             said.heard[folder.id] = message
+            said.shared.setdefault(folder.id, True)
         if folder is not None and folder.role is not None and folder.context.membership.role(peer.device) is not None:
             return
         announced = FolderId(message.folder), tuple(message.heads)

@@ -9,6 +9,7 @@ import pytest
 import trio
 from structlog.testing import capture_logs
 
+from p2psync.errors import StoreFailedError
 from p2psync.ports import Rename
 from p2psync.sync.folder import ROOT_CHECK_INTERVAL
 from p2psync.sync.members_file import MAX_SIZE, MEMBERS
@@ -199,3 +200,18 @@ async def test_the_members_file_is_kept_as_soon_as_the_disk_lets_it() -> None:
         assert root.stat(b".p2psync/tmp/members") is None
         kept = msgspec.msgpack.decode(private_files.read(root, MEMBERS, MAX_SIZE))
         assert kept == story.folder("one").context.membership.encoded_links()
+
+
+@simulated
+async def test_a_removal_whose_commit_was_said_to_have_failed_is_believed_once_it_is_found() -> None:
+    """Else nobody hears of it, while everything that the removed device writes is refused here."""
+    async with told() as story:
+        await story.start("one", "two")
+        await story.share("one", two="editor")
+        story.device("one").disk.faults.fail(1, errno.EIO, {"committed"})
+        with pytest.raises(StoreFailedError):
+            await story.nodes["one"].folder_unshare(LABEL, "two")
+        await story.until(lambda: "removed" in story.folder("two").context.problems)
+        context = story.folder("one").context
+        with context.index.read() as reader:
+            assert reader.link_count() == context.membership.link_count
