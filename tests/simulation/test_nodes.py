@@ -18,7 +18,7 @@ from tests.simulation.cast import Cast
 from tests.simulation.harness import Outcome, Plan, Scenario, run_seed
 from tests.simulation.nodes import MISSED_S, SCENARIO, make_node
 
-SEEDS = range(300)
+SEEDS = range(500)
 STORY_LIMIT_S = 100.0
 REPLAYED = (3, 5, 6)
 """The last with a relay."""
