@@ -314,4 +314,18 @@ MUTANTS = (
         (edit("sync/observer.py", "synced != finding.synced", "False"),),
         ("tests/sync/test_durability.py::test_what_a_scan_read_before_a_new_version_came_is_no_edit",),
     ),
+    Mutant(
+        "failed-commit-taken-for-none",
+        "A commit that the disk reported as failed is durable all the same: the index knows of a removal, memory does "
+        "not, and what the removed device writes is refused without a word to anybody.",
+        (
+            edit(
+                "sync/folder.py",
+                "            context.membership = await world.offload.run("
+                "lambda: founding.load_membership(context.index))\n",
+                "",
+            ),
+        ),
+        (f"{DISKS}::test_a_removal_whose_commit_was_said_to_have_failed_is_believed_once_it_is_found",),
+    ),
 )
