@@ -8,8 +8,9 @@ Types", 2011). Which sibling a disk shows is a function of the set alone (`winne
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
-from functools import cached_property, lru_cache
+from collections.abc import Callable, Iterable, Sequence
+from functools import cached_property, lru_cache, wraps
+from typing import TypeVar
 
 import msgspec
 
@@ -25,9 +26,15 @@ MAX_RECORD = 64 * 1024
 MAX_TARGET = 4096
 MAX_BATCH = 128
 """Records one signature may cover."""
+REMEMBERED = 4096
+REMEMBERED_SIZE = 1024
+"""Of how many records it is remembered what was made of them, and bytes of the longest of these: all together are a few
+MiB, whatever members write."""
 
 CONFIRMED = 1
 """Flag: a person confirmed the mass change this record is part of, so receivers need not ask again."""
+
+T = TypeVar("T")
 
 _MODE_MASK = 0o777
 _MAX_TIME_NS = 2**63 - 1
@@ -123,7 +130,18 @@ def target_content(target: bytes) -> bytes:
     return labelled(b"p2psync symlink", target)
 
 
-@lru_cache(maxsize=4096)
+def _remembered(make: Callable[[bytes], T]) -> Callable[[bytes], T]:
+    """What was asked for last is remembered: one record is merged, planned, carried out and told within seconds."""
+    known = lru_cache(maxsize=REMEMBERED)(make)
+
+    @wraps(make)
+    def made(encoded: bytes) -> T:
+        return known(encoded) if len(encoded) <= REMEMBERED_SIZE else make(encoded)
+
+    return made
+
+
+@_remembered
 def record_id(encoded: bytes) -> bytes:
     """32-byte name of a record: the hash of its exact bytes."""
     return labelled(b"p2psync record", encoded)
@@ -142,12 +160,9 @@ def decode_record(data: bytes) -> FileRecord:
     return record
 
 
-@lru_cache(maxsize=4096)
+@_remembered
 def decode_stored_record(data: bytes) -> FileRecord:
-    """Decode a record that `decode_record` accepted before it was stored; InputError when it has been damaged since.
-
-    What was asked for last is remembered: one record is merged, planned, carried out and told within seconds.
-    """
+    """Decode a record that `decode_record` accepted before it was stored; InputError when it has been damaged since."""
     wire = decode_fields(data)
     return _build(wire, VersionVector(wire.version))
 

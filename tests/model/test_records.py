@@ -13,7 +13,17 @@ from p2psync.errors import InputError
 from p2psync.model.entries import Fingerprint, Synced, decode_synced
 from p2psync.model.hashing import labelled
 from p2psync.model.paths import RelPath
-from p2psync.model.records import FileRecord, decode_record, merge, precedence, target_content, winner
+from p2psync.model.records import (
+    MAX_TARGET,
+    REMEMBERED_SIZE,
+    FileRecord,
+    decode_record,
+    decode_stored_record,
+    merge,
+    precedence,
+    target_content,
+    winner,
+)
 from p2psync.model.versions import Dot, Order, Replica, VersionVector
 from p2psync.ports import Kind
 
@@ -129,3 +139,14 @@ def test_synced_entries_survive_encoding(record: FileRecord, diverged: bool, imp
         Fingerprint(1, 2, 3, 4, 5, 6), record.version, (record.dot,), diverged, implied, absent,
     )  # fmt: skip
     assert decode_synced(entry.encode()) == entry
+
+
+@pytest.mark.parametrize(("length", "is_remembered"), [(1, True), (REMEMBERED_SIZE, False), (MAX_TARGET, False)])
+def test_only_short_records_are_remembered(length: int, is_remembered: bool) -> None:
+    """A member may write long ones, and thousands of them would be hundreds of MiB."""
+    target, dot = b"t" * length, Dot(1, REPLICAS[0])
+    past = VersionVector.of([(dot.replica, dot.counter)])
+    link = FileRecord(PATH, Kind.SYMLINK, False, 0, 0, 0o777, target_content(target), b"", target, dot, past)
+    first, second = (decode_stored_record(link.encode()) for _ in range(2))
+    assert first == second == link
+    assert (first is second) is is_remembered
