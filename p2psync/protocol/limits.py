@@ -54,6 +54,10 @@ MAX_GRANTS_PER_MESSAGE = 64
 MAX_HEADERS_PER_MESSAGE = 64
 """Heads of chains of a mailbox in one message: their signatures are verified on the event loop (about 5 ms)."""
 
+STANDING_SIZE = 16
+"""Bytes of the hash by which two devices know that they stand where they stood: nobody finds two ways to stand that
+have the same."""
+
 MAX_HEADS = 256
 """Heads of a membership DAG in one message; honest folders have one or two."""
 

@@ -114,7 +114,7 @@ class Pong(Struct, frozen=True, array_like=True, tag=5):
 
 # ── membership ──────────────────────────────────────────────────────────────────────────────────────────────────────
 class FolderAnnounce(Struct, frozen=True, array_like=True, tag=10):
-    """Where the sender stands in a folder both are members of; sent on connect and whenever it changes.
+    """Where the sender stands in a folder both are members of; sent on connect and whenever that changes.
 
     `index_id` and `sequence` are the sender's own feed; `cursor_index_id` and `cursor_sequence` how much of the
     receiver's feed it has taken in. `root` is the Merkle root over its records.
@@ -143,6 +143,22 @@ class FolderAnnounce(Struct, frozen=True, array_like=True, tag=10):
     def activity(self) -> FolderState:
         """The state, as far as it is known here."""
         return FolderState(self.state) if self.state in _FOLDER_STATES else FolderState.IDLE
+
+
+class FolderResume(Struct, frozen=True, array_like=True, tag=16):
+    """The first announcement of an exchange to a device that may know all of it but these fields.
+
+    `standing` is a hash of the others, as the sender has them (see `sync.standing`). Who cannot tell from it what they
+    are sends a FolderAnnounce without `heard`, which is answered by one.
+    """
+
+    folder: Folder
+    standing: Annotated[bytes, Meta(min_length=limits.STANDING_SIZE, max_length=limits.STANDING_SIZE)]
+    need_files: U63
+    need_bytes: U63
+    state: U16
+    paused: bool
+    heard: bool
 
 
 class FolderOffer(Struct, frozen=True, array_like=True, tag=11):
@@ -354,6 +370,7 @@ Message = (
     | Ping
     | Pong
     | FolderAnnounce
+    | FolderResume
     | FolderOffer
     | LinksRequest
     | Links

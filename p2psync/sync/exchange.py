@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Awaitable, Callable, Sequence
-from dataclasses import dataclass
 from functools import partial
 
 import msgspec
@@ -18,11 +17,14 @@ import structlog
 import trio
 
 from p2psync.errors import ConnectionLost, ProtocolError
+from p2psync.index.values import Cursor
 from p2psync.index.writer import Writer
 from p2psync.model.descent import MerkleDriver, answer
+from p2psync.model.ids import DeviceId
 from p2psync.model.merkle import EMPTY_HASH
 from p2psync.model.paths import KEY_SIZE, PathKey
 from p2psync.protocol import messages as m
+from p2psync.protocol.arbiter import is_arbiter
 from p2psync.protocol.batcher import pack
 from p2psync.protocol.limits import MAX_GRANTS_PER_MESSAGE, MAX_KEYS, MAX_LINKS_PER_MESSAGE
 from p2psync.sync import rights
@@ -33,9 +35,12 @@ from p2psync.sync.feed import FEED_PAGE, next_page
 from p2psync.sync.link import Link
 from p2psync.sync.mailbox.keys import KeyKeeper
 from p2psync.sync.pulse import Pulse
+from p2psync.sync.standing import Standing, abridged, gist, unabridged
 
 _log = structlog.get_logger(__name__)
 
+FIRST_WORD = 0.1
+"""Seconds for which the arbiter is let speak first: what both say at once neither has heard, and both say it again."""
 ANNOUNCE_DELAY = 0.05
 """Seconds between two announcements at least: status changes often, peers need it rarely."""
 MAX_QUERIES = 64
@@ -46,19 +51,6 @@ REPAIR_LIMIT = 300.0
 ANSWER_TIMEOUT = 60.0
 
 
-@dataclass
-class Standing:
-    """What the peer last said about the folder."""
-
-    announce: m.FolderAnnounce | None = None
-    scanned: int = 0
-    """Highest of our rescan requests that it has answered."""
-    looked: int = 0
-    """Highest of those for which it did scan; what it found was announced before."""
-    heard: float = -math.inf
-    """trio time of its last records, or of the last content that it came to hold."""
-
-
 class Exchange:
     """One folder with one peer, for as long as the connection lives."""
 
@@ -67,16 +59,16 @@ class Exchange:
         context: FolderContext,
         link: Link,
         *,
-        announce: Callable[[bytes, int], m.FolderAnnounce],
+        announce: Callable[[DeviceId], m.FolderAnnounce],
         rescan: Callable[[], Awaitable[int]],
         absorb_links: Callable[[Sequence[bytes]], Awaitable[None]],
         possesses: Callable[[bytes, Sequence[bytes]], None],
         keys: KeyKeeper,
         tell_heads: Callable[[Link], Awaitable[None]],
         hear_heads: Callable[[m.MailboxHeads], None],
-        heard: m.FolderAnnounce | None,
+        heard: m.FolderAnnounce | m.FolderResume | None,
     ) -> None:
-        """`announce(cursor_index_id, cursor_sequence)` builds our announcement.
+        """`announce(peer)` builds our announcement.
 
         `rescan` scans and gives the generation; `absorb_links` adds membership links to the folder; `possesses` hears
         which contents the peer says it holds; `keys` takes and has grants; heads are what relays have shown; `heard` is
@@ -110,8 +102,12 @@ class Exchange:
         self._rescans = 0
         self._told: m.FolderAnnounce | None = None
         """What we announced last."""
+        self._in_full = False
+        """Whether that, or something before, was a FolderAnnounce."""
         self._telling = trio.Lock()
         self._announce_again = False
+        self._brief = True
+        """Whether the peer may know where we stand but for a hash of it."""
         self._patience = REPAIR_FIRST
         """How long records may rest before it is asked whether they differ; for ever once they do not."""
         self._quiet = trio.CancelScope()
@@ -148,7 +144,7 @@ class Exchange:
         """
         try:
             if self._heard is not None:
-                await self._on_announce(self._heard)
+                self._on_standing(self._heard)
             async with trio.open_nursery() as nursery:
                 nursery.start_soon(self._receive)
                 nursery.start_soon(self._answer_queries)
@@ -173,8 +169,8 @@ class Exchange:
     async def _receive(self) -> None:
         async for message in self._inbox:
             match message:
-                case m.FolderAnnounce():
-                    await self._on_announce(message)
+                case m.FolderAnnounce() | m.FolderResume():
+                    self._on_standing(message)
                 case m.Records():
                     await self._on_records(message)
                 case m.Possession():
@@ -192,10 +188,23 @@ class Exchange:
                 case _:
                     pass
 
-    async def _on_announce(self, announce: m.FolderAnnounce) -> None:
+    def _on_standing(self, message: m.FolderAnnounce | m.FolderResume) -> None:
+        if isinstance(message, m.FolderResume):
+            told = [self._told] if self._told is not None else []
+            announce = unabridged(message, [*told, self._announce(self._link.device)])
+        else:
+            announce, self._brief = message, False
+        if announce is not None:
+            self._on_announce(announce)
+        elif not self._in_full:
+            self._brief, self._announce_again = False, self._told is not None
+            self.changed.fire()
+            self._context.state_changed.fire()
+
+    def _on_announce(self, announce: m.FolderAnnounce) -> None:
         before, self.theirs.announce = self.theirs.announce, announce
-        if announce.fresh and not announce.heard:
-            # Only now does the peer listen for this folder: whatever we announced before was dropped.
+        if not announce.heard and self._told is not None and (announce.fresh or not self._in_full):
+            # Only now does the peer listen for this folder: what we announced before was dropped, or not understood.
             self._announce_again = True
         if announce.fresh and before is not None:
             # It paused or took the folder up anew: what we sent meanwhile was dropped.
@@ -258,13 +267,6 @@ class Exchange:
 
         self._possesses(peer, await context.world.offload.run(work))
 
-    async def _save_cursor(self, index_id: bytes, sequence: int) -> None:
-        context, peer = self._context, self._link.device
-        if index_id and sequence:
-            await context.world.offload.run(
-                lambda: context.index.write(lambda writer: writer.set_cursor(peer, index_id, sequence))
-            )
-
     # ── answering ───────────────────────────────────────────────────────────────────────────────────────────────────
     async def _answer_queries(self) -> None:
         context, folder = self._context, self._context.folder
@@ -312,6 +314,10 @@ class Exchange:
 
     # ── announcing ──────────────────────────────────────────────────────────────────────────────────────────────────
     async def _announce_changes(self) -> None:
+        if not is_arbiter(self._context.device, self._link.device):
+            with trio.move_on_after(FIRST_WORD):
+                while self.theirs.announce is None and self._brief:
+                    await self.changed.wait_beyond(self.changed.count)
         while True:
             seen = self._context.state_changed.count
             await self._tell()
@@ -320,22 +326,20 @@ class Exchange:
 
     async def _tell(self) -> None:
         """Say where we stand, unless that has been said."""
-        context, peer = self._context, self._link.device
-
-        def cursor() -> tuple[bytes, int]:
-            with context.index.read() as reader:
-                known = reader.cursor(peer)
-                return (known.index_id, known.sequence) if known is not None else (b"", 0)
-
         async with self._telling:
             again, self._announce_again = self._announce_again, False
             # Links go first, so that the peer never meets a record whose author it cannot know.
             await self._update_links()
             await self._send_grants()
-            current = self._announce(*(await context.world.offload.run(cursor)))
-            if current != self._told or again:
-                fresh, self._told = self._told is None, current
-                heard = self.theirs.announce is not None
+            current = self._announce(self._link.device)
+            if self._told is not None and gist(current) == gist(self._told) and not again:
+                return
+            fresh, self._told = self._told is None, current
+            heard = self.theirs.announce is not None
+            if fresh and self._brief and current.cursor_index_id:
+                await self._link.send(abridged(current, heard=heard))
+            else:
+                self._in_full = True
                 await self._link.send(msgspec.structs.replace(current, fresh=fresh, heard=heard))
 
     async def _update_links(self) -> None:
@@ -387,18 +391,22 @@ class Exchange:
         """Decide from the peer's first announcement where in our feed it stands."""
         context = self._context
 
-        def look() -> tuple[bytes, bytes, int, bool]:
+        def look() -> tuple[bytes, bytes, int, Cursor | None]:
             with context.index.read() as reader:
-                cursor = reader.cursor(self._link.device)
-                ours_valid = cursor is not None and cursor.index_id == theirs.index_id
-                return reader.root(), reader.index_id, reader.sequence(), ours_valid
+                return reader.root(), reader.index_id, reader.sequence(), reader.cursor(self._link.device)
 
-        root, index_id, sequence, ours_valid = await context.world.offload.run(look)
+        root, index_id, sequence, cursor = await context.world.offload.run(look)
+        ours_valid = cursor is not None and cursor.index_id == theirs.index_id
         if theirs.cursor_index_id == index_id and theirs.cursor_sequence > sequence:
             # It has read more of our feed than we ever wrote: this index was put back from an old copy (I7).
             await self._begin_anew()
         if root == theirs.root:
-            await self._save_cursor(theirs.index_id, theirs.sequence)
+            if theirs.index_id and theirs.sequence and cursor != Cursor(theirs.index_id, theirs.sequence):
+
+                def save(writer: Writer) -> None:
+                    writer.set_cursor(self._link.device, theirs.index_id, theirs.sequence)
+
+                await context.world.offload.run(lambda: context.index.write(save))
             self._sent = sequence
         elif theirs.root == EMPTY_HASH:
             self._sent = 0

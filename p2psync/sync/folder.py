@@ -136,11 +136,11 @@ class Folder:
         """Whether nothing waits to be seen, fetched or applied."""
         return self.observer.idle and self.applier.idle and not self.context.progress.scanning
 
-    def announcement(self, cursor_index_id: bytes, cursor_sequence: int) -> m.FolderAnnounce:
-        """Where this device stands, for a peer whose feed we have processed up to the cursor."""
+    def announcement(self, peer: DeviceId) -> m.FolderAnnounce:
+        """Where this device stands, for a peer."""
         context = self.context
         with context.index.read() as reader:
-            totals = reader.totals()
+            totals, known = reader.totals(), reader.cursor(peer)
             return m.FolderAnnounce(
                 context.folder,
                 context.membership.label,
@@ -149,8 +149,7 @@ class Folder:
                 reader.index_id,
                 reader.sequence(),
                 reader.root(),
-                cursor_index_id,
-                cursor_sequence,
+                *((known.index_id, known.sequence) if known is not None else (b"", 0)),
                 totals.need_files + totals.need_deletes + totals.held,
                 totals.need_bytes,
                 self.state,
@@ -423,7 +422,7 @@ class Folder:
             and device not in self.exchanges
         )
 
-    async def exchange(self, link: Link, heard: dict[FolderId, m.FolderAnnounce]) -> None:
+    async def exchange(self, link: Link, heard: dict[FolderId, m.FolderAnnounce | m.FolderResume]) -> None:
         """Exchange with a connected member, from what was `heard` on. ConnectionLost and ProtocolError come through.
 
         Does nothing while another exchange with that device runs: tasks that both found it wanted may start together.

@@ -284,7 +284,7 @@ class LostContents:
                 and announce.root == root
                 and set(announce.heads) == heads
                 and may_lack(membership, device, announce)
-                and announce.activity in {FolderState.IDLE, FolderState.SYNCING}
+                and announce.activity not in {FolderState.PAUSED, FolderState.ERROR}
             )
 
         return agrees

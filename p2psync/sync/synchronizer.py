@@ -48,8 +48,8 @@ class _Said:
     """Heads of the links that were sent with the offer of a folder."""
     asked: dict[tuple[FolderId, tuple[bytes, ...]], None] = field(default_factory=dict)
     """Folders that cannot be exchanged with it for all we know, and that it was asked to offer when it announced them;
-    each once as long as it announces the same heads."""
-    heard: dict[FolderId, m.FolderAnnounce] = field(default_factory=dict)
+    each once as long as it announces the same."""
+    heard: dict[FolderId, m.FolderAnnounce | m.FolderResume] = field(default_factory=dict)
     """What it announced last of folders that we have, while they were not exchanged."""
     shared: dict[FolderId, bool] = field(default_factory=dict)
     """Folders that were exchanged or announced; False once it was told that it is no member."""
@@ -176,10 +176,10 @@ class Synchronizer:
                 self._nursery.start_soon(self._make_offer, folder, peer)
         elif folder is not None and (exchange := folder.exchanges.get(peer.device)) is not None:
             await exchange.deliver(message)
-        elif isinstance(message, m.FolderAnnounce):
+        elif isinstance(message, m.FolderAnnounce | m.FolderResume):
             self._on_announce(folder, peer, message)
 
-    def _on_announce(self, folder: Folder | None, peer: Peer, message: m.FolderAnnounce) -> None:
+    def _on_announce(self, folder: Folder | None, peer: Peer, message: m.FolderAnnounce | m.FolderResume) -> None:
         """A device announces a folder that is not exchanged with it: not yet, or for want of links that it may have."""
         said = self._said_on(peer)
         if folder is not None:
@@ -187,7 +187,8 @@ class Synchronizer:
             said.shared.setdefault(folder.id, True)
         if folder is not None and folder.role is not None and folder.context.membership.role(peer.device) is not None:
             return
-        announced = FolderId(message.folder), tuple(message.heads)
+        known = [message.standing] if isinstance(message, m.FolderResume) else message.heads
+        announced = FolderId(message.folder), tuple(known)
         if announced not in said.asked and len(said.asked) < MAX_OFFERS and self._nursery is not None:
             said.asked[announced] = None
             self._nursery.start_soon(self._ask_for_offer, announced[0], peer)

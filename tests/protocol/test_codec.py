@@ -18,6 +18,7 @@ from p2psync.protocol.messages import (
     ChunkRequest,
     FolderAnnounce,
     FolderOffer,
+    FolderResume,
     FolderState,
     Goodbye,
     GoodbyeCode,
@@ -72,6 +73,7 @@ EXAMPLES: list[Message] = [
     MailboxHeads(F, H, [b"header"]),
     LeavesRequest(1, F, H * 2, [1, 70_000]),
     RangesRequest(1, F, H * 2, [9, 70_000], [[(0, 1), (1, 8)], [(69_999, 1)]]),
+    FolderResume(F, I16, 5, 6, 2, False, True),
 ]
 
 

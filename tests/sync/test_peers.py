@@ -10,7 +10,7 @@ from p2psync.model.hashing import Algorithm
 from p2psync.model.manifest import MAX_CHUNK, Chunker, Manifest, decode_manifest
 from p2psync.model.paths import RelPath, path_key
 from p2psync.protocol.bulk import Absent, Item
-from p2psync.protocol.messages import FolderAnnounce, Goodbye, Message, Welcome
+from p2psync.protocol.messages import FolderAnnounce, FolderResume, Goodbye, Message, Welcome
 from p2psync.reconcile.guards import Limits, MassChangeGuard
 from p2psync.sync import exchange
 from p2psync.sync.peer import Peer
@@ -171,12 +171,38 @@ async def test_devices_that_meet_again_and_have_no_news_say_where_they_stand_and
         await story.again("two")
         await story.until(lambda: bool(story.folder("two").exchanges))
         await trio.sleep(20)
-        assert {type(message) for message in said} <= {Welcome, Goodbye, FolderAnnounce}
-        first, second, *later = [message for message in said if isinstance(message, FolderAnnounce)]
-        assert first.fresh
-        assert second.fresh
-        assert not any(announce.fresh for announce in later)
-        assert len(later) <= 1, "once the scan is over"
+        assert {type(message) for message in said} <= {Welcome, Goodbye, FolderResume}
+        assert len([message for message in said if isinstance(message, FolderResume)]) == 2, "not of the scan either"
+        [exchange] = story.folder("two").exchanges.values()
+        announce = story.folder("one").announcement(story.nodes["two"].device_id)
+        assert exchange.theirs.announce is not None
+        assert (exchange.theirs.announce.root, exchange.theirs.announce.sequence) == (announce.root, announce.sequence)
+
+
+@simulated
+async def test_who_does_not_stand_where_it_stood_is_told_in_full(monkeypatch: pytest.MonkeyPatch) -> None:
+    async with told() as story:
+        await story.start("one", "two")
+        story.user("one").write(b"f", b"1")
+        await story.share("one", two="editor")
+        await story.stop("two")
+        story.user("one").write(b"g", b"2")
+        await story.nodes["one"].folder_scan(LABEL)
+        said: list[Message] = []
+        send = Peer.send
+
+        async def heard(peer: Peer, message: Message) -> None:
+            said.append(message)
+            await send(peer, message)
+
+        monkeypatch.setattr(Peer, "send", heard)
+        await story.again("two")
+        await story.until(lambda: contents(story, "two") == {b"f": b"1", b"g": b"2"})
+        standing = [message for message in said if isinstance(message, FolderAnnounce | FolderResume)]
+        until_records = [message for message in standing if not isinstance(message, FolderAnnounce) or message.fresh]
+        assert isinstance(until_records[0], FolderResume)
+        assert any(isinstance(message, FolderAnnounce) for message in standing)
+        assert len([message for message in said if isinstance(message, FolderResume)]) <= 2
 
 
 @simulated
