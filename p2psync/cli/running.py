@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import os
 import signal
 from pathlib import Path
@@ -87,12 +88,13 @@ def run(
     configure_logging(log.level, log.format, verbose=options.verbose)
 
     def on_ready(short_id: str, addresses: list[str]) -> None:
-        calm_collector(*COLLECT)
+        gc.freeze()  # what was made since stays, too; a collection now would hold up who connects to us
         say(f"ready {short_id} listening on {plain(' '.join(addresses))}")
 
     async def serve() -> None:
         from p2psync.node import run as run_node
 
+        calm_collector(*COLLECT)
         with trio.open_signal_receiver(signal.SIGTERM, signal.SIGINT) as signals:
             async with trio.open_nursery() as nursery:
 

@@ -223,14 +223,21 @@ class TcpNetwork:
         """
         wanted = parse_peer_address(address)
         try:
-            stream = await trio.open_tcp_stream(wanted.host, wanted.port)
-        except OSError as error:
-            raise _named(_first_cause(error), wanted) from error
+            numbers = ip_address(wanted.host)
+        except ValueError:
+            return await _dial_name(wanted)
+        family = socket.AF_INET if numbers.version == 4 else socket.AF_INET6
+        sock = socket.socket(family, socket.SOCK_STREAM)
         try:
-            return TcpStream(stream.socket, _sockaddr_text(stream.socket.getpeername()))
+            _delay_acknowledgements(sock)
+            await sock.connect((wanted.host, wanted.port))
+            return TcpStream(sock, _sockaddr_text(sock.getpeername()))
         except OSError as error:
-            stream.socket.close()
+            sock.close()
             raise _named(error, wanted) from error
+        except BaseException:
+            sock.close()
+            raise
 
     async def meet(self, address: str, port: int) -> TcpStream:
         """Connect to IP:PORT from our own `port`, while the other side does the same from there.
@@ -258,6 +265,18 @@ class TcpNetwork:
         except BaseException:
             sock.close()
             raise
+
+
+async def _dial_name(wanted: Address) -> TcpStream:
+    try:
+        stream = await trio.open_tcp_stream(wanted.host, wanted.port)
+    except OSError as error:
+        raise _named(_first_cause(error), wanted) from error
+    try:
+        return TcpStream(stream.socket, _sockaddr_text(stream.socket.getpeername()))
+    except OSError as error:
+        stream.socket.close()
+        raise _named(error, wanted) from error
 
 
 def _family(wanted: Address) -> tuple[int, str]:
@@ -304,6 +323,7 @@ def _bound_socket(family: int, sockaddr: tuple[Any, ...], wanted: Address, *, v6
         plain.listen(BACKLOG)
         # Only now: while binding it would let a second node listen on the same port.
         _share_port(plain)
+        _delay_acknowledgements(plain)  # what it accepts may have brought bytes already
         plain.setblocking(False)
         return socket.from_stdlib_socket(plain)
     except OSError as error:
@@ -325,6 +345,7 @@ def _tune(sock: socket.SocketType) -> None:
     """Small messages go at once, dead peers are noticed, and little unsent data waits in the kernel."""
     sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
     sock.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
+    _delay_acknowledgements(sock)
     for name, value in (
         ("TCP_KEEPIDLE", _KEEPALIVE_IDLE_S),
         ("TCP_KEEPINTVL", _KEEPALIVE_INTERVAL_S),
@@ -334,6 +355,15 @@ def _tune(sock: socket.SocketType) -> None:
         option = getattr(socket, name, None)
         if option is not None:
             sock.setsockopt(socket.IPPROTO_TCP, option, value)
+
+
+def _delay_acknowledgements(sock: socket.SocketType | stdlib_socket.socket) -> None:
+    """Have the kernel acknowledge with our answer what is answered at once (tcp(7), TCP_QUICKACK).
+
+    Else each packet of a connection that begins is acknowledged by one of its own, which costs as much as a message.
+    """
+    if hasattr(socket, "TCP_QUICKACK"):
+        sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_QUICKACK, 0)
 
 
 def _info(sock: socket.SocketType) -> Info | None:
