@@ -31,8 +31,8 @@ def handshake(known: bool, rounds: int = 500) -> float:
     start = time.perf_counter()
     for i in range(rounds):
         seed = i.to_bytes(32, "big")
-        left = SecureHandshake.initiate(alice, seed, agreement_key=bob.card.agreement_key if known else None)
-        right = SecureHandshake.respond(bob, seed[::-1])
+        left = SecureHandshake.initiate(alice, seed, card=bob.card if known else None)
+        right = SecureHandshake.respond(bob, seed[::-1], known=lambda _key: (alice.card, b""))
         right.feed(left.take_output())
         left.feed(right.take_output())
         right.feed(left.take_output())

@@ -1,8 +1,9 @@
 """First contact on a fresh connection: who is there, proven, and two keys nobody else has. Bytes in, bytes out.
 
-The initiator opens with a preamble ("hail") that names the Noise pattern: IK when it knows the responder's agreement
-key, XX otherwise. A responder that cannot read an IK message (its keys have changed) closes; the initiator then dials
-again with XX. Each side's Noise payload is its device card and an opaque hello of the application.
+The initiator opens with a preamble ("hail") that names the Noise pattern: IK when it has the responder's device card,
+XX otherwise. In XX each side's Noise payload is its card and an opaque hello of the application; in IK it is the hello
+alone, for each side has the card that the other one's key belongs to. A responder that cannot read an IK message, or
+has no such card, closes; the initiator then dials again with XX.
 
 In IK the first message could be replayed by someone who recorded it. So the initiator ends an IK handshake with a
 confirmation that only the live holder of its ephemeral key can make; a responder reports nothing before it has that.
@@ -12,6 +13,7 @@ The format is in docs/protocol.md.
 from __future__ import annotations
 
 import hmac
+from collections.abc import Callable
 from dataclasses import dataclass, field
 
 from p2psync.crypto.identity import CARD_SIZE, KEY_SIZE, DeviceCard, DeviceKeys
@@ -23,6 +25,7 @@ CHANNEL_VERSION = 1
 MAGIC = b"p2psync"
 HAIL_SIZE = len(MAGIC) + 2
 MAX_HELLO = 16 * 1024
+CONFIRMATION_SIZE = 16
 MAX_MESSAGE = DH_SIZE + KEY_SIZE + TAG_SIZE + CARD_SIZE + MAX_HELLO + TAG_SIZE
 """Longest handshake message: ephemeral key, sealed static key, sealed card and hello."""
 
@@ -30,6 +33,10 @@ _LENGTH_SIZE = 2
 _PROLOGUE = b"p2psync channel\0"
 _FRAMES_LABEL = b"p2psync/1 frames"
 _CONFIRM_LABEL = b"p2psync/1 confirm"
+
+
+Known = Callable[[bytes], tuple[DeviceCard, bytes] | None]
+"""By an agreement key, the verified card of a device that has been met, and the hello for it; None for any other."""
 
 
 def encode_hail(pattern: Pattern) -> bytes:
@@ -87,7 +94,8 @@ class SecureHandshake:
             raise InputError(f"a hello has at most {MAX_HELLO} bytes, this one has {len(hello)}")
         self._keys = keys
         self._ephemeral_seed = ephemeral_seed
-        self._payload = keys.card.encode() + hello
+        self._hello_out = hello
+        self._known: Known = lambda _key: None
         self._initiator = initiator
         self._expected = expected
         self._pattern = Pattern.XX
@@ -108,21 +116,33 @@ class SecureHandshake:
         hello: bytes = b"",
         *,
         expected: bytes | None = None,
-        agreement_key: bytes | None = None,
+        card: DeviceCard | None = None,
     ) -> SecureHandshake:
-        """The dialling side. With the responder's `agreement_key` it uses IK; any device but `expected` is refused."""
+        """The dialling side. With the responder's verified `card` it uses IK; any device but `expected` is refused."""
         machine = cls(keys, ephemeral_seed, hello, initiator=True, expected=expected)
-        machine._begin(Pattern.XX if agreement_key is None else Pattern.IK, agreement_key)
+        if card is None:
+            machine._begin(Pattern.XX, None)
+        else:
+            machine._known = lambda key: (card, hello) if key == card.agreement_key else None
+            machine._begin(Pattern.IK, card.agreement_key)
         machine._output += encode_hail(machine._pattern)
         machine._write()
         return machine
 
     @classmethod
     def respond(
-        cls, keys: DeviceKeys, ephemeral_seed: bytes, hello: bytes = b"", *, expected: bytes | None = None
+        cls,
+        keys: DeviceKeys,
+        ephemeral_seed: bytes,
+        hello: bytes = b"",
+        *,
+        expected: bytes | None = None,
+        known: Known = lambda _key: None,
     ) -> SecureHandshake:
-        """The accepting side; it follows the initiator's choice of pattern."""
-        return cls(keys, ephemeral_seed, hello, initiator=False, expected=expected)
+        """The accepting side; it follows the initiator's choice of pattern. `hello` is for XX, where anyone may ask."""
+        machine = cls(keys, ephemeral_seed, hello, initiator=False, expected=expected)
+        machine._known = known
+        return machine
 
     @property
     def result(self) -> Established | None:
@@ -209,7 +229,7 @@ class SecureHandshake:
             return
         payload = noise.read_message(message)
         if self._carries_payload():
-            self._accept(payload, noise.remote_static)
+            self._accept(payload, noise)
         elif payload:
             raise AuthenticationError("a handshake message carries what it must not")
         self._step += 1
@@ -222,7 +242,7 @@ class SecureHandshake:
 
     def _write(self) -> None:
         assert self._noise is not None
-        self._emit(self._noise.write_message(self._payload if self._carries_payload() else b""))
+        self._emit(self._noise.write_message(self._payload()))
         self._step += 1
 
     def _emit(self, message: bytes) -> None:
@@ -232,19 +252,31 @@ class SecureHandshake:
         """The first message of XX is readable by anyone, so it carries nothing."""
         return self._pattern is Pattern.IK or self._step > 0
 
-    def _accept(self, payload: bytes, remote_static: bytes | None) -> None:
-        """Verify the other side's card before anything more is said to it."""
-        card = DeviceCard.decode(payload[:CARD_SIZE])
-        card.verify()
-        if card.agreement_key != remote_static:
+    def _payload(self) -> bytes:
+        if not self._carries_payload():
+            return b""
+        return self._hello_out if self._pattern is Pattern.IK else self._keys.card.encode() + self._hello_out
+
+    def _accept(self, payload: bytes, noise: HandshakeState) -> None:
+        """Find out whose key it is before anything more is said to the other side."""
+        assert noise.remote_static is not None
+        if self._pattern is Pattern.XX:
+            card, self._hello = DeviceCard.decode(payload[:CARD_SIZE]), payload[CARD_SIZE:]
+            card.verify()
+        elif (known := self._known(noise.remote_static)) is not None:
+            (card, self._hello_out), self._hello = known, payload
+        else:
+            raise AuthenticationError("the other side takes us for one that has its card")
+        if card.agreement_key != noise.remote_static:
             raise AuthenticationError("the other side's card names another key than the one it used")
         if self._expected is not None and card.device_id != self._expected:
             raise AuthenticationError("another device answers than the one that was expected")
-        self._card, self._hello = card, payload[CARD_SIZE:]
+        self._card = card
 
     def _confirmation(self, noise: HandshakeState) -> bytes:
         send, receive = noise.split()
-        return derive(send if self._initiator else receive, _CONFIRM_LABEL, noise.handshake_hash)
+        key = send if self._initiator else receive
+        return derive(key, _CONFIRM_LABEL, noise.handshake_hash)[:CONFIRMATION_SIZE]
 
     def _conclude(self, noise: HandshakeState) -> None:
         assert self._card is not None

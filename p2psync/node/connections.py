@@ -9,13 +9,15 @@ from __future__ import annotations
 from collections import OrderedDict
 from collections.abc import Awaitable, Callable, Sequence
 from contextlib import suppress
+from functools import partial
 from typing import Literal
 
+import msgspec
 import trio
 
-import p2psync
 from p2psync.crypto.handshake import SecureHandshake
-from p2psync.crypto.identity import DeviceKeys
+from p2psync.crypto.identity import DeviceCard, DeviceKeys
+from p2psync.crypto.noise import Pattern
 from p2psync.errors import ConnectionLost, ProtocolError
 from p2psync.model.ids import DeviceId, device_tag, format_device_id, short_id, tag_matches
 from p2psync.net.addresses import parse_address
@@ -25,6 +27,7 @@ from p2psync.node.dialler import Dialler, Proven
 from p2psync.node.logs import get_logger
 from p2psync.node.pairing import PairingHost
 from p2psync.ports import ByteStream, Sighting, StreamListener, World
+from p2psync.protocol import codec
 from p2psync.protocol import messages as m
 from p2psync.protocol.arbiter import Arbiter, Decision, Path, Verdict
 from p2psync.protocol.bulk import Item
@@ -121,10 +124,10 @@ class Connections:
                 for peer in [c.peer for c in self.contacts.values() if c.peer is not None]:
                     nursery.start_soon(peer.close, m.GoodbyeCode.SHUTTING_DOWN, "the node is stopping")
 
-    def know(self, device: DeviceId, addresses: Sequence[str], agreement_key: bytes | None = None) -> None:
-        """A device may connect, and is dialled at these addresses and wherever it is sighted."""
+    def know(self, device: DeviceId, addresses: Sequence[str], card: DeviceCard | None = None) -> None:
+        """A device may connect, and is dialled at these addresses and wherever it is sighted; `card` is its own."""
         contact = self.contacts.setdefault(device, Contact())
-        contact.agreement_key = contact.agreement_key or agreement_key
+        contact.card = contact.card or card
         contact.addresses = list(addresses)
         self.strangers.pop(device, None)
         for sighting in self.sightings.values():
@@ -245,11 +248,12 @@ class Connections:
         """
         seed = self._world.rng.token(32)
         contact = self.contacts.get(expected) if expected is not None else None
-        known = contact.agreement_key if contact is not None else None
+        card = None if contact is None or contact.introduce else contact.card
+        greeting = self._hello()
         machine = (
-            SecureHandshake.initiate(self._keys, seed, expected=expected, agreement_key=known)
+            SecureHandshake.initiate(self._keys, seed, expected=expected, card=card)
             if begins
-            else SecureHandshake.respond(self._keys, seed)
+            else SecureHandshake.respond(self._keys, seed, known=partial(self._recall, codec.encode(greeting)))
         )
         try:
             machine.feed(heard)
@@ -264,23 +268,33 @@ class Connections:
                 await stream.aclose()
             raise
         channel = SecureChannel(stream, established, machine.trailing, first)
-        hello = self._hello(named=begins or device in self.contacts or bool(self._pairing.nameplates()))
-        session = Session(hello, trio.current_time(), arbiter=self._arbiter(device).arbitrates)
+        told = not begins and machine.pattern is Pattern.IK
+        if not (told or begins or device in self.contacts or self._pairing.nameplates()):
+            greeting = msgspec.structs.replace(greeting, name="")  # it is for those whom we know or have dialled
+        session = Session(
+            greeting, trio.current_time(), arbiter=self._arbiter(device).arbitrates, told=told, heard=established.hello
+        )
         return Peer(
             channel, established.card, established.handshake_hash, session, self._limits, initiator=begins
         ), channel
 
-    def _hello(self, *, named: bool) -> m.Hello:
-        """Who we are; our name only for those we know or have dialled."""
+    def _recall(self, greeting: bytes, agreement_key: bytes) -> tuple[DeviceCard, bytes] | None:
+        """The card of the known device with this key, which alone can read what is said to it next."""
+        for contact in self.contacts.values():
+            if contact.card is not None and contact.card.agreement_key == agreement_key:
+                return contact.card, greeting
+        return None
+
+    def _hello(self) -> m.Hello:
+        """Who we are."""
         return m.Hello(
             PROTOCOL_VERSION,
             MIN_PROTOCOL_VERSION,
             [m.DELTAS],
-            self._name()[:255] if named else "",
+            self._name()[:255],
             self._instance,
             0,
             self._world.clock.wall_ns(),
-            f"p2psync/{p2psync.__version__}",
         )
 
     def _arbiter(self, device: DeviceId) -> Arbiter[Peer]:
@@ -357,7 +371,7 @@ class Connections:
         if contact is None:
             return
         contact.peer, contact.way = peer, self._ways[peer]
-        contact.agreement_key = peer.card.agreement_key
+        contact.card, contact.introduce = peer.card, False
         contact.last_seen = self._world.clock.wall_ns() / 1e9
         peer.chosen.set()
         contact.poke.fire()

@@ -10,6 +10,7 @@ from dataclasses import dataclass, field
 from enum import Enum
 from typing import Literal, Protocol
 
+from p2psync.crypto.identity import DeviceCard
 from p2psync.model.ids import DeviceId
 from p2psync.net.addresses import parse_address
 from p2psync.ports import ByteStream
@@ -41,8 +42,10 @@ class Contact:
     """The connection in use."""
     way: Way | None = None
     """Of that connection."""
-    agreement_key: bytes | None = None
-    """Lets the next handshake be IK; None before the first meeting, and after one that failed."""
+    card: DeviceCard | None = None
+    """Verified; None before the first meeting."""
+    introduce: bool = False
+    """A handshake between devices that have each other's card has failed: the next one shows ours."""
     last_seen: float | None = None
 
     @property

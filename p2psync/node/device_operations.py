@@ -104,7 +104,7 @@ class DeviceOperations(AccountOperations):
         await self.save(devices=change)
         entry = next(d for d in self.state.devices if d.id == text)
         if self.connections is not None:
-            self.connections.know(device, [*entry.addresses, *entry.last_addresses])
+            self.connections.know(device, [*entry.addresses, *entry.last_addresses], entry.known_card())
         self.event_log.publish("device.added", f"{entry.name or short_id(device)} is known now", device=text)
         return entry
 
@@ -232,7 +232,7 @@ class DeviceOperations(AccountOperations):
                 msgspec.structs.replace(
                     d,
                     last_addresses=tuple(dict.fromkeys([*fresh, *d.last_addresses]))[:MAX_LAST_ADDRESSES],
-                    agreement_key=card.agreement_key.hex(),
+                    agreement_key="",
                     card=card.encode().hex(),
                 )
                 if d.id == text

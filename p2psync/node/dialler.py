@@ -162,10 +162,12 @@ class Dialler:
                 stream = await self._world.network.dial(address)
                 proven = await self._hall.prove(stream, expected=device, begins=True)
         except (ConnectionLost, ProtocolError) as error:
-            # A device whose keys have changed cannot read IK: the next attempt is XX.
-            contact.agreement_key = None
             _log.debug("no handshake", device=short_id(device), address=address, error=str(error))
-            return False
+            if contact.introduce or contact.card is None:
+                return False
+            # It has lost our card, or its keys have changed.
+            contact.introduce = True
+            return await self._dial(device, contact, address)
         except (OSError, trio.TooSlowError) as error:
             _log.debug("could not connect", device=short_id(device), address=address, error=str(error))
             return False

@@ -13,6 +13,7 @@ import os
 import re
 import shutil
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
@@ -21,7 +22,9 @@ from typing import TYPE_CHECKING, Annotated, Literal, Self
 import msgspec
 import platformdirs
 
-from p2psync.errors import IntegrityError, StateError
+from p2psync.crypto.identity import DeviceCard
+from p2psync.errors import AuthenticationError, IntegrityError, StateError
+from p2psync.model.ids import format_device_id
 from p2psync.node.files import replace_file, sync_directory
 
 if TYPE_CHECKING:
@@ -46,9 +49,18 @@ class DeviceEntry(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fiel
     last_addresses: tuple[str, ...] = ()
     """Where it was last reached, newest first."""
     agreement_key: Annotated[str, msgspec.Meta(pattern="^([0-9a-f]{64})?$")] = ""
-    """Its public agreement key in hexadecimal, once it has been met: the next handshake is shorter for it."""
+    """As programs left it that did not keep the card."""
     card: Annotated[str, msgspec.Meta(pattern="^([0-9a-f]{322})?$")] = ""
-    """Its card in hexadecimal, once it has been met: keys can be sealed to it while it is away."""
+    """Its card in hexadecimal, once it has been met: keys can be sealed to it while it is away, and the next handshake
+    is shorter for it."""
+
+    def known_card(self) -> DeviceCard | None:
+        """The card, if it is there and this device's own."""
+        with suppress(AuthenticationError):
+            card = DeviceCard.decode(bytes.fromhex(self.card))
+            card.verify()
+            return card if format_device_id(card.device_id) == self.id else None
+        return None
 
 
 class FolderEntry(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):

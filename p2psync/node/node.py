@@ -142,8 +142,8 @@ async def running(
         connections = operations.connections = _connections(operations)
         operations.pairing.changed = connections.announce
         for device in operations.state.devices:
-            key = bytes.fromhex(device.agreement_key) if device.agreement_key else None
-            connections.know(parse_device_id(device.id), [*device.addresses, *device.last_addresses], key)
+            addresses = [*device.addresses, *device.last_addresses]
+            connections.know(parse_device_id(device.id), addresses, device.known_card())
         async with _cancelled_at_end() as nursery:
             nursery.start_soon(operations.synchronizer.run)
             await nursery.start(connections.run, listen)

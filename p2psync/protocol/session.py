@@ -169,23 +169,33 @@ class Session:
     in order; `Transmit` must be sent in that order among the frames that `send` returns.
     """
 
-    def __init__(self, local: Hello, now: float, *, arbiter: bool, timing: Timing | None = None) -> None:
+    def __init__(
+        self,
+        local: Hello,
+        now: float,
+        *,
+        arbiter: bool,
+        timing: Timing | None = None,
+        told: bool = False,
+        heard: bytes = b"",
+    ) -> None:
+        """The handshake may have carried Hellos: ours if `told`, and the other side's, encoded, if one was `heard`."""
         self.state = State.OPENING
         self.remote: Hello | None = None
         self.version = 0
         self.features: frozenset[str] = frozenset()
         self._local = local
         self._arbiter = arbiter
+        self._told, self._heard = told, heard
         self._timing = timing or Timing()
         self._created = self._sent = self._received = self._since = now
         self._next_token = 1
         self._pings: dict[int, float] = {}
 
-    def start(self, now: float, remote_hello: bytes | None = None) -> list[Event]:
-        """Begin. `remote_hello` is the encoded Hello when the handshake carried both; else ours is the first frame."""
-        if remote_hello is None:
-            return [Transmit(self._emit(self._local, now))]
-        return self.receive(bytes((KIND_CONTROL,)) + remote_hello, now)
+    def start(self, now: float) -> list[Event]:
+        """Begin: ours is the first frame, unless the handshake has carried it."""
+        events: list[Event] = [] if self._told else [Transmit(self._emit(self._local, now))]
+        return [*events, *(self.receive(bytes((KIND_CONTROL,)) + self._heard, now) if self._heard else ())]
 
     # ── sending ─────────────────────────────────────────────────────────────────────────────────────────────────────
     def send(self, message: Message, now: float) -> bytes:

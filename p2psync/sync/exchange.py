@@ -39,7 +39,7 @@ from p2psync.sync.standing import Standing, abridged, gist, unabridged
 
 _log = structlog.get_logger(__name__)
 
-FIRST_WORD = 0.1
+FIRST_WORD = 0.5
 """Seconds for which the arbiter is let speak first: what both say at once neither has heard, and both say it again."""
 ANNOUNCE_DELAY = 0.05
 """Seconds between two announcements at least: status changes often, peers need it rarely."""

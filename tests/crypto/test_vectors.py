@@ -38,9 +38,11 @@ def vectors() -> dict[str, str]:
         "labelled": labelled(b"label", b"one", b"two"),
     }
     for pattern in Pattern:
-        known = bob.card.agreement_key if pattern is Pattern.IK else None
-        left = SecureHandshake.initiate(alice, bytes([1] * 32), b"hello, bob", agreement_key=known)
-        right = SecureHandshake.respond(bob, bytes([2] * 32), b"hello, alice")
+        known = bob.card if pattern is Pattern.IK else None
+        left = SecureHandshake.initiate(alice, bytes([1] * 32), b"hello, bob", card=known)
+        right = SecureHandshake.respond(
+            bob, bytes([2] * 32), b"hello, alice", known=lambda _key: (alice.card, b"hello, alice")
+        )
         sender, receiver = left, right
         for number in range(1, 4):
             flight = sender.take_output()

@@ -34,11 +34,12 @@ class SessionPair:
     ) -> None:
         self.now = 0.0
         self.hellos = (left or hello(1), right or hello(2))
-        self.left = Session(self.hellos[0], 0.0, arbiter=True, timing=timing)
-        self.right = Session(self.hellos[1], 0.0, arbiter=False, timing=timing)
+        heard = [codec.encode(hello) if carried else b"" for hello in self.hellos]
+        self.left = Session(self.hellos[0], 0.0, arbiter=True, timing=timing, told=carried, heard=heard[1])
+        self.right = Session(self.hellos[1], 0.0, arbiter=False, timing=timing, told=carried, heard=heard[0])
         self.events: dict[Session, list[Event]] = {self.left: [], self.right: []}
-        for session, other in ((self.left, self.hellos[1]), (self.right, self.hellos[0])):
-            self.take(session, session.start(0.0, codec.encode(other) if carried else None))
+        for session in (self.left, self.right):
+            self.take(session, session.start(0.0))
 
     def other(self, session: Session) -> Session:
         return self.right if session is self.left else self.left

@@ -68,9 +68,9 @@ def test_no_common_version_is_said_to_both() -> None:
 
 
 def test_talking_to_oneself_is_noticed() -> None:
-    session = Session(hello(1), 0.0, arbiter=True)
+    session = Session(hello(1), 0.0, arbiter=True, heard=codec.encode(hello(1)))
     with pytest.raises(RemoteProtocolError, match="itself"):
-        session.start(0.0, codec.encode(hello(1)))
+        session.start(0.0)
 
 
 def test_folders_wait_for_welcome_and_pairing_does_not() -> None:
@@ -170,8 +170,9 @@ def test_silence_is_death() -> None:
 
 @pytest.mark.parametrize(("greeted", "deadline"), [(False, 5.0), (True, 7.0)])
 def test_a_connection_that_goes_nowhere_ends(greeted: bool, deadline: float) -> None:
-    session = Session(hello(1), 0.0, arbiter=False, timing=Timing(hello=5.0, welcome=7.0))
-    session.start(0.0, codec.encode(hello(2)) if greeted else None)
+    heard = codec.encode(hello(2)) if greeted else b""
+    session = Session(hello(1), 0.0, arbiter=False, timing=Timing(hello=5.0, welcome=7.0), heard=heard)
+    session.start(0.0)
     assert session.next_deadline() == deadline
     assert session.handle_timer(deadline - 1) == []
     assert isinstance(session.handle_timer(deadline)[0], Terminated)

@@ -33,9 +33,13 @@ _LEFT, _RIGHT = b"\x04" * 32, b"\x05" * 32
 
 # ── the handshake ───────────────────────────────────────────────────────────────────────────────────────────────────
 def _pair(pattern: Pattern) -> tuple[SecureHandshake, SecureHandshake]:
-    known = BOB.card.agreement_key if pattern is Pattern.IK else None
-    left = SecureHandshake.initiate(ALICE, _LEFT, b"hello", expected=BOB.device_id, agreement_key=known)
-    return left, SecureHandshake.respond(BOB, _RIGHT, b"hello")
+    known = BOB.card if pattern is Pattern.IK else None
+    left = SecureHandshake.initiate(ALICE, _LEFT, b"hello", expected=BOB.device_id, card=known)
+    return left, SecureHandshake.respond(BOB, _RIGHT, b"hello", known=_recall)
+
+
+def _recall(key: bytes) -> tuple[DeviceCard, bytes] | None:
+    return (ALICE.card, b"hello") if key == ALICE.card.agreement_key else None
 
 
 @cache
@@ -81,7 +85,9 @@ def feed_handshake(data: bytes) -> None:
 
 def feed_handshake_stream(data: bytes) -> None:
     """A whole stream, as whoever dials us sends it, in pieces."""
-    at_once(handshake(Bytes(data[1:], 16 + data[0] if data else 16), SecureHandshake.respond(BOB, _RIGHT)))
+    at_once(
+        handshake(Bytes(data[1:], 16 + data[0] if data else 16), SecureHandshake.respond(BOB, _RIGHT, known=_recall))
+    )
 
 
 @cache
@@ -91,7 +97,7 @@ def _met(pattern: Pattern) -> tuple[HandshakeState, SecureHandshake]:
     known = BOB.card.agreement_key if pattern is Pattern.IK else None
     prologue = b"p2psync channel\0" + hail
     eve = HandshakeState(pattern, True, EVE.agreement, _LEFT, remote_static=known, prologue=prologue)
-    victim = SecureHandshake.respond(BOB, _RIGHT)
+    victim = SecureHandshake.respond(BOB, _RIGHT, known=_recall)
     victim.feed(hail)
     if pattern is Pattern.XX:
         victim.feed(_framed(eve.write_message(b"")))
@@ -110,9 +116,9 @@ def feed_handshake_payload(data: bytes) -> None:
     eve, victim = _met(pattern)
     eve, victim = _noise_twin(eve), _twin(victim)
     victim.feed(_framed(eve.write_message(payload)))
-    if pattern is Pattern.XX:
-        assert victim.result is not None
-        assert payload == victim.result.card.encode() + victim.result.hello
+    assert pattern is Pattern.XX, "in IK only who is known comes so far"
+    assert victim.result is not None
+    assert payload == victim.result.card.encode() + victim.result.hello
     card = DeviceCard.decode(payload[:CARD_SIZE])
     card.verify()
     assert card.agreement_key == EVE.card.agreement_key
