@@ -174,6 +174,35 @@ def test_writes_from_many_threads_are_serial(store: LmdbStore) -> None:
         assert view.get("a", b"n") == b"80"
 
 
+@pytest.mark.parametrize("patience", [60.0, 0.01])
+def test_a_thread_waits_for_the_transaction_at_work_but_not_for_ever(
+    store: LmdbStore, monkeypatch: pytest.MonkeyPatch, patience: float
+) -> None:
+    monkeypatch.setattr(lmdb_store, "_READER_PATIENCE", patience)
+    began, go, seen = threading.Event(), threading.Event(), list[str]()
+
+    def work(_: WriteTxn) -> None:
+        began.set()
+        assert go.wait(10)
+        seen.append("written")
+
+    def look() -> None:
+        with store.read():
+            seen.append("read")
+
+    writer, reader = threading.Thread(target=store.write, args=(work,)), threading.Thread(target=look)
+    writer.start()
+    assert began.wait(10)
+    with store.read() as view:  # the main thread, where an event loop may run, does not wait
+        assert view.count("a") == 0
+    reader.start()
+    reader.join(0.1 if patience > 10 else 10)
+    go.set()
+    writer.join()
+    reader.join()
+    assert seen == (["written", "read"] if patience > 10 else ["read", "written"])
+
+
 class FullDisk:
     """An environment whose commits fail as on a full or broken disk."""
 
