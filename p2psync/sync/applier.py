@@ -222,6 +222,8 @@ class Applier:
         lost_here: list[RelPath] = []
         actions: list[plan.Action] = []
         held: list[Problem] = []
+        capabilities = context.root.capabilities
+        folding = capabilities.case_insensitive or capabilities.normalising
         coming: defaultdict[RelPath, set[RelPath]] = defaultdict(set)
         with context.index.read() as view:
             reader = PageReader(view)
@@ -234,11 +236,11 @@ class Applier:
                 problem = self._unholdable(reader, action, coming)
                 if problem is None:
                     actions.append(action)
-                    for part in (*ancestors(path), path):
+                    for part in (*ancestors(path), path) if folding else ():
                         coming[_parent(part)].add(part)
                 else:
                     held.append(problem)
-            arranged = order.arrange(actions, reader.synced, context.root.capabilities)
+            arranged = order.arrange(actions, reader.synced, capabilities)
             # What does not move from there has its turn among the removals; and what has come since the sweep began may
             # be wanted where this sweep no longer looks.
             removals = [step.path for step in arranged.steps if isinstance(step, plan.Remove)]
@@ -417,7 +419,8 @@ class Applier:
             case ops.Changed(path=path):
                 self._observer.look_at(path)
                 if isinstance(step, order.Move):
-                    self._observer.look_at(step.source)
+                    for side in (step.source, step.path):
+                        self._observer.look_at(side)
                 self._put_off(step.path)
             case ops.NotEmpty(path=path):
                 self._observer.look_at(path)

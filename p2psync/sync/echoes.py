@@ -8,6 +8,7 @@ from contextlib import suppress
 from p2psync.errors import EscapeError
 from p2psync.ports import Kind, Root
 from p2psync.workspace import operations as ops
+from p2psync.workspace.layout import batch
 
 MAX_KEPT = 4096
 """Paths remembered; the oldest are forgotten first, and looked at like any other when a hint comes."""
@@ -56,7 +57,8 @@ class Echoes:
 
     def foreign(self, root: Root, paths: Sequence[bytes]) -> list[bytes]:
         """Those at which something else may stand than we left there. Blocks."""
-        return [path for path in paths if not _stands(root, self._left.pop(path, None))]
+        with batch(root):
+            return [path for path in paths if not _stands(root, self._left.pop(path, None))]
 
 
 def _stands(root: Root, left: ops.Done | None) -> bool:

@@ -276,7 +276,8 @@ def _operation(item: Ready, entries: dict[RelPath, Synced | None]) -> ops.Operat
         case order.Move(path=path, source=source, record=r):
             moved = entries[source]
             assert moved is not None
-            return ops.Move(source, path, moved.fingerprint, r.mode, r.mtime_ns)
+            as_it_is = (moved.mtime_ns, moved.executable) == (r.mtime_ns, r.executable)
+            return ops.Move(source, path, moved.fingerprint, r.mode, r.mtime_ns, as_it_is)
 
 
 def _heals(entry: Synced | None) -> bool:

@@ -56,7 +56,7 @@ class Remove:
 class Move:
     """Rename an entry that is `expect` to a name that is free, and give a file the metadata it has there.
 
-    The outcome stands for the target. `mode` and `mtime_ns` as in `SetMetadata`.
+    The outcome stands for the target. `mode` and `mtime_ns` as in `SetMetadata`; `as_it_is`: the file has them already.
     """
 
     source: RelPath
@@ -64,6 +64,7 @@ class Move:
     expect: Fingerprint
     mode: int
     mtime_ns: int
+    as_it_is: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -192,7 +193,7 @@ def intents(root: Root, operations: Sequence[Operation], stamp: bytes) -> list[I
     result: list[Intent] = []
     for number, operation in enumerate(operations):
         match operation:
-            case Place(expect=None, staged=bytes()) if root.capabilities.noreplace:
+            case Place(expect=None, staged=bytes()) | Move(as_it_is=True) if root.capabilities.noreplace:
                 pass  # One rename to a free name: the file that stands there afterwards, or does not, tells all.
             case Place(path=path, expect=expect):
                 staged = root.stat(operation.staged) if operation.staged is not None else None

@@ -104,6 +104,31 @@ def test_a_crash_ahead_of_any_call_loses_nothing(tmp_path: Path, capabilities: d
         assert n < 400
 
 
+def test_a_move_that_changes_no_metadata_needs_no_journal_and_is_done_or_not(tmp_path: Path) -> None:
+    """Where a rename can refuse to replace; elsewhere it is more than one call, and journalled."""
+    for capabilities, n in product(({}, {"noreplace": False}), range(1, 30)):
+        where = tmp_path / f"{len(capabilities)}-{n}"
+        root = Hooked(make_folder(where), **capabilities)
+        write(root, b"a", b"content")
+        seen = fingerprint(root, b"a")
+        operations = [Move(b"a", b"b", seen, 0o644, seen.mtime_ns, as_it_is=True)]
+        journal = intents(root, operations, STAMP)
+        assert bool(journal) == bool(capabilities)
+
+        def crash(number: int, name: str, _: object, n=n) -> None:
+            if number >= n:
+                raise Crash(name)
+
+        root.calls, root.before = 0, crash
+        with suppress(Crash):
+            apply(root, operations, STAMP, pause=lambda _: None)
+        root.before = lambda *_: None
+        recover(root, journal)
+        assert (root.stat(b"a") is None) != (root.stat(b"b") is None)
+        assert b"content" in contents(where)
+        root.close()
+
+
 @pytest.mark.parametrize("instead", ["symlink", "file", "nothing"])
 def test_after_a_crash_a_directory_may_have_become_anything(tmp_path: Path, instead: str) -> None:
     """The folder starts again, follows no symlink, and no version is lost."""
