@@ -13,6 +13,7 @@ import re
 import shutil
 import sys
 import threading
+import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future
 from contextlib import AbstractContextManager, contextmanager, suppress
@@ -22,6 +23,7 @@ from typing import Any, TypeVar
 
 import lmdb
 import lmdb.verify
+import trio
 
 from p2psync.errors import IntegrityError, StateError, StoreFailedError, StoreFullError
 from p2psync.ports import ReadTxn, WriteTxn
@@ -42,8 +44,9 @@ _PATIENCE = 60.0
 """Seconds to wait for views to end before the map is resized or closed; they are meant to last milliseconds."""
 _READER_PATIENCE = 0.5
 _WRITER_PATIENCE = 0.1
-"""Seconds to wait for other threads to be through with the store: a transaction takes 0.3 s at most, save rare ones,
-whereas a view may be open for as long as it takes to look at everything."""
+"""Seconds that another thread may have been busy with the store before one that reads, or writes, goes ahead beside it:
+a transaction takes 0.3 s at most, save rare ones, whereas a view may be open for as long as it takes to look at
+everything."""
 
 DATA = "data.mdb"
 CONDITION = "condition"
@@ -155,17 +158,30 @@ class _Turns:
 
     def __init__(self) -> None:
         self._lock = threading.RLock()
-        self._main = threading.main_thread().ident
+        self._depth = 0
+        self._since = 0.0
+        """When the thread whose turn it is began."""
 
     def take(self, patience: float) -> bool:
-        """Wait up to `patience` seconds; whether the turn was got, and is to be given back. An event loop never waits.
+        """Wait until who is at work is through, or has been at work for `patience` seconds.
 
-        Who did not get it goes ahead all the same: nothing depends on it but time.
+        True when the turn was got, and is to be given back; who did not get it goes ahead all the same, as nothing but
+        time depends on it. An event loop never waits.
         """
-        return threading.get_ident() != self._main and self._lock.acquire(timeout=patience)
+        if trio.lowlevel.in_trio_run():
+            return False
+        if not self._lock.acquire(blocking=False):
+            left = self._since + patience - time.monotonic()
+            if left <= 0 or not self._lock.acquire(timeout=left):
+                return False
+        if not self._depth:
+            self._since = time.monotonic()
+        self._depth += 1
+        return True
 
     def give_back(self) -> None:
         """The thread that has the turn is through."""
+        self._depth -= 1
         self._lock.release()
 
 
