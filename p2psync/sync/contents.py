@@ -7,6 +7,7 @@ restart.
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from functools import partial
@@ -78,6 +79,8 @@ class ContentJobs:
         self._changed = Pulse()
         self._stages: dict[Stage, Mapping[bytes, Sequence[int]]] = {}
         """What is being assembled, and where in it each chunk belongs."""
+        self._creating = threading.Lock()
+        """A directory takes one new entry at a time, and threads that wait for it in the kernel keep a core busy."""
         self.denials = Denials[Piece]()
 
     # ── peers ───────────────────────────────────────────────────────────────────────────────────────────────────────
@@ -256,7 +259,8 @@ class ContentJobs:
                 )
                 for record in complete
             )
-            paths = stage_small(context.root, items)
+            with self._creating:
+                paths = stage_small(context.root, items)
             context.root.sync_all()
             return {
                 record.key: (path, record.manifest or manifests[record.key].encode())

@@ -8,6 +8,7 @@ because only then can a removal be told from a move and a mass removal be held b
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from functools import cache
 from math import inf
@@ -324,15 +325,14 @@ class Observer:
     async def _commit_stream(
         self, states: trio.MemoryReceiveChannel[list[tuple[Finding, DiskState | None]]], found: _Pass
     ) -> None:
+        most = GROUP_FILES  # The first commits are small: what they tell others can work on.
         async with states:
             async for batch in states:
-                pending = batch
-                while len(pending) < COMMIT_SIZE:
-                    try:
-                        pending = pending + states.receive_nowait()
-                    except (trio.WouldBlock, trio.EndOfChannel):
-                        break
-                await self._commit(pending, found)
+                with suppress(trio.WouldBlock, trio.EndOfChannel):
+                    while len(batch) < most:
+                        batch.extend(states.receive_nowait())
+                await self._commit(batch, found)
+                most = min(COMMIT_SIZE, 2 * most)
 
     async def _commit_missing(self, found: _Pass) -> bool:
         """Record removals, unless so much would go that a person must say so first; False when they were held."""
