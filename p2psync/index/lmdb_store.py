@@ -13,7 +13,6 @@ import re
 import shutil
 import sys
 import threading
-import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future
 from contextlib import AbstractContextManager, contextmanager, suppress
@@ -23,7 +22,6 @@ from typing import Any, TypeVar
 
 import lmdb
 import lmdb.verify
-import trio
 
 from p2psync.errors import IntegrityError, StateError, StoreFailedError, StoreFullError
 from p2psync.ports import ReadTxn, WriteTxn
@@ -42,11 +40,6 @@ MIN_FREE = 2**20
 """Free bytes below which a failed write counts as a full disk."""
 _PATIENCE = 60.0
 """Seconds to wait for views to end before the map is resized or closed; they are meant to last milliseconds."""
-_READER_PATIENCE = 0.5
-_WRITER_PATIENCE = 0.1
-"""Seconds that another thread may have been busy with the store before one that reads, or writes, goes ahead beside it:
-a transaction takes 0.3 s at most, save rare ones, whereas a view may be open for as long as it takes to look at
-everything."""
 
 DATA = "data.mdb"
 CONDITION = "condition"
@@ -149,69 +142,30 @@ class _Views:
             yield self._changed.wait_for(lambda: not self._open, timeout)
 
 
-class _Turns:
-    """Has threads work with a store one after the other, as far as that keeps none of them waiting for long.
-
-    Each call of LMDB gives up the GIL. Two threads that are busy with it hand it to each other at every call, from one
-    core to the other and back, and both take longer than one after the other would.
-    """
-
-    def __init__(self) -> None:
-        self._lock = threading.RLock()
-        self._depth = 0
-        self._since = 0.0
-        """When the thread whose turn it is began."""
-
-    def take(self, patience: float) -> bool:
-        """Wait until who is at work is through, or has been at work for `patience` seconds.
-
-        True when the turn was got, and is to be given back; who did not get it goes ahead all the same, as nothing but
-        time depends on it. An event loop never waits.
-        """
-        if trio.lowlevel.in_trio_run():
-            return False
-        if not self._lock.acquire(blocking=False):
-            left = self._since + patience - time.monotonic()
-            if left <= 0 or not self._lock.acquire(timeout=left):
-                return False
-        if not self._depth:
-            self._since = time.monotonic()
-        self._depth += 1
-        return True
-
-    def give_back(self) -> None:
-        """The thread that has the turn is through."""
-        self._depth -= 1
-        self._lock.release()
-
-
 class _Reading(AbstractContextManager[ReadTxn]):
     """A view of a store while it is used. Not a generator, as there are many and most are over at once."""
 
-    __slots__ = ("_begin", "_fail", "_has_turn", "_tables", "_turns", "_txn", "_views")
+    __slots__ = ("_begin", "_fail", "_tables", "_txn", "_views")
 
     def __init__(
         self,
         views: _Views,
-        turns: _Turns,
         begin: Callable[[], Any],
         fail: Callable[[lmdb.Error], StoreFailedError],
         tables: dict[str, Any],
     ) -> None:
         self._views = views
-        self._turns = turns
         self._begin = begin
         self._fail = fail
         self._tables = tables
 
     def __enter__(self) -> ReadTxn:
-        self._has_turn = self._turns.take(_READER_PATIENCE)
         self._views.begin()
         try:
             self._txn = self._begin()
             return _View(self._txn.__enter__(), self._tables)
         except BaseException as error:
-            self._end()
+            self._views.end()
             self._judge(error)
             raise
 
@@ -224,13 +178,8 @@ class _Reading(AbstractContextManager[ReadTxn]):
             self._judge(failure)
             raise
         finally:
-            self._end()
+            self._views.end()
         self._judge(error)
-
-    def _end(self) -> None:
-        self._views.end()
-        if self._has_turn:
-            self._turns.give_back()
 
     def _judge(self, error: BaseException | None) -> None:
         if isinstance(error, lmdb.Error) and not isinstance(error, lmdb.BadValsizeError):
@@ -243,7 +192,6 @@ class LmdbStore:
     def __init__(self, path: Path, tables: tuple[str, ...], map_size: int) -> None:
         self._path = path
         self._views = _Views()
-        self._turns = _Turns()
         self._failure: BaseException | None = None
         self._requests: queue.SimpleQueue[tuple[Callable[[WriteTxn], Any], Future[Any]] | None] = queue.SimpleQueue()
         self._gate = threading.Lock()
@@ -266,7 +214,7 @@ class LmdbStore:
     # ── the port ────────────────────────────────────────────────────────────────────────────────────────────────────
     def read(self) -> AbstractContextManager[ReadTxn]:
         """A consistent view, on this thread. StateError when the store is closed, StoreFailedError when it failed."""
-        return _Reading(self._views, self._turns, self._begin, self._fail, self._tables)
+        return _Reading(self._views, self._begin, self._fail, self._tables)
 
     def write(self, work: Callable[[WriteTxn], T]) -> T:
         """Run `work` on the writer thread in one transaction and return once it is durable.
@@ -338,17 +286,12 @@ class LmdbStore:
     def _attempt(self, work: Callable[[WriteTxn], T]) -> T:
         if self._failure is not None:
             raise _failed(self._path, self._failure)
-        has_turn = self._turns.take(_WRITER_PATIENCE)
+        txn = self._env.begin(write=True)
         try:
-            txn = self._env.begin(write=True)
-            try:
-                result = work(_View(txn, self._tables))
-            except BaseException:
-                txn.abort()
-                raise
-        finally:
-            if has_turn:
-                self._turns.give_back()
+            result = work(_View(txn, self._tables))
+        except BaseException:
+            txn.abort()
+            raise
         txn.commit()
         return result
 

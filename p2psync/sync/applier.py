@@ -225,7 +225,7 @@ class Applier:
         capabilities = context.root.capabilities
         folding = capabilities.case_insensitive or capabilities.normalising
         coming: defaultdict[RelPath, set[RelPath]] = defaultdict(set)
-        with context.index.read() as view:
+        with context.index.read_much() as view:
             reader = PageReader(view)
             sources = move_sources(reader, paths, {*paths, *self._busy, *self._later})
             for path in (*paths, *sources):

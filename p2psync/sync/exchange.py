@@ -449,7 +449,7 @@ class Exchange:
         while True:
 
             def read() -> tuple[list[m.Records], m.Possession | None, int]:
-                with context.index.read() as reader:
+                with context.index.read_much() as reader:
                     return next_page(reader, self._sent, self._link.device, context)
 
             records, possession, upto = await context.world.offload.run(read)

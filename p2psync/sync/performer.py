@@ -56,7 +56,7 @@ class Performer:
         context = self._context
         now_ns = context.world.clock.wall_ns()
         stamp = self._next_stamp(now_ns)
-        with context.index.read() as view:
+        with context.index.read_much() as view:
             reader = PageReader(view)
             current = [item for given in ready if (item := self._still_wanted(reader, given)) is not None]
             touched = (path for item in current for path in (item.step.path, source_of(item.step)))

@@ -11,12 +11,10 @@ import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from types import SimpleNamespace
 from unittest.mock import Mock
 
 import lmdb
 import pytest
-import trio
 
 from p2psync.errors import IntegrityError, StateError, StoreFailedError, StoreFullError
 from p2psync.index import lmdb_store
@@ -174,62 +172,6 @@ def test_writes_from_many_threads_are_serial(store: LmdbStore) -> None:
         thread.join()
     with store.read() as view:
         assert view.get("a", b"n") == b"80"
-
-
-@pytest.mark.parametrize("patience", [60.0, 0.01])
-def test_a_thread_waits_for_the_transaction_at_work_but_not_for_ever(
-    store: LmdbStore, monkeypatch: pytest.MonkeyPatch, patience: float
-) -> None:
-    monkeypatch.setattr(lmdb_store, "_READER_PATIENCE", patience)
-    began, go, seen = threading.Event(), threading.Event(), list[str]()
-
-    def work(_: WriteTxn) -> None:
-        began.set()
-        assert go.wait(10)
-        seen.append("written")
-
-    def look() -> None:
-        with store.read():
-            seen.append("read")
-
-    writer, reader = threading.Thread(target=store.write, args=(work,)), threading.Thread(target=look)
-    writer.start()
-    assert began.wait(10)
-    assert trio.run(_count_on_loop, store) == 0, "a loop does not wait"
-    reader.start()
-    reader.join(0.1 if patience > 10 else 10)
-    go.set()
-    writer.join()
-    reader.join()
-    assert seen == (["written", "read"] if patience > 10 else ["read", "written"])
-
-
-async def _count_on_loop(store: LmdbStore) -> int:
-    with store.read() as view:
-        return view.count("a")
-
-
-def test_nobody_waits_for_a_view_that_has_been_open_for_long(store: LmdbStore, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(lmdb_store, "_READER_PATIENCE", 60.0)
-    monkeypatch.setattr(lmdb_store, "_WRITER_PATIENCE", 60.0)
-    now = 100.0
-    monkeypatch.setattr(lmdb_store, "time", SimpleNamespace(monotonic=lambda: now))
-
-    def look() -> None:
-        with store.read() as other:
-            assert other.get("a", b"k") is None
-
-    def put() -> None:
-        store.write(lambda txn: txn.put("a", b"l", b"v"))
-
-    others = [threading.Thread(target=work) for work in (look, put)]
-    with store.read() as view:
-        assert view.count("a") == 0
-        now += 61
-        for other in others:
-            other.start()
-            other.join(10)
-        assert not any(other.is_alive() for other in others)
 
 
 class FullDisk:
