@@ -25,6 +25,7 @@ import trio
 import p2psync
 from benchmarks.memory import Reserve
 from benchmarks.processes import PeakMeter, cpu_seconds
+from p2psync.cli.running import COLLECT
 from p2psync.crypto.identity import DeviceKeys
 from p2psync.crypto.seal import MAX_SEALED_CHUNK
 from p2psync.membership.sigchain import begin_account
@@ -33,6 +34,7 @@ from p2psync.net.relay_client import RelayClient
 from p2psync.node.node import Node
 from p2psync.node.world import real_world
 from p2psync.protocol.relay_address import parse_relay_address
+from p2psync.system import calm_collector
 from tools.demo_stage import Relay
 
 MIB = 1 << 20
@@ -221,6 +223,7 @@ def main() -> None:
     parser.add_argument("--directory", type=Path, help="where everything is made: the disk that is measured")
     arguments = parser.parse_args()
     base = Path(tempfile.mkdtemp(prefix="p2psync-mailbox-", dir=arguments.directory))
+    calm_collector(*COLLECT)  # as `p2psync run` does
     bench = Bench(base, arguments.mib, arguments.files, as_json=arguments.json)
     try:
         bench.relay.start()

@@ -68,8 +68,8 @@ ROWS = (
     Row("two-senders", "{shared} from two such senders", (
         _wall(1 / 1.8, row="one-sender", text="≥ 1.8 × one sender's speed"),
     )),
-    Row("mailbox", "first sync of {mailbox} through the relay's mailbox", (
-        Limit("slowness", 1 / (150 * MB), text="≥ 150 MB/s"),
+    Row("mailbox", "first sync of {mailbox} through the relay's mailbox, the devices online one after the other", (
+        Limit("slowness", 1 / (150 * MB), text="≥ 150 MB/s for both ways together"),
     )),
 )  # fmt: skip
 BY_KEY = {row.key: row for row in ROWS}

@@ -14,11 +14,13 @@ from collections.abc import AsyncIterator, Iterator, Mapping
 from contextlib import aclosing, asynccontextmanager
 from typing import Any, Final
 
+import h11
 import httpcore2
 import trio
 from h2.exceptions import H2Error
 
 from p2psync.errors import ConnectionLost, ProtocolError, Unreachable
+from p2psync.net.bulk import BulkConnections
 from p2psync.net.relay_tls import another_relay, is_pinned, relay_context, untrusted
 from p2psync.ports import HttpResponse, RelayAddress
 from p2psync.tls import BULK, TlsStream
@@ -34,6 +36,15 @@ _ENDED: Final = ("disconnected", "closed connection", "ConnectionTerminated", "S
 """What httpcore2 says of a connection that ended too early, in HTTP/1.1 and 2."""
 
 
+_LOST: Final = (
+    httpcore2.NetworkError,
+    httpcore2.TimeoutException,
+    trio.TooSlowError,
+    trio.BrokenResourceError,
+    trio.ClosedResourceError,
+)
+
+
 class HttpsClient:
     """See `ports.HttpClient`."""
 
@@ -42,6 +53,7 @@ class HttpsClient:
         self._pools: dict[str, httpcore2.AsyncConnectionPool] = {}
         self._context: ssl.SSLContext | None = None
         self._lock = trio.Lock()
+        self._bulk = BulkConnections(self._connect, MAX_BULK, SILENCE_S)
 
     async def request(
         self,
@@ -55,8 +67,11 @@ class HttpsClient:
         bulk: bool = False,
     ) -> HttpResponse:
         """See `ports.HttpClient`."""
-        pool = await self._pool("bulk" if bulk else "api")
         with self._told(), trio.fail_after(timeout_s):
+            if bulk:
+                sent = self._headers(headers, body)
+                return await self._bulk.request(method, target, sent, memoryview(body), max_body)
+            pool = await self._pool("api")
             async with pool.stream(
                 method,
                 self._url(target),
@@ -91,16 +106,29 @@ class HttpsClient:
         pools, self._pools = self._pools, {}
         for pool in pools.values():
             await pool.aclose()
+        await self._bulk.aclose()
 
-    async def _pool(self, purpose: str) -> httpcore2.AsyncConnectionPool:
+    async def _tls_context(self) -> ssl.SSLContext:
         async with self._lock:
             if self._context is None:
                 # Reading the authorities of this machine takes tens of milliseconds.
                 self._context = await trio.to_thread.run_sync(relay_context, self._address.fingerprint)
+            return self._context
+
+    async def _connect(self) -> TlsStream:
+        """A connection for large requests. Errors as httpcore2 has them."""
+        address, context = self._address, await self._tls_context()
+        plain = await _Backend(address).connect_tcp(address.host, address.port, timeout=CONNECT_TIMEOUT_S)
+        context.set_alpn_protocols(["http/1.1"])
+        return await plain.start_tls_here(context, address.host, CONNECT_TIMEOUT_S)
+
+    async def _pool(self, purpose: str) -> httpcore2.AsyncConnectionPool:
+        context = await self._tls_context()
+        async with self._lock:
             if purpose not in self._pools:
                 self._pools[purpose] = httpcore2.AsyncConnectionPool(
-                    ssl_context=self._context,
-                    max_connections={"api": 4, "bulk": MAX_BULK, "streams": MAX_STREAMS}[purpose],
+                    ssl_context=context,
+                    max_connections={"api": 4, "streams": MAX_STREAMS}[purpose],
                     keepalive_expiry=_KEEP_S,
                     http1=True,
                     http2=purpose == "api",
@@ -128,9 +156,9 @@ class HttpsClient:
             raise _not_connected(error, relay) from error
         except httpcore2.PoolTimeout as error:
             raise Unreachable(f"too many requests to {relay} at once; try again in a moment") from error
-        except (httpcore2.NetworkError, httpcore2.TimeoutException, trio.TooSlowError) as error:
+        except _LOST as error:
             raise ConnectionLost(f"{relay} did not answer in time, or the connection broke; try again") from error
-        except httpcore2.RemoteProtocolError as error:
+        except (httpcore2.RemoteProtocolError, h11.RemoteProtocolError) as error:
             if any(word in str(error) for word in _ENDED):
                 raise ConnectionLost(f"{relay} closed the connection before it answered; try again") from error
             raise ProtocolError(f"what {relay} answers is no HTTP; is it a p2psync relay?") from error
@@ -178,7 +206,7 @@ class _Backend(httpcore2.TrioBackend):
     def __init__(self, address: RelayAddress) -> None:
         self._fingerprint = address.fingerprint
 
-    async def connect_tcp(self, *arguments: Any, **named: Any) -> httpcore2.AsyncNetworkStream:
+    async def connect_tcp(self, *arguments: Any, **named: Any) -> _Stream:
         """See httpcore2."""
         return _Stream(await super().connect_tcp(*arguments, **named), self._fingerprint)
 
@@ -193,6 +221,12 @@ class _Stream(httpcore2.AsyncNetworkStream):
     async def start_tls(
         self, ssl_context: ssl.SSLContext, server_hostname: str | None = None, timeout: float | None = None
     ) -> httpcore2.AsyncNetworkStream:
+        """See httpcore2."""
+        return _TlsNetworkStream(await self.start_tls_here(ssl_context, server_hostname, timeout))
+
+    async def start_tls_here(
+        self, ssl_context: ssl.SSLContext, server_hostname: str | None, timeout: float | None
+    ) -> TlsStream:
         """TLS with the right relay. AuthenticationError when it is another."""
         transport = trio.SocketStream(self._plain.get_extra_info("socket"))
         tls = TlsStream(transport, ssl_context, server_hostname=server_hostname)
@@ -204,7 +238,7 @@ class _Stream(httpcore2.AsyncNetworkStream):
         except BaseException:
             await trio.aclose_forcefully(tls)
             raise
-        return _TlsNetworkStream(tls)
+        return tls
 
     async def aclose(self) -> None:
         """See httpcore2."""
