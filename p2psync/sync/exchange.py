@@ -67,12 +67,13 @@ class Exchange:
         tell_heads: Callable[[Link], Awaitable[None]],
         hear_heads: Callable[[m.MailboxHeads], None],
         heard: m.FolderAnnounce | m.FolderResume | None,
+        first: bool,
     ) -> None:
         """`announce(peer)` builds our announcement.
 
         `rescan` scans and gives the generation; `absorb_links` adds membership links to the folder; `possesses` hears
         which contents the peer says it holds; `keys` takes and has grants; heads are what relays have shown; `heard` is
-        what the peer has announced already.
+        what the peer has announced already; `first`: of this folder on this connection.
         """
         self._context = context
         self._link = link
@@ -84,6 +85,7 @@ class Exchange:
         self._tell_heads = tell_heads
         self._hear_heads = hear_heads
         self._heard = heard
+        self._lets_speak = first and not is_arbiter(context.device, link.device)
         self._granted: set[bytes] = set()
         """Grants that were sent to the peer."""
         self.since = trio.current_time()
@@ -314,7 +316,7 @@ class Exchange:
 
     # ── announcing ──────────────────────────────────────────────────────────────────────────────────────────────────
     async def _announce_changes(self) -> None:
-        if not is_arbiter(self._context.device, self._link.device):
+        if self._lets_speak:
             with trio.move_on_after(FIRST_WORD):
                 while self.theirs.announce is None and self._brief:
                     await self.changed.wait_beyond(self.changed.count)

@@ -422,7 +422,7 @@ class Folder:
             and device not in self.exchanges
         )
 
-    async def exchange(self, link: Link, heard: dict[FolderId, m.FolderAnnounce | m.FolderResume]) -> None:
+    async def exchange(self, link: Link, heard: dict[FolderId, m.FolderAnnounce | m.FolderResume], first: bool) -> None:
         """Exchange with a connected member, from what was `heard` on. ConnectionLost and ProtocolError come through.
 
         Does nothing while another exchange with that device runs: tasks that both found it wanted may start together.
@@ -440,6 +440,7 @@ class Folder:
             tell_heads=self.mailroom.tell_heads,
             hear_heads=self.mailroom.hear_heads,
             heard=heard.pop(self.id, None),
+            first=first,
         )
         device = link.device
         self.exchanges[device] = exchange

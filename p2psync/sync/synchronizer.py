@@ -144,9 +144,9 @@ class Synchronizer:
 
     async def _exchange(self, folder: Folder, peer: Peer) -> None:
         said = self._said_on(peer)
-        said.shared[folder.id] = True
+        first, said.shared[folder.id] = folder.id not in said.shared, True
         try:
-            await folder.exchange(peer, said.heard)
+            await folder.exchange(peer, said.heard, first)
         except* ConnectionLost:
             # A connection that is closing says its goodbye first: a new exchange would end at once, again and again.
             with trio.move_on_after(CLOSING_S):

@@ -13,6 +13,7 @@ from p2psync.protocol.bulk import Absent, Item
 from p2psync.protocol.messages import FolderAnnounce, FolderResume, Goodbye, Message, Welcome
 from p2psync.reconcile.guards import Limits, MassChangeGuard
 from p2psync.sync import exchange
+from p2psync.sync.exchange import FIRST_WORD
 from p2psync.sync.peer import Peer
 from p2psync.workspace.chunker import zero_hash
 from tests.sync.conftest import LABEL, contents, simulated, told
@@ -177,6 +178,32 @@ async def test_devices_that_meet_again_and_have_no_news_say_where_they_stand_and
         announce = story.folder("one").announcement(story.nodes["two"].device_id)
         assert exchange.theirs.announce is not None
         assert (exchange.theirs.announce.root, exchange.theirs.announce.sequence) == (announce.root, announce.sequence)
+
+
+@simulated
+async def test_who_takes_a_folder_up_again_does_not_wait_for_the_other_to_speak(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Only on a new connection both would speak at once; here the other side has nothing to say."""
+    async with told() as story:
+        await story.start("one", "two")
+        story.user("one").write(b"f", b"1")
+        await story.share("one", two="editor")
+        said: list[Message] = []
+        send = Peer.send
+
+        async def heard(peer: Peer, message: Message) -> None:
+            said.append(message)
+            await send(peer, message)
+
+        monkeypatch.setattr(Peer, "send", heard)
+        for name in ("one", "two"):
+            await story.nodes[name].folder_pause(LABEL)
+            await trio.sleep(20)
+            said.clear()
+            await story.nodes[name].folder_resume(LABEL)
+            await trio.sleep(FIRST_WORD / 2)
+            assert any(isinstance(message, FolderAnnounce | FolderResume) for message in said)
 
 
 @simulated
