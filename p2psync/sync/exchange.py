@@ -12,7 +12,6 @@ import math
 from collections.abc import Awaitable, Callable, Sequence
 from functools import partial
 
-import msgspec
 import structlog
 import trio
 
@@ -35,7 +34,7 @@ from p2psync.sync.feed import FEED_PAGE, next_page
 from p2psync.sync.link import Link
 from p2psync.sync.mailbox.keys import KeyKeeper
 from p2psync.sync.pulse import Pulse
-from p2psync.sync.standing import Standing, abridged, gist, unabridged
+from p2psync.sync.standing import Standing, Telling
 
 _log = structlog.get_logger(__name__)
 
@@ -102,14 +101,8 @@ class Exchange:
         self._links_known: tuple[bytes, ...] | None = None
         """Heads of the membership links that the peer has, as far as we know."""
         self._rescans = 0
-        self._told: m.FolderAnnounce | None = None
-        """What we announced last."""
-        self._in_full = False
-        """Whether that, or something before, was a FolderAnnounce."""
-        self._telling = trio.Lock()
-        self._announce_again = False
-        self._brief = True
-        """Whether the peer may know where we stand but for a hash of it."""
+        self._telling = Telling()
+        self._one_tells = trio.Lock()
         self._patience = REPAIR_FIRST
         """How long records may rest before it is asked whether they differ; for ever once they do not."""
         self._quiet = trio.CancelScope()
@@ -191,23 +184,14 @@ class Exchange:
                     pass
 
     def _on_standing(self, message: m.FolderAnnounce | m.FolderResume) -> None:
-        if isinstance(message, m.FolderResume):
-            told = [self._told] if self._told is not None else []
-            announce = unabridged(message, [*told, self._announce(self._link.device)])
-        else:
-            announce, self._brief = message, False
+        announce = self._telling.hear(message, self._announce(self._link.device))
         if announce is not None:
             self._on_announce(announce)
-        elif not self._in_full:
-            self._brief, self._announce_again = False, self._told is not None
-            self.changed.fire()
-            self._context.state_changed.fire()
+        self.changed.fire()
+        self._context.state_changed.fire()
 
     def _on_announce(self, announce: m.FolderAnnounce) -> None:
         before, self.theirs.announce = self.theirs.announce, announce
-        if not announce.heard and self._told is not None and (announce.fresh or not self._in_full):
-            # Only now does the peer listen for this folder: what we announced before was dropped, or not understood.
-            self._announce_again = True
         if announce.fresh and before is not None:
             # It paused or took the folder up anew: what we sent meanwhile was dropped.
             self._restart = True
@@ -220,8 +204,6 @@ class Exchange:
             self._quiet.deadline = trio.current_time() + REPAIR_FIRST
         if before is None or announce.need_files < before.need_files:
             self._possesses(self._link.device, ())
-        self.changed.fire()
-        self._context.state_changed.fire()
 
     async def _on_records(self, message: m.Records) -> None:
         context, peer = self._context, self._link.device
@@ -318,7 +300,7 @@ class Exchange:
     async def _announce_changes(self) -> None:
         if self._lets_speak:
             with trio.move_on_after(FIRST_WORD):
-                while self.theirs.announce is None and self._brief:
+                while not self._telling.has_heard:
                     await self.changed.wait_beyond(self.changed.count)
         while True:
             seen = self._context.state_changed.count
@@ -328,21 +310,13 @@ class Exchange:
 
     async def _tell(self) -> None:
         """Say where we stand, unless that has been said."""
-        async with self._telling:
-            again, self._announce_again = self._announce_again, False
+        async with self._one_tells:
             # Links go first, so that the peer never meets a record whose author it cannot know.
             await self._update_links()
             await self._send_grants()
-            current = self._announce(self._link.device)
-            if self._told is not None and gist(current) == gist(self._told) and not again:
-                return
-            fresh, self._told = self._told is None, current
-            heard = self.theirs.announce is not None
-            if fresh and self._brief and current.cursor_index_id:
-                await self._link.send(abridged(current, heard=heard))
-            else:
-                self._in_full = True
-                await self._link.send(msgspec.structs.replace(current, fresh=fresh, heard=heard))
+            news = self._telling.say(self._announce(self._link.device))
+            if news is not None:
+                await self._link.send(news)
 
     async def _update_links(self) -> None:
         membership = self._context.membership

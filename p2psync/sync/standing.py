@@ -30,6 +30,49 @@ class Standing:
     """trio time of its last records, or of the last content that it came to hold."""
 
 
+@dataclass
+class Telling:
+    """What two devices have announced to each other, as one of them knows it, and what is to be said next."""
+
+    has_heard: bool = False
+    """Whether the peer has said anything."""
+    _told: FolderAnnounce | None = None
+    """What we announced last."""
+    _in_full: bool = False
+    """Whether that, or something before, was a FolderAnnounce."""
+    _is_known: bool = False
+    """Whether we understood where the peer stands since it began."""
+    _is_brief: bool = True
+    """Whether the peer may know where we stand but for a hash of it."""
+    _again: bool = False
+
+    def hear(self, message: FolderAnnounce | FolderResume, now: FolderAnnounce) -> FolderAnnounce | None:
+        """Where the peer stands, None when it has to be asked; `now` is what we would announce."""
+        announce: FolderAnnounce | None
+        if isinstance(message, FolderResume):
+            announce = unabridged(message, [now] if self._told is None else [self._told, now])
+            self._is_brief &= announce is not None
+        else:
+            announce, self._is_brief = message, False
+        self.has_heard, self._is_known = True, announce is not None
+        if announce is None or (not announce.heard and (announce.fresh or not self._in_full)):
+            # Only now does the peer listen for this folder: what we announced before was dropped, or not understood.
+            self._again = self._told is not None
+        return announce
+
+    def say(self, now: FolderAnnounce) -> FolderAnnounce | FolderResume | None:
+        """What to send now that we stand there; None when it is no news."""
+        again, self._again = self._again, False
+        if self._told is not None and gist(now) == gist(self._told) and not again:
+            return None
+        is_first, self._told = self._told is None, now
+        if is_first and self._is_brief and now.cursor_index_id:
+            return abridged(now, heard=self._is_known)
+        is_fresh = is_first or (again and not self._in_full)
+        self._in_full = True
+        return msgspec.structs.replace(now, fresh=is_fresh, heard=self._is_known)
+
+
 def gist(announce: FolderAnnounce) -> FolderAnnounce:
     """What of an announcement is worth another one: whether a device that lacks nothing looks at its disk is not."""
     state = announce.activity

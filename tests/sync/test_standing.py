@@ -10,11 +10,13 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from p2psync.protocol import codec
-from p2psync.protocol.messages import FolderAnnounce, FolderState
-from p2psync.sync.standing import abridged, gist, unabridged
+from p2psync.protocol.messages import FolderAnnounce, FolderResume, FolderState, Message
+from p2psync.sync.exchange import Exchange
+from p2psync.sync.standing import Telling, abridged, gist, unabridged
+from tests.sync.conftest import LABEL, contents, simulated, told
 
 LEFT, RIGHT = b"l" * 16, b"r" * 16
-OURS = FolderAnnounce(b"f" * 16, "photos", [b"h" * 32], 2, LEFT, 5, b"m" * 32, RIGHT, 9, 0, 0, 0, 3, False)
+OURS = FolderAnnounce(b"f" * 16, "photos", [b"h" * 32], 2, LEFT, 5, b"m" * 32, RIGHT, 9, 0, 0, 0, 0, False)
 THEIRS = msgspec.structs.replace(
     OURS, index_id=RIGHT, sequence=9, cursor_index_id=LEFT, cursor_sequence=5, need_files=1, need_bytes=2, state=2
 )
@@ -72,3 +74,109 @@ def test_whether_one_who_lacks_nothing_is_scanning_is_no_news() -> None:
     assert at(FolderState.PAUSED, 0) != resting
     assert at(FolderState.ERROR, 0) != resting
     assert len({at(state, 1).state for state in FolderState}) == len(FolderState)
+
+
+class Side:
+    """One end of a line on which both say where they stand; what comes while nobody listens is lost."""
+
+    def __init__(self, announce: FolderAnnounce) -> None:
+        self.announce = announce
+        self.inbox: list[FolderAnnounce | FolderResume] = []
+        self.heard: FolderAnnounce | None = None
+        self.begun = self.said = 0
+        self._telling: Telling | None = None
+        self._has_news = False
+
+    def begin(self) -> None:
+        """Exchange the folder, perhaps once more."""
+        self._telling, self.heard, self._has_news = Telling(), None, True
+        self.begun += 1
+
+    def receive(self) -> None:
+        if self.inbox:
+            message = self.inbox.pop(0)
+            if self._telling is not None:
+                self.heard = self._telling.hear(message, self.announce) or self.heard
+                self._has_news = True
+
+    def send(self, other: Side) -> None:
+        if self._telling is not None and self._has_news:
+            self._has_news = False
+            if (news := self._telling.say(self.announce)) is not None:
+                self.said += 1
+                other.inbox.append(news)
+
+
+@given(
+    st.sampled_from([(), ("left",), ("right",), ("left", "right")]),
+    st.booleans(),
+    st.lists(st.tuples(st.booleans(), st.sampled_from(["begin", "receive", "send"])), max_size=30),
+)
+def test_both_learn_where_the_other_stands_whenever_each_begins(
+    without_cursor: tuple[str, ...], differ: bool, steps: list[tuple[bool, str]]
+) -> None:
+    left = msgspec.structs.replace(OURS, **({"cursor_index_id": b""} if "left" in without_cursor else {}))
+    right = msgspec.structs.replace(THEIRS, **({"cursor_index_id": b""} if "right" in without_cursor else {}))
+    sides = Side(left), Side(msgspec.structs.replace(right, root=b"o" * 32) if differ else right)
+    for which, step in [*steps, (True, "begin"), (False, "begin")]:
+        one, other = sides[which], sides[not which]
+        match step:
+            case "begin":
+                one.begin()
+            case "receive":
+                one.receive()
+            case _:
+                one.send(other)
+    for _ in range(20):
+        for one, other in (sides, sides[::-1]):
+            one.send(other)
+            other.receive()
+    for one, other in (sides, sides[::-1]):
+        assert one.heard is not None
+        assert msgspec.structs.replace(one.heard, fresh=False, heard=False) == other.announce
+    begun = sum(side.begun for side in sides)
+    assert all(side.said <= 2 * begun for side in sides)
+
+
+@pytest.mark.parametrize("without_cursor", [(), ("one",), ("two",), ("one", "two")])
+@simulated
+async def test_a_first_word_that_is_lost_between_two_connections_is_said_again(
+    monkeypatch: pytest.MonkeyPatch, without_cursor: tuple[str, ...]
+) -> None:
+    async with told() as story:
+        await story.start("one", "two")
+        await story.share("one", two="editor")
+        for name in ("one", "two"):
+            story.user(name).write(name.encode(), b"1")
+            await story.settle(name)
+        for name, other in (("one", "two"), ("two", "one")):
+            if name in without_cursor:
+                peer = story.nodes[other].device_id
+                story.folder(name).context.index.write(lambda writer, peer=peer: writer.set_cursor(peer, b"", 0))
+        await story.stop("two")
+        story.user("one").write(b"g", b"2")
+        await story.nodes["one"].folder_scan(LABEL)
+        lost: list[Message] = []
+        make, deliver = Exchange.__init__, Exchange.deliver
+
+        def is_lost(exchange: Exchange, message: Message | None) -> bool:
+            """Whatever the arbiter, "two", says before "one" has spoken."""
+            is_first = isinstance(message, FolderAnnounce | FolderResume) and exchange._telling._told is None
+            if message is not None and is_first and exchange._context.device == story.nodes["one"].device_id:
+                lost.append(message)
+                return True
+            return False
+
+        def made(self: Exchange, *arguments: Any, heard: Message | None, **others: Any) -> None:
+            make(self, *arguments, heard=None, **others)
+            self._heard = None if is_lost(self, heard) else heard
+
+        async def delivered(self: Exchange, message: Message) -> None:
+            if not is_lost(self, message):
+                await deliver(self, message)
+
+        monkeypatch.setattr(Exchange, "__init__", made)
+        monkeypatch.setattr(Exchange, "deliver", delivered)
+        await story.again("two")
+        await story.until(lambda: contents(story, "two").get(b"g") == b"2", 10)
+        assert lost
