@@ -11,6 +11,7 @@ import contextlib
 import os
 import ssl
 from collections.abc import Callable
+from contextlib import AbstractAsyncContextManager
 from typing import Final, cast
 
 import trio
@@ -46,24 +47,38 @@ class TlsStream(trio.abc.Stream):
         self._end: ssl.SSLError | None = None
         """Why nothing follows what was received; SSLEOFError when the other side has ended."""
 
-    async def do_handshake(self, turn: trio.Lock | None = None) -> None:
+    async def do_handshake(self, turns: AbstractAsyncContextManager[object] | None = None) -> None:
         """BrokenResourceError, whose cause says why, when it fails.
 
-        Streams that share a `turn` compute one at a time, and one in each round of the scheduler: a crowd that comes at
-        once holds up nothing else for longer than one step. What waits for bytes holds no turn.
+        Each of its steps that computes does so within `turns`, which streams may share; what waits holds no turn.
         """
-        while True:
-            try:
-                async with turn or contextlib.nullcontext():
-                    self._tls.do_handshake()
-            except ssl.SSLWantReadError:
-                await self._flush()
-                self._give(await self.transport_stream.receive_some(FIRST))
-            except (ssl.SSLError, ssl.CertificateError) as error:
-                raise trio.BrokenResourceError("the TLS handshake failed") from error
-            else:
-                await self._flush()
-                return
+        is_done = False
+        if self._tls.server_side:  # the client begins
+            await trio.lowlevel.wait_readable(self.transport_stream.socket)
+        while not is_done:
+            async with turns or contextlib.nullcontext():
+                is_done, unsent = self._shake()
+            if unsent:
+                await self._send(unsent)
+            if not is_done:
+                await trio.lowlevel.wait_readable(self.transport_stream.socket)
+
+    def _shake(self) -> tuple[bool, bytes]:
+        """A step of the handshake, without a wait: whether it was the last, and what the socket has no room for."""
+        descriptor, is_done, unsent = self.transport_stream.socket.fileno(), False, b""
+        try:
+            with contextlib.suppress(BlockingIOError):
+                self._give(os.read(descriptor, FIRST))
+            with contextlib.suppress(ssl.SSLWantReadError):
+                self._tls.do_handshake()
+                is_done = True
+            if self._outgoing.pending:
+                unsent = self._outgoing.read()
+                with contextlib.suppress(BlockingIOError):
+                    unsent = unsent[os.write(descriptor, unsent) :]
+        except OSError as error:  # which those of TLS are
+            raise trio.BrokenResourceError("the TLS handshake failed") from error
+        return is_done, unsent
 
     def selected_alpn_protocol(self) -> str | None:
         """What both sides speak inside."""
@@ -115,9 +130,12 @@ class TlsStream(trio.abc.Stream):
     async def send_all(self, data: bytes | bytearray | memoryview) -> None:
         """Seal and send; of `BULK` bytes at most there is a copy. BrokenResourceError, ClosedResourceError."""
         view = memoryview(data)
-        async with self._sending:
+        await self._begin_sending()
+        try:
             for start in range(0, len(view), BULK):
                 await self._send(self._sealed(view[start : start + BULK]))
+        finally:
+            self._sending.release()
 
     def _sealed(self, view: memoryview) -> bytes:
         sealed = []
@@ -180,7 +198,7 @@ class TlsStream(trio.abc.Stream):
             except ssl.SSLWantReadError:
                 break
             except ssl.SSLError as error:
-                self._end = error
+                self._end = error.with_traceback(None)  # which would keep all of this alive
             else:
                 size += got
                 if not got:
@@ -188,9 +206,22 @@ class TlsStream(trio.abc.Stream):
         return size
 
     async def _flush(self) -> None:
-        async with self._sending:
+        if not self._outgoing.pending:
+            return
+        await self._begin_sending()
+        try:
             if self._outgoing.pending:
                 await self._send(self._outgoing.read())
+        finally:
+            self._sending.release()
+
+    async def _begin_sending(self) -> None:
+        """Without a round of the scheduler when nobody else sends: what sends has one."""
+        await trio.lowlevel.checkpoint_if_cancelled()
+        try:
+            self._sending.acquire_nowait()
+        except trio.WouldBlock:
+            await self._sending.acquire()
 
     async def _send(self, sealed: bytes) -> None:
         """What is sealed goes out whole, or nothing after it does."""

@@ -1,5 +1,7 @@
 """Who is let in: connections are counted, in all and by address, and make room while they have asked for nothing.
 
+What they cost most is TLS: an address that comes too often is sent away before.
+
 Slow clients aim at the bounds: whoever holds all connections keeps everybody else out, for as long as each may take to
 ask. So at a bound the connection that has waited longest for its first request makes room for the next one.
 """
@@ -7,11 +9,15 @@ ask. So at a bound the connection that has waited longest for its first request 
 from __future__ import annotations
 
 import contextlib
+import functools
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from ipaddress import IPv6Address, ip_address, ip_network
 
 import trio
+
+from relay.allowances import Allowances
+from relay.turns import Turns
 
 
 @dataclass(eq=False, slots=True)
@@ -33,9 +39,14 @@ class _Guests:
 class Gate:
     """Counts connections, in all and by address (/64 of IPv6)."""
 
-    def __init__(self, most: int, most_per_address: int) -> None:
+    def __init__(self, most: int, most_per_address: int, new_per_address: int) -> None:
+        """`new_per_address`: as many may come in a minute."""
+        self.refused = 0
+        """Connections for which there was no room, or that came too often."""
         self._most = most
         self._most_per_address = most_per_address
+        self._new_per_address = new_per_address
+        self._arrivals: Allowances[str] = Allowances()
         self._all = _Guests()
         self._networks: dict[str, _Guests] = {}
         self._let_in: set[Guest] = set()
@@ -45,6 +56,12 @@ class Gate:
         """Connections that are let in."""
         return self._all.count
 
+    def is_open_to(self, address: str) -> bool:
+        """Whether one that comes from there now does not come too often."""
+        wait = self._arrivals.take(_counted(address), self._new_per_address, trio.current_time())
+        self.refused += bool(wait)
+        return not wait
+
     @contextlib.contextmanager
     def admit(self, address: str) -> Iterator[Guest | None]:
         """One more connection, which counts while the context lasts; None when there is no room for it.
@@ -53,6 +70,7 @@ class Gate:
         """
         network = _counted(address)
         if not self._make_room(network):
+            self.refused += 1
             yield None
             return
         guest = self._enter(network)
@@ -107,6 +125,33 @@ class Gate:
             del self._networks[guest.network]
 
 
+class Entrance(trio.abc.Listener[trio.SocketStream]):
+    """A listener that accepts once in a turn, and gives only connections that do not come too often."""
+
+    def __init__(self, listener: trio.SocketListener, gate: Gate, turns: Turns) -> None:
+        self._listener = listener
+        self._gate = gate
+        self._turns = turns
+
+    async def accept(self) -> trio.SocketStream:
+        """See `trio.abc.Listener`."""
+        while True:
+            async with self._turns:
+                pass
+            stream = await self._listener.accept()
+            try:
+                if self._gate.is_open_to(stream.socket.getpeername()[0]):
+                    return stream
+            except OSError:  # it has left already
+                pass
+            stream.socket.close()
+
+    async def aclose(self) -> None:
+        """See `trio.abc.Listener`."""
+        await self._listener.aclose()
+
+
+@functools.lru_cache(maxsize=4096)
 def _counted(address: str) -> str:
     parsed = ip_address(address.partition("%")[0])
     if isinstance(parsed, IPv6Address) and not parsed.ipv4_mapped:

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import contextlib
 import functools
-import math
 import ssl
 from collections.abc import Awaitable, Callable
 from typing import Any, Final, cast
@@ -26,10 +25,12 @@ from hypercorn.typing import ConnectionState
 from p2psync.tls import TlsStream
 from relay import config
 from relay.bodies import Application, Http1
-from relay.gate import Gate, Guest
+from relay.gate import Entrance, Gate, Guest
 from relay.logs import get_logger
+from relay.timelimits import TimeLimit, TimeLimits
 from relay.tls import FORWARD_ALPN
 from relay.trickles import LITTLE, MAX_HEAD, SHORT_BODY_S, Trickles, Unfinished
+from relay.turns import Turns
 
 _LOG = get_logger(__name__)
 
@@ -59,24 +60,25 @@ class Server:
         self._forward = forward
         self._http1, self._http2 = (_hypercorn_config(settings, waiting) for waiting in (HTTP1_WAITING, HTTP2_WAITING))
         self._worker = WorkerContext(None)
-        self._handshakes = trio.Lock()
-        self._idlers = Idlers()
-        self._trickles = Trickles()
-        self.gate = Gate(settings.max_connections, settings.max_connections_per_address)
+        self.shared = Shared(settings)
+        self.gate = Gate(
+            settings.max_connections, settings.max_connections_per_address, settings.new_connections_per_address
+        )
 
     async def run(self, listeners: list[trio.SocketListener], stop: trio.Event) -> None:
         """Serve until `stop`; then accept no more, end streams, and wait for other requests at most `drain_s`."""
         async with trio.open_nursery() as nursery:
-            nursery.start_soon(self._trickles.run)
+            nursery.start_soon(self.shared.run)
             async with trio.open_nursery() as connections:
                 async with trio.open_nursery() as accepting:
                     accept = functools.partial(trio.serve_listeners, handler_nursery=connections)
-                    accepting.start_soon(accept, self._connection, listeners)
+                    entrances = [Entrance(listener, self.gate, self.shared.turns) for listener in listeners]
+                    accepting.start_soon(accept, self._connection, entrances)
                     await stop.wait()
                     accepting.cancel_scope.cancel()
                 self._app.stop()
                 self.gate.close()
-                self._idlers.stop()
+                self.shared.idlers.stop()
                 await self._worker.terminated.set()
                 connections.cancel_scope.deadline = trio.current_time() + self._settings.drain_s
             nursery.cancel_scope.cancel()
@@ -95,16 +97,18 @@ class Server:
 
     async def _serve(self, transport: trio.SocketStream, address: str, guest: Guest) -> None:
         tls = TlsStream(transport, self._context, server_side=True)
-        try:
-            with trio.fail_after(self._settings.handshake_timeout_s):
-                await tls.do_handshake(self._handshakes)
-        except (trio.BrokenResourceError, trio.TooSlowError):
+        with self.shared.limits.scope(self._settings.handshake_timeout_s) as shaking:
+            try:
+                await tls.do_handshake(self.shared.turns)
+            except trio.BrokenResourceError:
+                return
+        if shaking.cancelled_caught:
             return
         if tls.selected_alpn_protocol() == FORWARD_ALPN and self._forward is not None:
             self.gate.settle(guest)
             await self._forward(tls, address)
             return
-        connection = HttpConnection(tls, self._settings, self._idlers, self._trickles)
+        connection = HttpConnection(tls, self.shared)
         try:
             # Nothing is set up for who never asks: slow clients cost little.
             if not await connection.has_asked():
@@ -112,7 +116,11 @@ class Server:
             self.gate.settle(guest)
             configuration = self._http2 if tls.selected_alpn_protocol() == "h2" else self._http1
             connection.await_request(awaited=True)
-            await Http(Application(self._app), configuration, self._worker, ConnectionState({}), connection).run()
+            http = Http(Application(self._app), configuration, self._worker, ConnectionState({}), connection)
+            try:
+                await http.run()
+            finally:
+                vars(http).clear()  # what refers to each other in it would wait for a full garbage collection
         finally:
             connection.leave()
 
@@ -175,21 +183,42 @@ class Idlers:
             connection.await_request(awaited=True)
 
 
+class Shared:
+    """What all connections of a server have in common."""
+
+    def __init__(self, settings: config.Server) -> None:
+        self.settings = settings
+        self.idlers = Idlers()
+        self.turns = Turns()
+        self.trickles = Trickles(self.turns)
+        self.limits = TimeLimits(self.turns)
+
+    async def run(self) -> None:
+        """Until cancelled."""
+        async with trio.open_nursery() as nursery:
+            for work in (self.trickles.run, self.limits.run, self.turns.run):
+                nursery.start_soon(work)
+
+
 class HttpConnection:
     """A TLS stream that gives up on clients which trickle a request, or take nothing of an answer.
 
     It has what hypercorn asks of a `trio.SSLStream`.
     """
 
-    def __init__(self, tls: TlsStream, settings: config.Server, idlers: Idlers, trickles: Trickles) -> None:
+    def __init__(self, tls: TlsStream, shared: Shared) -> None:
         self._tls = tls
-        self._settings = settings
-        self._idlers = idlers
-        self._trickles = trickles
+        self._settings = shared.settings
+        self._idlers = shared.idlers
+        self._trickles = shared.trickles
+        self._limits = shared.limits
+        self._turns = shared.turns
+        self._holds_back_newcomers = False
         self.transport_stream = tls.transport_stream
         self._is_http1 = tls.selected_alpn_protocol() != "h2"
         self._awaited = True
-        self._deadline = math.inf
+        self._limit: TimeLimit | None = None
+        self._is_late = False
         self._reading = trio.CancelScope()
         self._first = b""
         self._http1: Http1 | None = None
@@ -210,15 +239,26 @@ class HttpConnection:
     def await_request(self, *, awaited: bool) -> None:
         """A request has begun (False), or the next one must come in time (True)."""
         self._awaited = awaited
-        self._deadline = math.inf
-        if awaited:
-            self._deadline = -math.inf if self._idlers.stopped else trio.current_time() + self._settings.idle_timeout_s
-        self._reading.deadline = self._deadline
         self._idlers.note(self, idle=awaited)
+        self._hold_back_newcomers(not awaited)
+        if not awaited:
+            self._limit_reading(None)
+        elif self._idlers.stopped:
+            self._give_up()
+        else:
+            self._limit_reading(self._settings.idle_timeout_s)
 
     def leave(self) -> None:
         """It is over."""
         self._idlers.note(self, idle=False)
+        self._hold_back_newcomers(False)
+        self._limit_reading(None)
+
+    def _hold_back_newcomers(self, does: bool) -> None:
+        """While a request waits for the first of its answer."""
+        if does != self._holds_back_newcomers:
+            self._holds_back_newcomers = does
+            (self._turns.begin_request if does else self._turns.end_request)()
 
     async def do_handshake(self) -> None:
         """It is done already."""
@@ -234,7 +274,9 @@ class HttpConnection:
         if self._first:
             first, self._first = self._first, b""
             return first
-        with trio.CancelScope(deadline=self._deadline) as self._reading:
+        with trio.CancelScope() as self._reading:
+            if self._is_late:
+                self._give_up()
             if not self._awaited:
                 return await self._tls.receive_some()
             # h11 looks at the length of a head only when a piece does not end it.
@@ -272,19 +314,29 @@ class HttpConnection:
     def _expect(self, unfinished: Unfinished) -> None:
         """Give what is missing its time, unless the server has stopped."""
         if not self._idlers.stopped:
-            limit = SHORT_BODY_S if unfinished.has_head else self._settings.header_timeout_s
-            self._deadline = self._reading.deadline = trio.current_time() + limit
+            self._limit_reading(SHORT_BODY_S if unfinished.has_head else self._settings.header_timeout_s)
+
+    def _limit_reading(self, seconds: float | None) -> None:
+        """From now on; the limit before no longer counts."""
+        if self._limit is not None:
+            self._limit.end()
+        self._is_late = False
+        self._limit = None if seconds is None else self._limits.begin(seconds, self._give_up)
+
+    def _give_up(self) -> None:
+        self._is_late = True
+        self._reading.cancel()
 
     async def send_all(self, data: bytes) -> None:
         """As of the stream; each slice must be taken in time, however hypercorn shields it."""
         view = memoryview(data)
-        try:
-            for start in range(0, len(view), _SLICE):
-                with trio.fail_after(self._settings.stall_timeout_s):
-                    await self._tls.send_all(view[start : start + _SLICE])
-        except trio.TooSlowError:
-            self.transport_stream.socket.close()
-            raise trio.BrokenResourceError("the client takes nothing") from None
+        for start in range(0, len(view), _SLICE):
+            with self._limits.scope(self._settings.stall_timeout_s) as sending:
+                await self._tls.send_all(view[start : start + _SLICE])
+            if sending.cancelled_caught:
+                self.transport_stream.socket.close()
+                raise trio.BrokenResourceError("the client takes nothing")
+            self._hold_back_newcomers(False)
 
     async def aclose(self) -> None:
         """As of the stream."""

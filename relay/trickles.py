@@ -16,6 +16,7 @@ from typing import Final
 import trio
 
 from p2psync.tls import TlsStream
+from relay.turns import Turns
 
 MAX_HEAD: Final = 16 << 10
 """Bytes of a request's head."""
@@ -28,8 +29,8 @@ MAX_HELD: Final = 32 << 20
 LITTLE: Final = 1 << 10
 """Who sends less at once is waited for here."""
 LOOK_EVERY_S: Final = 0.05
-AT_ONCE: Final = 32
-"""Connections that are looked at before others have their turn."""
+AT_ONCE: Final = 16
+"""Connections that are looked at in one turn."""
 
 _HEAD_END: Final = re.compile(rb"\n\r?\n")
 """As h11 sees it."""
@@ -90,9 +91,11 @@ class _Place:
 class Trickles:
     """All that are waited for."""
 
-    def __init__(self) -> None:
+    def __init__(self, turns: Turns) -> None:
+        """In `turns` they are looked at."""
         self.held = 0
         """Bytes of unfinished requests."""
+        self._turns = turns
         self._selector = selectors.DefaultSelector()
         self._count = 0
         self._somebody = trio.Event()
@@ -123,10 +126,11 @@ class Trickles:
             while True:
                 await self._somebody.wait()
                 await trio.sleep(LOOK_EVERY_S)
-                for number, (key, _) in enumerate(self._selector.select(0), start=1):
-                    self._look(key.data)
-                    if number % AT_ONCE == 0:
-                        await trio.lowlevel.checkpoint()
+                ready = self._selector.select(0)
+                for start in range(0, len(ready), AT_ONCE):
+                    async with self._turns:
+                        for key, _ in ready[start : start + AT_ONCE]:
+                            self._look(key.data)
                 if not self._count:
                     self._somebody = trio.Event()
 

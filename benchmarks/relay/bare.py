@@ -15,8 +15,9 @@ import trio
 
 from p2psync.crypto.seal import MAX_SEALED_CHUNK
 from p2psync.protocol.relay_api import StoredChunk
+from p2psync.system import calm_collector
 from relay.config import load_config, parse_listen
-from relay.serve import raise_file_limit, relay_url
+from relay.serve import COLLECT, raise_file_limit, relay_url
 from relay.server import Server
 from relay.tls import find_certificate, make_context
 
@@ -62,6 +63,7 @@ async def _serve(data: Path, config: Path, listen: str) -> None:
     sys.stdout.write(f"ready {relay_url(base, certificate)}\n")
     sys.stdout.flush()
     raise_file_limit(settings.max_connections)
+    calm_collector(*COLLECT)
     await server.run(listeners, trio.Event())
 
 

@@ -9,7 +9,6 @@ from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Final
 
-from benchmarks.processes import cpu_seconds
 from benchmarks.relay import chunks, slow, streams
 from benchmarks.relay.load import Client, Load
 from benchmarks.relay.rows import Row
@@ -44,12 +43,14 @@ class Scale:
     rounds: int
     seconds: float
     """Of asking, in each round."""
+    settle_s: float
+    """From when the last slow client has begun until they are cut off and come again all the time."""
     chunks: int
     slow: int
 
 
-FULL: Final = Scale(streams=5000, hold_s=35, connections=16, rounds=3, seconds=6, chunks=256, slow=1000)
-QUICK: Final = Scale(streams=200, hold_s=1, connections=8, rounds=1, seconds=1.5, chunks=12, slow=60)
+FULL: Final = Scale(streams=5000, hold_s=35, connections=16, rounds=3, seconds=6, settle_s=5, chunks=256, slow=1000)
+QUICK: Final = Scale(streams=200, hold_s=1, connections=8, rounds=1, seconds=1.5, settle_s=3, chunks=12, slow=60)
 
 
 class Run:
@@ -112,20 +113,17 @@ class Run:
 
     def _beside(self, server: RelayProcess, addresses: int) -> _Slowed:
         self._say(f"{self._scale.slow} slow clients of {addresses} addresses at the {server.data.name} server")
-        # Who is cut off comes again in waves of 10 s.
-        seconds, calm, beside = 2 * self._scale.seconds, {}, {}
+        seconds, calm, beside, held = self._scale.seconds, _Paced(), _Paced(), []
         with _Clients(server, self._asking, PRESENCE) as clients:
-            clients.press(self._scale.seconds)
-            for share in SHARES:
-                calm[share] = _p99(clients.pace(share, seconds))
-            with slow.slow_clients(address_of(server), self._asking, self._scale.slow, addresses):
-                time.sleep(seconds)
-                before = cpu_seconds(server.pid)
-                time.sleep(seconds)
-                cpu = (cpu_seconds(server.pid) - before) / seconds
-                for share in SHARES:
-                    beside[share] = _p99(clients.pace(share, seconds))
-        return _Slowed(calm, beside, cpu)
+            clients.press(seconds)
+            for _ in range(self._scale.rounds):
+                time.sleep(self._scale.settle_s)
+                calm.add(clients, seconds)
+                with slow.slow_clients(address_of(server), self._asking, self._scale.slow, addresses) as connected:
+                    time.sleep(self._scale.settle_s)
+                    beside.add(clients, seconds)
+                    held.append(connected())
+        return _Slowed(calm.p99, beside.p99, beside.cpu - calm.cpu, min(held))
 
     def chunks(self) -> Iterator[Row]:
         """Chunks of 4 MiB by the client that nodes use."""
@@ -148,7 +146,9 @@ class _Slowed:
     beside: Mapping[float, float]
     """The same beside them."""
     cpu: float
-    """Of a core, with nobody else."""
+    """Of a core, beyond what the others take."""
+    held: int
+    """Slow clients that had a connection, at least."""
 
 
 def _slowed(found: list[_Slowed], who: str) -> Iterator[Row]:
@@ -159,6 +159,32 @@ def _slowed(found: list[_Slowed], who: str) -> Iterator[Row]:
         most = MAX_SLOWDOWN if share == min(SHARES) else None
         yield Row(f"they stretch it at {name}", "times", *(x.beside[share] / x.calm[share] for x in found), most=most)
     yield Row(f"CPU of {who}", "% of a core", *(100 * each.cpu for each in found))
+    yield Row("of them at work", "at least", *(each.held for each in found))
+
+
+class _Paced:
+    """Requests at a steady pace, at each of `SHARES`, of several rounds."""
+
+    def __init__(self) -> None:
+        self._loads: dict[float, list[Load]] = {share: [] for share in SHARES}
+
+    def add(self, clients: _Clients, seconds: float) -> None:
+        for share, loads in self._loads.items():
+            loads.append(clients.pace(share, seconds))
+
+    @property
+    def p99(self) -> dict[float, float]:
+        """Of all rounds together, in milliseconds."""
+        return {
+            share: 1000 * percentile([latency for load in loads for latency in load.latencies], 0.99)
+            for share, loads in self._loads.items()
+        }
+
+    @property
+    def cpu(self) -> float:
+        """Of a core, which the server took at the smallest share."""
+        loads = self._loads[min(SHARES)]
+        return sum(load.cpu for load in loads) / sum(load.seconds for load in loads)
 
 
 class _Clients:

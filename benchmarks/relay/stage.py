@@ -46,6 +46,7 @@ CONFIG: Final = f"""
 [server]
 max_connections = 15000
 max_connections_per_address = 15000
+new_connections_per_address = 1000000
 {LIMITS}"""
 """And as many connections as they like."""
 TIMEOUT_S: Final = 60.0

@@ -1,26 +1,17 @@
-"""How often who may call: one allowance per kind of call and account, and one per network; memory is bounded.
-
-This is the generic cell rate algorithm (ITU-T I.371): all that is kept of a caller is the time at which its allowance
-is whole again, and who has a whole allowance need not be kept at all.
-"""
+"""How often who may call: one allowance per kind of call and account, and one per network."""
 
 from __future__ import annotations
 
-from collections import OrderedDict
 from collections.abc import Mapping
 from functools import lru_cache
 from ipaddress import IPv6Address, ip_address, ip_network
 from math import ceil
-from typing import Final
 
 from p2psync.ports import Clock
 from relay import config
+from relay.allowances import MAX_CALLERS, Allowances
 from relay.api.route import Rate
 from relay.errors import ApiError
-
-WINDOW_S: Final = 60.0
-"""As many calls as are allowed in this time may come at once."""
-MAX_CALLERS: Final = 100_000
 
 
 def per_minute(settings: config.Limits, rate: Rate) -> tuple[int, int]:
@@ -39,9 +30,8 @@ class Limiter:
 
     def __init__(self, settings: config.Limits, clock: Clock, *, most: int = MAX_CALLERS) -> None:
         self._clock = clock
-        self._most = most
         self._per_minute: Mapping[Rate, tuple[int, int]] = {rate: per_minute(settings, rate) for rate in Rate}
-        self._whole: OrderedDict[tuple[Rate, str | bytes], float] = OrderedDict()
+        self._allowances: Allowances[tuple[Rate, str | bytes]] = Allowances(most)
 
     def take_address(self, rate: Rate, network: str) -> None:
         """One call from a network. ApiError 429 with `Retry-After` when it has none left."""
@@ -52,11 +42,8 @@ class Limiter:
         self._take(rate, account_or_device, self._per_minute[rate][0])
 
     def _take(self, rate: Rate, caller: str | bytes, per_window: int) -> None:
-        now, key = self._clock.monotonic(), (rate, caller)
-        whole = max(self._whole.get(key, now), now) + WINDOW_S / per_window
-        # Rounding must not cost the last call of an allowance.
-        wait = whole - now - WINDOW_S
-        if wait > 1e-6:
+        wait = self._allowances.take((rate, caller), per_window, self._clock.monotonic())
+        if wait:
             retry_after = ceil(wait)
             raise ApiError(
                 429,
@@ -65,17 +52,6 @@ class Limiter:
                 headers={"Retry-After": str(retry_after)},
                 retry_after=retry_after,
             )
-        self._whole[key] = whole
-        self._whole.move_to_end(key)
-        if len(self._whole) > self._most:
-            self._forget(now)
-
-    def _forget(self, now: float) -> None:
-        for key in [key for key, whole in self._whole.items() if whole <= now]:
-            del self._whole[key]
-        # So many callers at once that those longest silent have to go; a tenth, so that this stays rare.
-        while len(self._whole) > self._most * 9 // 10:
-            self._whole.popitem(last=False)
 
 
 def network_of(client: tuple[str, int] | None) -> str:

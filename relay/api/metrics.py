@@ -39,6 +39,9 @@ class Metrics:
         self._received, self._sent = self._bytes.labels("received"), self._bytes.labels("sent")
         self.streams = Gauge("p2psync_relay_streams", "Notification streams open.", registry=self.registry)
         self.connections = Gauge("p2psync_relay_connections", "Connections open.", registry=self.registry)
+        self.refused_connections = Gauge(
+            "p2psync_relay_refused_connections", "Connections refused since the start.", registry=self.registry
+        )
         self.forwarded_pairs = Gauge(
             "p2psync_relay_forwarded_pairs", "Pairs of devices that are forwarded for.", registry=self.registry
         )

@@ -14,7 +14,7 @@ from benchmarks.relay.rows import Row
 from benchmarks.relay.run import Run, Scale
 from benchmarks.relay.stage import PRESENCE, FailedError, Stage
 
-TINY = Scale(streams=6, hold_s=0.01, connections=2, rounds=1, seconds=0.05, chunks=2, slow=4)
+TINY = Scale(streams=6, hold_s=0.01, connections=2, rounds=1, seconds=0.05, settle_s=0.01, chunks=2, slow=4)
 
 
 @pytest.fixture(scope="module")

@@ -98,6 +98,43 @@ async def test_the_other_side_understands_every_byte(connect: Connect, ours: str
     assert [await mine.receive_some(2), await mine.receive_some()] == [b"ab", b"cdef"]
 
 
+class Counted:
+    """Turns that only count; two at once are an error."""
+
+    def __init__(self) -> None:
+        self.taken = 0
+        self._inside = False
+
+    async def __aenter__(self) -> None:
+        assert not self._inside
+        self._inside = True
+        self.taken += 1
+
+    async def __aexit__(self, *_: object) -> None:
+        self._inside = False
+
+
+async def test_handshakes_compute_in_turns_and_wait_outside(sockets: Sockets, server_context: ssl.SSLContext) -> None:
+    turns = Counted()
+
+    async def serve(plain: trio.SocketStream) -> TlsStream:
+        server = TlsStream(plain, server_context, server_side=True)
+        await server.do_handshake(turns)
+        return server
+
+    stalled, silent = (await sockets())[::-1]
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(serve, stalled)
+        await silent.send_all(b"\x16\x03\x01\x02\x00\x01\x00")  # as a ClientHello begins
+        await trio.testing.wait_all_tasks_blocked()
+        assert turns.taken == 1
+        plain_client, plain_server = await sockets()
+        client = TlsStream(plain_client, relay_context(bytes(32)))
+        await both(client.do_handshake, lambda: serve(plain_server))
+        assert 3 <= turns.taken <= 5
+        nursery.cancel_scope.cancel()
+
+
 async def test_content_comes_straight_to_where_it_stays(connect: Connect) -> None:
     client, server = await connect("server")
     assert isinstance(server, TlsStream)

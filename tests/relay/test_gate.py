@@ -6,6 +6,7 @@ import contextlib
 
 from hypothesis import given
 from hypothesis import strategies as st
+from trio.testing import MockClock
 
 from relay.gate import Gate, Guest
 
@@ -13,7 +14,7 @@ A, B = "192.0.2.1", "192.0.2.2"
 
 
 async def test_networks_of_ipv6_and_mapped_addresses_count_as_they_should() -> None:
-    gate = Gate(3, 2)
+    gate = Gate(3, 2, 100)
     with contextlib.ExitStack() as stack:
 
         def enters(address: str) -> bool:
@@ -29,7 +30,7 @@ async def test_networks_of_ipv6_and_mapped_addresses_count_as_they_should() -> N
 
 
 async def test_the_longest_waiting_newcomer_makes_room_and_who_has_asked_stays() -> None:
-    gate = Gate(3, 2)
+    gate = Gate(3, 2, 100)
     with gate.admit(A) as settled, gate.admit(A) as waiting:
         assert settled is not None
         assert waiting is not None
@@ -44,8 +45,18 @@ async def test_the_longest_waiting_newcomer_makes_room_and_who_has_asked_stays()
     assert gate.open == 0
 
 
+async def test_an_address_may_come_so_often_and_then_evenly(mock_clock: MockClock) -> None:
+    gate = Gate(100, 100, 60)
+    assert [gate.is_open_to(A) for _ in range(61)] == [True] * 60 + [False]
+    assert gate.is_open_to(B)
+    mock_clock.jump(2)
+    assert [gate.is_open_to(A) for _ in range(3)] == [True, True, False]
+    assert gate.refused == 2
+    assert [gate.is_open_to(f"2001:db8::{host:x}") for host in range(61)] == [True] * 60 + [False]
+
+
 async def test_a_closed_gate_lets_nobody_in() -> None:
-    gate = Gate(3, 2)
+    gate = Gate(3, 2, 100)
     with gate.admit(A) as guest, gate.admit(B) as settled:
         assert guest is not None
         assert settled is not None
@@ -58,7 +69,7 @@ async def test_a_closed_gate_lets_nobody_in() -> None:
 
 @given(st.lists(st.tuples(st.sampled_from(["enter", "settle", "leave"]), st.sampled_from((A, B)), st.integers(0, 5))))
 async def test_never_more_than_the_bounds_and_nothing_is_left_behind(steps: list[tuple[str, str, int]]) -> None:
-    gate = Gate(5, 3)
+    gate = Gate(5, 3, 1000)
     inside: dict[str, list[tuple[contextlib.ExitStack, Guest]]] = {A: [], B: []}
     for step, address, number in steps:
         here = inside[address]

@@ -12,9 +12,10 @@ import structlog
 from hypothesis import given
 from hypothesis import strategies as st
 
+from relay.allowances import WINDOW_S
 from relay.api.app import build_app
 from relay.api.health import REMEMBER_S
-from relay.api.limits import WINDOW_S, Limiter
+from relay.api.limits import Limiter
 from relay.api.route import Rate
 from relay.api.routes import all_routes
 from relay.config import Limits, Log, Metrics, Secret
@@ -68,7 +69,7 @@ def test_memory_is_bounded_and_who_is_whole_is_forgotten_first() -> None:
         pass
     for number in range(90, 1000):
         assert taken(limiter, b"%d" % number)
-        assert len(limiter._whole) <= 100
+        assert len(limiter._allowances) <= 100
         assert number > 110 or not taken(limiter, b"busy")
 
 

@@ -5,6 +5,8 @@ This drives hypercorn's connection class by itself; it is what tells that a new 
 
 from __future__ import annotations
 
+import functools
+import gc
 import math
 import ssl
 from collections.abc import AsyncIterator, Callable, Iterator
@@ -279,6 +281,69 @@ async def test_who_has_not_asked_makes_room_for_the_next(running: Run) -> None:
         await second.send_all(b"connection: close\r\n\r\n")
         assert (await drained(second)).startswith(b"HTTP/1.1 404")
         assert (await client.get("/nowhere")).status_code == 404
+
+
+async def test_an_address_that_comes_too_often_is_sent_away_before_tls(running: Run) -> None:
+    async with running(new_connections_per_address=2) as relay:
+        first, second = await relay.connect(), await relay.dial()
+        third = await relay.dial()
+        assert await drained(third) == b""
+        assert relay.server.gate.refused == 1
+        assert relay.server.gate.open == 2
+        await first.send_all(b"GET /nowhere HTTP/1.1\r\nhost: x\r\nconnection: close\r\n\r\n")
+        assert (await drained(first)).startswith(b"HTTP/1.1 404")
+        await second.aclose()
+
+
+async def test_handshakes_that_stall_hold_nobody_up(running: Run) -> None:
+    async with running(handshake_timeout_s=600) as relay:
+        for _ in range(20):
+            await relay.dial()
+            await (await relay.dial()).send_all(b"\x16\x03\x01\x02\x00\x01\x00")  # as a ClientHello begins
+        while relay.server.gate.open < 40:
+            await trio.sleep(0.01)
+        with trio.fail_after(20):
+            async with relay.http() as client:
+                assert (await client.get("/nowhere")).status_code == 404
+
+
+@pytest.mark.parametrize("http2", [False, True])
+async def test_newcomers_are_served_beside_requests_that_take_long(running: Run, http2: bool) -> None:
+    async with running() as relay, relay.http(http2=http2) as client, trio.open_nursery() as nursery:
+        uploading = trio.Event()
+
+        async def endless() -> AsyncIterator[bytes]:
+            yield b"x"
+            uploading.set()
+            await trio.sleep_forever()
+            yield b""
+
+        nursery.start_soon(functools.partial(client.put, "/upload", content=endless()))
+        await uploading.wait()
+        async with relay.http() as newcomer:
+            assert (await newcomer.get("/nowhere")).status_code == 404
+            assert relay.server.shared.turns._requests == 1
+        nursery.cancel_scope.cancel()
+        while relay.server.shared.turns._requests:
+            await trio.sleep(0.01)
+
+
+@pytest.mark.parametrize("http2", [False, True])
+async def test_connections_that_are_over_wait_for_no_garbage_collection(running: Run, http2: bool) -> None:
+    async with running() as relay:
+        gc.collect()
+        gc.disable()
+        try:
+            async with relay.http(http2=http2) as client:
+                assert (await client.get("/nowhere")).status_code == 404
+            stream = await relay.connect()
+            await stream.send_all(b"GET /nowhere HTTP/1.1\r\n")
+            await stream.aclose()
+            while relay.server.gate.open:
+                await trio.sleep(0.01)
+            assert not [each for each in gc.get_objects() if isinstance(each, TlsStream)]
+        finally:
+            gc.enable()
 
 
 async def test_who_has_not_asked_does_not_delay_the_end(running: Run) -> None:

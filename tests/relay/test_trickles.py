@@ -82,7 +82,7 @@ async def test_requests_that_come_byte_by_byte_are_answered_on_a_new_and_on_a_ke
         await stream.aclose()
         while relay.server.gate.open:
             await trio.sleep(0.01)
-        assert relay.server._trickles.held == 0
+        assert relay.server.shared.trickles.held == 0
 
 
 async def test_a_short_body_that_does_not_come_never_reaches_the_application(
@@ -99,7 +99,7 @@ async def test_a_short_body_that_does_not_come_never_reaches_the_application(
             assert await drained(stream) == b""
         while relay.server.gate.open:
             await trio.sleep(0.01)
-        assert relay.server._trickles.held == 0
+        assert relay.server.shared.trickles.held == 0
 
 
 async def test_over_the_bound_of_memory_bodies_are_the_applications(
