@@ -147,6 +147,9 @@ class Synchronizer:
         first, said.shared[folder.id] = folder.id not in said.shared, True
         try:
             await folder.exchange(peer, said.heard, first)
+            if folder.role is None or folder.context.membership.role(peer.device) is None:
+                # Who was removed may be back already: what was said of that went to the exchange that has ended.
+                await self._ask_for_offer(folder.id, peer)
         except* ConnectionLost:
             # A connection that is closing says its goodbye first: a new exchange would end at once, again and again.
             with trio.move_on_after(CLOSING_S):
