@@ -186,6 +186,7 @@ async def test_in_a_full_mailbox_what_nobody_needs_leaves_and_what_is_shown_stay
         await tidied(story)
         assert "relay-quota" in story.problems("one")
         assert len(relay.refs) == 1
+        story.apart("one", "two")
         await story.again("two")
         await story.until(lambda: contents(story, "two") == {b"changed": b"old"})
         await story.stop("two")
@@ -438,6 +439,7 @@ async def test_a_record_waits_for_a_content_that_was_there_once_and_finds_no_roo
         user.write(b"small", b"small")
         await story.nodes["one"].folder_scan(LABEL)
         await story.until(lambda: "relay-quota" in story.problems("one"))
+        story.apart("one", "two")
         await story.again("two")
         await story.until(lambda: contents(story, "two") == {b"small": b"small"})
         assert not story.folder("two").totals().need_files
