@@ -86,7 +86,7 @@ class Server(Section, frozen=True):
         Positive, _about("New connections from one address (/64 of IPv6) in a minute; as many may come at once.")
     ] = 1200
     handshake_timeout_s: Annotated[Seconds, _about("A TLS handshake must be done in this time.")] = 10
-    header_timeout_s: Annotated[Seconds, _about("The head of a request must arrive in this time once it began.")] = 10
+    header_timeout_s: Annotated[Seconds, _about("The head of a request must arrive in this time once it began.")] = 30
     idle_timeout_s: Annotated[Seconds, _about("A connection without a request is closed after this time.")] = 75
     stall_timeout_s: Annotated[
         Seconds, _about("A client that takes nothing of its answer for this long is dropped.")

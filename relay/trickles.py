@@ -22,7 +22,7 @@ MAX_HEAD: Final = 16 << 10
 """Bytes of a request's head."""
 SHORT_BODY: Final = 64 << 10
 """Bodies of known length up to this one are waited for."""
-SHORT_BODY_S: Final = 20.0
+SHORT_BODY_S: Final = 30.0
 """They must come in this time."""
 MAX_HELD: Final = 32 << 20
 """Bytes of unfinished requests that may be waited for."""

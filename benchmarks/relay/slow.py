@@ -24,10 +24,9 @@ from p2psync.ports import RelayAddress
 BODY = Ask("POST", "/api/v1/chunks/missing", body=bytes(60_000))
 THREADS = 8
 BEAT_S = 1.0
-BEGIN_PER_S = 42
-"""A thousand take as long as it takes to cut off two heads one after the other, or one body, so that they come again
-evenly: in waves they would be others' bad moments only.
-"""
+BEGIN_PER_S = 33
+"""A thousand take as long as the relay lets each of them wait, so that they come again evenly: in waves they would be
+others' bad moments only."""
 FIRST = IPv4Address("127.1.0.1")
 """The first of their addresses."""
 READY_TIMEOUT_S = 300.0
