@@ -12,6 +12,7 @@ CONVERGE = "tests/reconcile/test_convergence.py::test_converge"
 CALM = "tests/simulation/test_calm.py"
 PEERS = "tests/sync/test_peers.py"
 LOST = "tests/sync/test_lost.py"
+STANDING = "tests/sync/test_standing.py"
 
 MUTANTS = (
     Mutant(
@@ -225,6 +226,19 @@ MUTANTS = (
             ),
         ),
         (f"{PEERS}::test_what_was_sent_into_a_pause_is_sent_again_after_it",),
+    ),
+    Mutant(
+        "each-waits-for-the-other-to-say-more",
+        "Who has announced itself in full takes a hash that it cannot read for no news: what it had announced was lost "
+        "between two connections, and two devices that differ wait for each other (found in simulation).",
+        (
+            edit(
+                "sync/standing.py",
+                "            self._again = self._told is not None\n",
+                "            self._again = self._told is not None and (announce is not None or not self._in_full)\n",
+            ),
+        ),
+        (f"{STANDING}::test_both_learn_where_the_other_stands_whenever_each_begins",),
     ),
     Mutant(
         "brake-counts-each-batch-alone",
