@@ -40,7 +40,7 @@ def main() -> None:
     base = Path(tempfile.mkdtemp(prefix="p2psync-relay-", dir=arguments.directory))
     rows = []
     try:
-        with Stage(base, max(scale.streams, scale.connections)) as stage:
+        with Stage(base) as stage:
             run = Run(
                 stage,
                 scale,
@@ -49,7 +49,10 @@ def main() -> None:
             )
             parts = run.parts()
             for part in arguments.parts:
-                rows += parts[part]()
+                for row in parts[part]():
+                    rows.append(row)
+                    if not arguments.json:
+                        console.print(f"{row.what}: {row.relay:.4g} {row.unit}, bare {row.bare:.4g}", markup=False)
     finally:
         shutil.rmtree(base, ignore_errors=True)
     if arguments.json:

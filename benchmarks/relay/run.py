@@ -62,7 +62,6 @@ class Run:
         self._scale = scale
         self._rng = random.Random(seed)
         self._say = say
-        self._asking = stage.devices[: scale.connections]
 
     def parts(self) -> Mapping[str, Callable[[], Iterator[Row]]]:
         """What can be measured, by name."""
@@ -70,10 +69,10 @@ class Run:
 
     def streams(self) -> Iterator[Row]:
         """Idle streams of notifications."""
-        held = []
+        held, devices = [], self._stage.devices(self._scale.streams)
         for server in self._stage.servers:
             self._say(f"{self._scale.streams} streams at the {server.data.name} server")
-            held.append(streams.hold(server, self._stage.devices, self._scale.hold_s))
+            held.append(streams.hold(server, devices, self._scale.hold_s))
         relay, bare = held
         yield Row("idle streams held", "streams", relay.alive, bare.alive, least=self._scale.streams)
         yield Row("memory of an idle stream", "kB", relay.each / 1e3, bare.each / 1e3, most=MAX_STREAM)
@@ -83,7 +82,8 @@ class Run:
         """Signed requests, as many as are answered, and half as many."""
         for name, ask in (("from memory", PRESENCE), ("from the database", FOLDERS)):
             self._say(f"signed requests, answered {name}")
-            relay, bare = (_Clients(server, self._asking, ask) for server in self._stage.servers)
+            devices = self._stage.devices(self._scale.connections)
+            relay, bare = (_Clients(server, devices, ask) for server in self._stage.servers)
             with relay, bare:
                 for _ in range(self._scale.rounds):
                     for clients in (relay, bare):
@@ -114,12 +114,13 @@ class Run:
     def _beside(self, server: RelayProcess, addresses: int) -> _Slowed:
         self._say(f"{self._scale.slow} slow clients of {addresses} addresses at the {server.data.name} server")
         seconds, calm, beside, held = self._scale.seconds, _Paced(), _Paced(), []
-        with _Clients(server, self._asking, PRESENCE) as clients:
+        devices = self._stage.devices(self._scale.connections)
+        with _Clients(server, devices, PRESENCE) as clients:
             clients.press(seconds)
             for _ in range(self._scale.rounds):
                 time.sleep(self._scale.settle_s)
                 calm.add(clients, seconds)
-                with slow.slow_clients(address_of(server), self._asking, self._scale.slow, addresses) as connected:
+                with slow.slow_clients(address_of(server), devices, self._scale.slow, addresses) as connected:
                     time.sleep(self._scale.settle_s)
                     beside.add(clients, seconds)
                     held.append(connected())
@@ -130,7 +131,7 @@ class Run:
         moved = []
         for server in self._stage.servers:
             self._say(f"{self._scale.chunks} chunks at the {server.data.name} server")
-            moved.append(chunks.move(server, self._asking[0], self._scale.chunks, self._rng))
+            moved.append(chunks.move(server, self._stage.devices(1)[0], self._scale.chunks, self._rng))
         for what, relay, bare in zip(("chunks up", "chunks down"), *moved, strict=True):
             yield Row(what, "MB/s", relay.rate, bare.rate, least=LEAST_RATE)
             yield Row(f"{what}: CPU of the server", "ms per MiB", relay.server_cost, bare.server_cost)

@@ -196,17 +196,13 @@ def client_context(address: RelayAddress) -> ssl.SSLContext:
 class Stage:
     """The two servers."""
 
-    def __init__(self, base: Path, count: int) -> None:
-        """`count`: devices that are made."""
+    def __init__(self, base: Path) -> None:
         self.relay, self.bare = RelayProcess(base / "relay", CONFIG), BareProcess(base / "bare", CONFIG)
-        self._count = count
-        self.devices: list[Device] = []
 
     def __enter__(self) -> Stage:
         try:
             for server in self.servers:
                 server.start()
-            self.devices = make_devices(self.relay.data, self._count)
         except BaseException:
             self.__exit__()
             raise
@@ -220,6 +216,10 @@ class Stage:
     def servers(self) -> tuple[RelayProcess, RelayProcess]:
         """The relay, and the bare server."""
         return self.relay, self.bare
+
+    def devices(self, count: int) -> list[Device]:
+        """New ones of the relay: a session that begins now is good for a quarter of an hour."""
+        return make_devices(self.relay.data, count)
 
 
 def address_of(server: RelayProcess) -> RelayAddress:

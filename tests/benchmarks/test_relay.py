@@ -19,7 +19,7 @@ TINY = Scale(streams=6, hold_s=0.01, connections=2, rounds=1, seconds=0.05, sett
 
 @pytest.fixture(scope="module")
 def stage(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Stage]:
-    with Stage(tmp_path_factory.mktemp("relay"), TINY.streams) as made:
+    with Stage(tmp_path_factory.mktemp("relay")) as made:
         yield made
 
 
@@ -35,7 +35,7 @@ def test_every_part_runs_and_gives_figures(stage: Stage) -> None:
 
 
 def test_a_refusal_is_no_answer(stage: Stage) -> None:
-    device = replace(stage.devices[0], seed=bytes(64))
+    device = replace(stage.devices(1)[0], seed=bytes(64))
     with closing(Client(stage.relay, [device])) as client, pytest.raises(FailedError, match="401"):
         client.warm(PRESENCE)
 
