@@ -6,7 +6,7 @@ from typing import Any
 
 import msgspec
 import pytest
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 from p2psync.protocol import codec
@@ -112,13 +112,14 @@ class Side:
     st.booleans(),
     st.lists(st.tuples(st.booleans(), st.sampled_from(["begin", "receive", "send"])), max_size=30),
 )
+@example(("left",), True, [(False, "begin"), (False, "send"), (True, "receive")])
 def test_both_learn_where_the_other_stands_whenever_each_begins(
     without_cursor: tuple[str, ...], differ: bool, steps: list[tuple[bool, str]]
 ) -> None:
     left = msgspec.structs.replace(OURS, **({"cursor_index_id": b""} if "left" in without_cursor else {}))
     right = msgspec.structs.replace(THEIRS, **({"cursor_index_id": b""} if "right" in without_cursor else {}))
     sides = Side(left), Side(msgspec.structs.replace(right, root=b"o" * 32) if differ else right)
-    for which, step in [*steps, (True, "begin"), (False, "begin")]:
+    for which, step in steps:
         one, other = sides[which], sides[not which]
         match step:
             case "begin":
@@ -127,6 +128,9 @@ def test_both_learn_where_the_other_stands_whenever_each_begins(
                 one.receive()
             case _:
                 one.send(other)
+    for side in sides:
+        if not side.begun:
+            side.begin()
     for _ in range(20):
         for one, other in (sides, sides[::-1]):
             one.send(other)
