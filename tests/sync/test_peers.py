@@ -151,6 +151,19 @@ async def test_a_manifest_that_nobody_has_does_not_hold_up_the_others(monkeypatc
         await story.until(lambda: contents(story, "two") == files, 300)
 
 
+def overheard(monkeypatch: pytest.MonkeyPatch) -> list[Message]:
+    """All that nodes say to each other from now on."""
+    said: list[Message] = []
+    send = Peer.send
+
+    async def send_aloud(peer: Peer, message: Message) -> None:
+        said.append(message)
+        await send(peer, message)
+
+    monkeypatch.setattr(Peer, "send", send_aloud)
+    return said
+
+
 @simulated
 async def test_devices_that_meet_again_and_have_no_news_say_where_they_stand_and_no_more(
     monkeypatch: pytest.MonkeyPatch,
@@ -161,14 +174,7 @@ async def test_devices_that_meet_again_and_have_no_news_say_where_they_stand_and
         await story.share("one", two="editor")
         await story.stop("two")
         await trio.sleep(5)
-        said: list[Message] = []
-        send = Peer.send
-
-        async def heard(peer: Peer, message: Message) -> None:
-            said.append(message)
-            await send(peer, message)
-
-        monkeypatch.setattr(Peer, "send", heard)
+        said = overheard(monkeypatch)
         await story.again("two")
         await story.until(lambda: bool(story.folder("two").exchanges))
         await trio.sleep(20)
@@ -189,14 +195,7 @@ async def test_who_takes_a_folder_up_again_does_not_wait_for_the_other_to_speak(
         await story.start("one", "two")
         story.user("one").write(b"f", b"1")
         await story.share("one", two="editor")
-        said: list[Message] = []
-        send = Peer.send
-
-        async def heard(peer: Peer, message: Message) -> None:
-            said.append(message)
-            await send(peer, message)
-
-        monkeypatch.setattr(Peer, "send", heard)
+        said = overheard(monkeypatch)
         for name in ("one", "two"):
             await story.nodes[name].folder_pause(LABEL)
             await trio.sleep(20)
@@ -215,14 +214,7 @@ async def test_who_does_not_stand_where_it_stood_is_told_in_full(monkeypatch: py
         await story.stop("two")
         story.user("one").write(b"g", b"2")
         await story.nodes["one"].folder_scan(LABEL)
-        said: list[Message] = []
-        send = Peer.send
-
-        async def heard(peer: Peer, message: Message) -> None:
-            said.append(message)
-            await send(peer, message)
-
-        monkeypatch.setattr(Peer, "send", heard)
+        said = overheard(monkeypatch)
         await story.again("two")
         await story.until(lambda: contents(story, "two") == {b"f": b"1", b"g": b"2"})
         standing = [message for message in said if isinstance(message, FolderAnnounce | FolderResume)]
